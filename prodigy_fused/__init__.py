@@ -1,0 +1,8 @@
+"""Prodigy at the price of a fused AdamW."""
+
+from importlib.metadata import version
+
+from .prodigy import Prodigy
+
+__version__ = version("prodigy-fused")
+__all__ = ["Prodigy"]

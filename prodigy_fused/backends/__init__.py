@@ -1,0 +1,68 @@
+"""The backends, best first, and the choice among them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from ..step import Plan, Slot
+
+COMPILED: tuple[str, ...] = ()
+NAMES = (*COMPILED, "foreach", "reference")
+
+
+def load(name: str) -> ModuleType:
+    """The backend module: ``unsupported(p, group) -> str | None`` and ``make_plan(slots) -> Plan``."""
+    return importlib.import_module(f".{name}", __name__)
+
+
+def check_choice(group: dict[str, Any]) -> None:
+    """Raises if the options ``backend``, ``fused`` and ``foreach`` of a group contradict each other.
+
+    Raises:
+        ValueError: an unknown backend, or one that ``fused`` or ``foreach`` excludes.
+    """
+    backend, fused, foreach = group["backend"], group["fused"], group["foreach"]
+    if backend is not None and backend not in NAMES:
+        raise ValueError(f"Invalid backend: {backend!r}: must be one of {NAMES} or None")
+    if fused and foreach:
+        raise ValueError("fused=True and foreach=True exclude each other")
+    if backend is not None and fused is not None and bool(fused) != (backend in COMPILED):
+        raise ValueError(f"backend={backend!r} and fused={fused} contradict each other")
+    if backend is not None and foreach and backend != "foreach":
+        raise ValueError(f"backend={backend!r} and foreach=True contradict each other")
+
+
+def choose(p: Tensor, group: dict[str, Any]) -> str:
+    """The backend for one parameter.
+
+    ``backend=...`` and ``fused=True`` never fall back; ``fused=None`` takes the first backend that can.
+
+    Raises:
+        RuntimeError: the one asked for cannot take this parameter; says why, and the remedy.
+    """
+    named = [group["backend"]] if group["backend"] is not None else None
+    if named is None and group["fused"] is not True:
+        if group["foreach"] is False:
+            return "reference"
+        if group["fused"] is False or group["foreach"]:
+            return "foreach"
+    reasons = {name: load(name).unsupported(p, group) for name in named or COMPILED}
+    for name, reason in reasons.items():
+        if reason is None:
+            return name
+    if named is None and group["fused"] is None:
+        return "foreach"
+    asked = "fused=True" if named is None else f"backend={named[0]!r}"
+    why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    raise RuntimeError(f"{asked} cannot be used for a parameter of shape {tuple(p.shape)}: {why}")
+
+
+def make_plan(name: str, slots: Sequence[Slot]) -> Plan:
+    """A plan of backend ``name`` for the tensors of one bucket."""
+    plan: Plan = load(name).make_plan(slots)
+    return plan

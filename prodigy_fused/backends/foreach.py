@@ -1,0 +1,168 @@
+"""Prodigy in ``torch._foreach_*`` operations: any device PyTorch has, and no value read back to the host.
+
+The order is Algorithm 4's own: ``update`` makes m, v, s and the sums, ``finish`` makes x with d_new. That is more passes
+over memory than a compiled backend takes, but every launch covers a whole run of tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..estimate import FIELDS, advance
+from ..hyper import Hyper
+from ..state import sampled
+from ..step import Slot, Step
+from ..tensors import check_gradient
+
+# Temporaries of one run hold at most this many elements (a single larger tensor is a run of its own), so that peak
+# memory does not grow with the model.
+RUN_ELEMENTS = 1 << 24
+
+
+def unsupported(p: Tensor, group: dict[str, Any]) -> str | None:
+    """None: takes every tensor the optimizer takes."""
+    return None
+
+
+@dataclass
+class Run:
+    """Consecutive tensors of one group that are stepped together."""
+
+    slots: list[Slot]
+    grads: list[Tensor]
+    h: Hyper
+
+    def states(self, key: str) -> list[Tensor]:
+        return [slot.state[key] for slot in self.slots]
+
+    def sampled(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [sampled(t, slot.slice_p) for t, slot in zip(tensors, self.slots, strict=True)]
+
+    def gradients(self, grad_scale: float) -> list[Tensor]:
+        """``g``, new tensors in the state's precision: unscaled, of the minimised objective, coupled decay added."""
+        dtypes = [torch.promote_types(g.dtype, s.dtype) for g, s in zip(self.grads, self.states("s"), strict=True)]
+        sign = -1.0 if self.h.maximize else 1.0
+        gs = torch._foreach_mul([g.to(t) for g, t in zip(self.grads, dtypes, strict=True)], sign / grad_scale)
+        if self.h.weight_decay and not self.h.decouple:
+            torch._foreach_add_(gs, [slot.param.to(g.dtype) for slot, g in zip(self.slots, gs, strict=True)],
+                                alpha=self.h.weight_decay)
+        return list(gs)
+
+
+def without_nonfinite(gs: list[Tensor]) -> list[Tensor]:
+    return [g.nan_to_num_(0.0, 0.0, 0.0) for g in gs]
+
+
+def bias_correction(h: Hyper, k: Tensor) -> Tensor:
+    """``bc``, Adam's, of step ``k`` (0-dim, 0 for the first)."""
+    if not h.use_bias_correction:
+        return torch.ones_like(k)
+    return (1 - h.beta2 ** (k + 1)).sqrt() / (1 - h.beta1 ** (k + 1))
+
+
+class ForeachPlan:
+    """The contract of :class:`prodigy_fused.step.Plan`."""
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self.slots = slots
+        self.sums = torch.zeros(2, dtype=torch.float64, device=slots[0].param.device)
+
+    def ready(self, grads: list[Tensor | None]) -> bool:
+        for slot, grad in zip(self.slots, grads, strict=True):
+            if grad is not None:
+                check_gradient(slot.index, slot.param, grad)
+        return True
+
+    def _runs(self, grads: list[Tensor | None], step: Step) -> Iterator[Run]:
+        run, elements = None, 0
+        for slot, grad in zip(self.slots, grads, strict=True):
+            h = step.hypers[slot.group]
+            if grad is None or h.lr == 0 or grad.numel() == 0:
+                continue
+            if run is None or run.slots[0].group != slot.group or elements + grad.numel() > RUN_ELEMENTS:
+                if run is not None:
+                    yield run
+                run, elements = Run([], [], h), 0
+            run.slots.append(slot)
+            run.grads.append(grad)
+            elements += grad.numel()
+        if run is not None:
+            yield run
+
+    def update(self, grads: list[Tensor | None], step: Step) -> None:
+        dots: list[Tensor] = []
+        norms: list[Tensor] = []
+        for run in self._runs(grads, step):
+            _update_run(run, step, dots, norms)
+        # Sorted, so that the order of the tensors does not matter.
+        self.sums.copy_(torch.stack([_total(dots, self.sums), _total(norms, self.sums)]))
+
+    def finish(self, grads: list[Tensor | None], step: Step, last: bool) -> None:
+        row = advance(step.row, step.sums, step.shared)
+        for run in self._runs(grads, step):
+            _step_run(run, step, row)
+        if last:
+            step.row.copy_(row)
+
+
+def _update_run(run: Run, step: Step, dots: list[Tensor], norms: list[Tensor]) -> None:
+    h, old = run.h, dict(zip(FIELDS, step.row, strict=True))
+    d, bc = old["d"], bias_correction(h, old["k"])
+    gs, ms, vs, ss = run.gradients(step.grad_scale), run.states("exp_avg_sq"), run.states("exp_avg_sq"), run.states("s")
+
+    distances = torch._foreach_sub(
+        [p0.to(s.dtype).expand_as(s) for p0, s in zip(run.states("p0"), ss, strict=True)],
+        [x.to(s.dtype) for x, s in zip(run.sampled([slot.param for slot in run.slots]), ss, strict=True)],
+    )
+    torch._foreach_mul_(distances, run.sampled(gs))
+    dots += [h.lr * bc * t.sum(dtype=torch.float64) for t in distances]
+    del distances
+    without_nonfinite(gs)  # the sum above still tells; the state stays finite
+
+    weight = d / step.shared.d0 * (d if h.safeguard_warmup else d * h.lr * bc)
+    torch._foreach_mul_(ss, step.shared.beta3)
+    torch._foreach_add_(ss, torch._foreach_mul(run.sampled(gs), weight))
+    norms += [t.to(torch.float64) for t in torch._foreach_norm(ss, 1)]
+
+    torch._foreach_mul_(gs, d)
+    if h.beta1 > 0:
+        ms = run.states("exp_avg")
+        torch._foreach_mul_(ms, h.beta1)
+        torch._foreach_add_(ms, gs, alpha=1 - h.beta1)
+    torch._foreach_mul_(vs, h.beta2)
+    torch._foreach_addcmul_(vs, gs, gs, value=1 - h.beta2)
+
+
+def _step_run(run: Run, step: Step, row: Tensor) -> None:
+    h = run.h
+    old, new = (dict(zip(FIELDS, r, strict=True)) for r in (step.row, row))
+    counts = new["k"] - old["k"]  # 0 while every gradient has been zero: x stays
+    dlr = counts * old["d"] * h.lr * bias_correction(h, old["k"])
+
+    if h.beta1 > 0:
+        ms = run.states("exp_avg")
+    else:
+        ms = without_nonfinite(run.gradients(step.grad_scale))
+        torch._foreach_mul_(ms, new["d"])
+    denominators = torch._foreach_sqrt(run.states("exp_avg_sq"))
+    torch._foreach_add_(denominators, new["d"] * h.eps)
+    steps = torch._foreach_div(ms, denominators)
+    del denominators
+    torch._foreach_mul_(steps, dlr)
+    xs = [slot.param for slot in run.slots]
+    if h.weight_decay and h.decouple:
+        wide = [x.to(t.dtype) for x, t in zip(xs, steps, strict=True)]
+        torch._foreach_add_(steps, torch._foreach_mul(wide, h.weight_decay * dlr))
+    torch._foreach_sub_(xs, steps)
+
+
+def _total(terms: list[Tensor], like: Tensor) -> Tensor:
+    return torch.stack(terms).sort().values.sum() if terms else torch.zeros_like(like[0])
+
+
+make_plan = ForeachPlan

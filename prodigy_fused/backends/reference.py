@@ -1,0 +1,102 @@
+"""Prodigy as a loop over tensors, to be read next to ALGORITHM.md, Algorithm 4. Exact, not fast."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..estimate import FIELDS, advance
+from ..hyper import Hyper
+from ..state import sampled
+from ..step import Slot, Step
+from ..tensors import check_gradient
+
+
+def unsupported(p: Tensor, group: dict[str, Any]) -> str | None:
+    """None: takes every tensor the optimizer takes."""
+    return None
+
+
+def bias_correction(h: Hyper, k: float) -> float:
+    """``bc``, Adam's, of step ``k`` (0 for the first)."""
+    if not h.use_bias_correction:
+        return 1.0
+    return math.sqrt(1 - h.beta2 ** (k + 1)) / (1 - h.beta1 ** (k + 1))
+
+
+class ReferencePlan:
+    """The contract of :class:`prodigy_fused.step.Plan`."""
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self.slots = slots
+        self.sums = torch.zeros(2, dtype=torch.float64, device=slots[0].param.device)
+
+    def ready(self, grads: list[Tensor | None]) -> bool:
+        for slot, grad in zip(self.slots, grads, strict=True):
+            if grad is not None:
+                check_gradient(slot.index, slot.param, grad)
+        return True
+
+    def _active(self, grads: list[Tensor | None], step: Step):
+        for slot, grad in zip(self.slots, grads, strict=True):
+            h = step.hypers[slot.group]
+            if grad is not None and h.lr > 0:
+                yield slot, _gradient(slot, grad, h, step.grad_scale), h
+
+    def update(self, grads: list[Tensor | None], step: Step) -> None:
+        old = dict(zip(FIELDS, step.row.tolist(), strict=True))
+        d, d0, beta3 = old["d"], step.shared.d0, step.shared.beta3
+        dots, norms = [], []
+        for slot, g, h in self._active(grads, step):
+            state, bc = slot.state, bias_correction(h, old["k"])
+            dlr = d * h.lr * bc
+            x, v, s = slot.param.to(g.dtype), state["exp_avg_sq"], state["s"]
+
+            distance = state["p0"].to(g.dtype) - sampled(x, slot.slice_p)
+            dots.append(h.lr * bc * (sampled(g, slot.slice_p) * distance).sum(dtype=torch.float64).item())
+            g = g.nan_to_num(0.0, 0.0, 0.0)  # the sum above still tells; the state stays finite
+
+            if h.beta1 > 0:
+                m = state["exp_avg"]
+                m.copy_(h.beta1 * m + (1 - h.beta1) * d * g)
+            v.copy_(h.beta2 * v + (1 - h.beta2) * (d * g) ** 2)
+            weight = d / d0 * (d if h.safeguard_warmup else dlr)
+            s.copy_(beta3 * s + weight * sampled(g, slot.slice_p))
+            norms.append(s.abs().sum(dtype=torch.float64).item())
+        # Exactly rounded, so that the order of the tensors does not matter.
+        self.sums.copy_(torch.tensor([_total(dots), _total(norms)], dtype=torch.float64))
+
+    def finish(self, grads: list[Tensor | None], step: Step, last: bool) -> None:
+        row = advance(step.row, step.sums, step.shared)
+        old, new = (dict(zip(FIELDS, r.tolist(), strict=True)) for r in (step.row, row))
+        if new["k"] > old["k"]:
+            for slot, g, h in self._active(grads, step):
+                state, x = slot.state, slot.param
+                dlr = old["d"] * h.lr * bias_correction(h, old["k"])
+                m = state["exp_avg"] if h.beta1 > 0 else new["d"] * g.nan_to_num(0.0, 0.0, 0.0)
+                decay = h.weight_decay * dlr if h.decouple else 0.0
+                denominator = state["exp_avg_sq"].sqrt() + new["d"] * h.eps
+                x.copy_(x - decay * x.to(g.dtype) - dlr * m / denominator)
+        if last:
+            step.row.copy_(row)
+
+
+def _gradient(slot: Slot, grad: Tensor, h: Hyper, grad_scale: float) -> Tensor:
+    """``g``: the true gradient of the minimised objective, in the state's precision, with coupled weight decay."""
+    dtype = torch.promote_types(grad.dtype, slot.state["s"].dtype)
+    g = grad.to(dtype) / (-grad_scale if h.maximize else grad_scale)
+    return g if h.decouple else g + h.weight_decay * slot.param
+
+
+def _total(terms: list[float]) -> float:
+    try:
+        return math.fsum(terms)
+    except (OverflowError, ValueError):  # beyond float64, or inf - inf
+        return math.nan
+
+
+make_plan = ReferencePlan

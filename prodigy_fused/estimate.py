@@ -1,0 +1,95 @@
+"""The distance estimate ``d``: one row of float64 where the parameters live, and the rule that advances it.
+
+The groups of an optimizer share the estimate. It is published in every ``param_group`` under the reference's keys
+(``d``, ``d_max``, ``d_numerator``, ...), and whatever a user, a scheduler or ``load_state_dict`` writes there is
+taken up at the next step: the groups, not this module, own the numbers between steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FIELDS = ("d", "d_max", "d_hat", "d_numerator", "d_denom", "k", "nonfinite_steps", "corrections")
+COUNTERS = frozenset({"k", "nonfinite_steps", "corrections"})
+Row = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the groups must agree on as long as they share one ``d``."""
+
+    d0: float
+    d_coef: float
+    growth_rate: float
+    beta3: float
+
+
+def initial(d0: float) -> dict[str, float]:
+    """The estimate before the first step."""
+    start = dict.fromkeys(FIELDS, 0.0)
+    start.update(d=d0, d_max=d0, d_hat=d0)
+    return as_numbers(list(start.values()))
+
+
+def as_numbers(values: list[float]) -> dict[str, float]:
+    """A row's values by name, counters as ``int``: what ``param_groups`` and checkpoints hold."""
+    return {name: int(v) if name in COUNTERS else v for name, v in zip(FIELDS, values, strict=True)}
+
+
+class Estimate:
+    """The row, float64[8] on ``device``, kept in step with the optimizer's ``param_groups``."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.row = torch.zeros(len(FIELDS), dtype=torch.float64, device=device)
+        self._published: dict[str, Any] = {}
+
+    def pull(self, groups: list[dict[str, Any]]) -> None:
+        """Takes up every value that is not the very object :meth:`publish` left in the groups."""
+        for group in groups:
+            for i, name in enumerate(FIELDS):
+                value = group[name]
+                if value is not self._published.get(name):
+                    self.row[i] = value
+                    self._published[name] = value
+
+    def publish(self, groups: list[dict[str, Any]]) -> None:
+        """Shows the row in ``groups``: numbers on the CPU; elsewhere 0-dim views, read when somebody looks."""
+        if self.row.device.type == "cpu":
+            self._published = as_numbers(self.row.tolist())
+        else:
+            self._published = dict(zip(FIELDS, self.row.unbind(), strict=True))
+        for group in groups:
+            group.update(self._published)
+
+
+def advance(row: Tensor, sums: Tensor, shared: Shared) -> Tensor:
+    """Phase 2, the rule for ``d`` (ALGORITHM.md, Algorithm 4, the lines from ``num`` to ``d_new``).
+
+    Args:
+        row: float64[8], the estimate before the step.
+        sums: float64[2], ``sum lr*bc*<g, x0 - x>`` and ``sum |s|`` over all parameters.
+        shared: the hyper-parameters of the estimate.
+
+    Returns:
+        The row after the step, a new tensor. No value is read by the host, so this runs on any device.
+    """
+    old = dict(zip(FIELDS, row, strict=True))
+    d, den = old["d"], sums[1]
+    num = shared.beta3 * old["d_numerator"] + d / shared.d0 * d * sums[0]
+    d_hat = shared.d_coef * num / den
+    d_max = torch.maximum(old["d_max"], d_hat)
+    grown = torch.where(d == shared.d0, torch.maximum(d, d_hat), d) * shared.growth_rate
+    d_new = torch.minimum(d_max, grown)
+
+    counts = den != 0  # no gradient has been non-zero yet: not a step
+    finite = torch.isfinite(d_hat) & torch.isfinite(den)
+    taken = [d_new, d_max, d_hat, num, den]
+    new = [torch.where(counts & finite, t, old[name]) for name, t in zip(FIELDS, taken, strict=False)]
+    new.append(old["k"] + counts)
+    new.append(old["nonfinite_steps"] + (counts & ~finite))
+    new.append(old["corrections"] + (new[0] != d))
+    return torch.stack(new)

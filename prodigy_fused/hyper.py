@@ -1,0 +1,132 @@
+"""Hyper-parameters: what each may be, which of them the groups must share, and their form for the backends."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .estimate import Shared
+
+# How the step is computed, not what: these belong to the machine, so a checkpoint does not carry them over.
+IMPLEMENTATION = ("foreach", "fused", "capturable", "backend")
+LAYOUT = ("slice_p", "state_dtype", "fsdp_in_use", *IMPLEMENTATION)
+SETTINGS = (
+    "betas", "beta3", "eps", "weight_decay", "decouple", "use_bias_correction", "safeguard_warmup", "d0", "d_coef",
+    "growth_rate", "maximize", *LAYOUT,
+)  # fmt: skip
+STATE_DTYPES = (torch.float32, None)
+
+
+class Hyper(NamedTuple):
+    """One group's hyper-parameters for one step, as plain numbers."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    decouple: bool
+    use_bias_correction: bool
+    safeguard_warmup: bool
+    maximize: bool
+
+
+def _number(value: Any) -> float:
+    """``value`` as a float; NaN for anything that is not one real number, so that every range check fails on it."""
+    if isinstance(value, bool) or (isinstance(value, Tensor) and (value.numel() != 1 or value.is_complex())):
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _require(ok: bool, name: str, value: Any, wanted: str) -> None:
+    if not ok:
+        raise ValueError(f"Invalid {name}: {value!r}: must be {wanted}")
+
+
+def check(group: dict[str, Any]) -> None:
+    """Raises ``ValueError`` naming the first hyper-parameter of ``group`` that is out of range or NaN."""
+    for name in ("lr", "weight_decay"):
+        _require(0 <= _number(group[name]) < math.inf, name, group[name], "a finite number >= 0")
+    for name in ("eps", "d0", "d_coef"):
+        _require(0 < _number(group[name]) < math.inf, name, group[name], "a finite number > 0")
+    betas = group["betas"]
+    _require(isinstance(betas, (tuple, list)) and len(betas) == 2, "betas", betas, "a pair of numbers")
+    for i, beta in enumerate(betas):
+        _require(0 <= _number(beta) < 1, f"betas[{i}]", beta, "in [0, 1)")
+    if group["beta3"] is not None:
+        _require(0 <= _number(group["beta3"]) < 1, "beta3", group["beta3"], "in [0, 1), or None for sqrt(beta2)")
+    _require(_number(group["growth_rate"]) >= 1, "growth_rate", group["growth_rate"], ">= 1 (inf: unrestricted)")
+    slice_p = group["slice_p"]
+    _require(isinstance(slice_p, int) and not isinstance(slice_p, bool) and slice_p >= 1, "slice_p", slice_p, "an int >= 1")
+    dtype = group["state_dtype"]
+    _require(dtype in STATE_DTYPES, "state_dtype", dtype, f"one of {STATE_DTYPES}")
+
+
+def beta3_of(group: dict[str, Any]) -> float:
+    """The decay of ``s`` and of the numerator: ``sqrt(beta2)`` unless given."""
+    return math.sqrt(group["betas"][1]) if group["beta3"] is None else float(group["beta3"])
+
+
+def settings_of(group: dict[str, Any]) -> tuple[Any, ...]:
+    """Everything in a group that :func:`check` looks at but ``lr``, to notice a change between steps."""
+    return tuple(map(group.__getitem__, SETTINGS))
+
+
+def layout_of(group: dict[str, Any]) -> tuple[Any, ...]:
+    """What decides the shapes of the state and the choice of the backend."""
+    return (group["betas"][0] > 0, *map(group.__getitem__, LAYOUT))
+
+
+def hyper_of(group: dict[str, Any]) -> Hyper:
+    """The group's numbers as they stand now (schedulers write into the group between steps).
+
+    Raises:
+        ValueError: ``lr`` is negative or not finite.
+    """
+    lr = float(group["lr"])
+    if not 0 <= lr < math.inf:
+        _require(False, "lr", group["lr"], "a finite number >= 0")
+    return Hyper(
+        lr=lr,
+        beta1=float(group["betas"][0]),
+        beta2=float(group["betas"][1]),
+        eps=float(group["eps"]),
+        weight_decay=float(group["weight_decay"]),
+        decouple=bool(group["decouple"]),
+        use_bias_correction=bool(group["use_bias_correction"]),
+        safeguard_warmup=bool(group["safeguard_warmup"]),
+        maximize=bool(group["maximize"]),
+    )
+
+
+def shared_of(groups: list[dict[str, Any]]) -> Shared:
+    """The hyper-parameters of the one estimate.
+
+    Raises:
+        ValueError: two groups disagree on one of them; names the argument and both groups.
+    """
+    first = Shared(*_shared_values(groups[0]).values())
+    for i, group in enumerate(groups):
+        for name, value in _shared_values(group).items():
+            if value != getattr(first, name):
+                advice = " (beta3 defaults to sqrt(beta2): give beta3 explicitly)" if group["beta3"] is None else ""
+                raise ValueError(
+                    f"parameter groups 0 and {i} disagree on {name} ({getattr(first, name)} and {value}), "
+                    f"but groups that share one estimate d must share it{advice}"
+                )
+    return first
+
+
+def _shared_values(group: dict[str, Any]) -> dict[str, float]:
+    return {
+        "d0": float(group["d0"]),
+        "d_coef": float(group["d_coef"]),
+        "growth_rate": float(group["growth_rate"]),
+        "beta3": beta3_of(group),
+    }

@@ -1,0 +1,87 @@
+"""From parameter groups to plans: which tensors a step takes together, and on which backend.
+
+Plans are built once and checked at every step, because between two steps anything may happen: a first gradient comes
+late, FSDP or accelerate puts other objects into ``param_groups``, ``module.to()`` moves storages, a checkpoint is
+loaded.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends, state
+from .step import Plan, Slot
+from .tensors import check_gradient, check_parameter
+
+Groups = list[dict[str, Any]]
+
+
+def parameters(groups: Groups) -> list[Tensor]:
+    """All parameters, in the order in which messages and checkpoints number them."""
+    return list(chain.from_iterable(group["params"] for group in groups))
+
+
+class Plans:
+    """The plans of one optimizer, for the tensors it has now.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: a parameter or gradient that cannot be stepped. Checked for all of them
+            before the first state is created.
+    """
+
+    def __init__(self, groups: Groups, states: dict[Tensor, Any]) -> None:
+        self.params = parameters(groups)
+        self.states = states
+        self.waiting: list[int] = []  # no gradient seen yet: no state and no plan
+        owner = list(chain.from_iterable([i] * len(group["params"]) for i, group in enumerate(groups)))
+        self.sharded = any(group["fsdp_in_use"] for group in groups)
+        self.sharded |= any(hasattr(p, "_fsdp_flattened") for p in self.params)
+
+        chosen: dict[int, str] = {}
+        for index, (p, g) in enumerate(zip(self.params, owner, strict=True)):
+            if p.grad is None and not states.get(p):
+                self.waiting.append(index)
+                continue
+            check_parameter(index, p)
+            if p.grad is not None:
+                check_gradient(index, p, p.grad)
+            chosen[index] = backends.choose(p, groups[g])
+
+        buckets: dict[Any, list[Slot]] = {}
+        for index, name in chosen.items():
+            p, group = self.params[index], groups[owner[index]]
+            if states.get(p):
+                state.conform(index, p, states[p], group)
+            else:
+                states[p] = state.create(p, group, self.sharded)
+            key = (name, str(p.device), str(p.dtype), str(state.state_dtype(p, group)))
+            slot = Slot(index, p, states[p], owner[index], group["slice_p"])
+            buckets.setdefault(key, []).append(slot)
+        # In the order of their keys, so that regrouping the same parameters does not reorder the sums.
+        self.plans = [(backends.make_plan(key[0], slots), [s.index for s in slots]) for key, slots in sorted(buckets.items())]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the estimate lives: with the first plan."""
+        return self.plans[0][0].sums.device if self.plans else self.params[0].device
+
+    def fit(self, groups: Groups, states: dict[Tensor, Any]) -> bool:
+        """Whether these are still the parameters and the state the plans were built for."""
+        params = parameters(groups)
+        same = len(params) == len(self.params) and all(map(is_, params, self.params)) and states is self.states
+        return same and all(self.params[i].grad is None for i in self.waiting)
+
+    def ready(self) -> list[tuple[Plan, list[Tensor | None]]] | None:
+        """Every plan with its gradients, all checked; None if a plan no longer fits its tensors."""
+        work = []
+        for plan, indices in self.plans:
+            grads = [self.params[i].grad for i in indices]
+            if not plan.ready(grads):
+                return None
+            work.append((plan, grads))
+        return work

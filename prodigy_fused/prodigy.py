@@ -1,0 +1,269 @@
+"""The optimizer: arguments, state and the order of a step. The arithmetic is in the backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from . import backends, checkpoint, hyper
+from .estimate import FIELDS, Estimate, Shared, advance, initial
+from .plans import Plans, parameters
+from .step import Plan, Step
+from .tensors import check_parameter, describe
+
+
+class Prodigy(Optimizer):
+    r"""Adam with step sizes estimated by Prodigy (Mishchenko & Defazio, arXiv 2306.06101, Algorithm 4).
+
+    A drop-in for ``prodigyopt.Prodigy`` 1.1.2: same arguments, same checkpoints, same numbers. Leave ``lr`` at 1, or
+    let a scheduler change it; ``d * lr`` is what Adam would call the learning rate.
+
+    Args:
+        params: parameters, named parameters, or parameter groups.
+        lr: factor of the estimated step size, a number or a one-element tensor; may be 0 and may differ between groups.
+        betas: decay of the averages of the gradient and of its square. ``beta1 = 0`` keeps no ``exp_avg``.
+        beta3: decay of ``s`` and of the numerator of the estimate; None: ``sqrt(beta2)``.
+        eps: added, times d, to the denominator.
+        weight_decay: decoupled as in AdamW, or an L2 penalty with ``decouple=False``.
+        decouple: which of the two.
+        use_bias_correction: Adam's bias correction.
+        safeguard_warmup: keeps ``lr`` out of the denominator of the estimate, for long warm-ups.
+        d0: the first estimate of d.
+        d_coef: factor of the estimate; the preferred way to tune the method (0.5 or 2).
+        growth_rate: most that d may grow by in a step, a factor; inf: unrestricted.
+        fsdp_in_use: sum the estimate's two sums over the ranks of ``torch.distributed``'s default group; for
+            parameters that are sharded and not replicated.
+        slice_p: estimate d from every p-th element only, which saves memory; 11 is reasonable.
+        foreach: True: the ``torch._foreach`` backend; False: a loop over tensors.
+        fused: True: a compiled backend, or RuntimeError with the reason; False: never one; None: where there is one.
+        maximize: maximize the objective.
+        capturable: for use in a CUDA graph; of no effect on the CPU.
+        state_dtype: float32: the state of bfloat16 and float16 parameters is float32; None: it has the parameter's
+            dtype, as the reference's. The state of a float64 parameter is always float64.
+        backend: the name of a backend, for tests and benchmarks; never falls back.
+
+    Raises:
+        ValueError: a hyper-parameter out of range or NaN, a conflict between groups, no or duplicate parameters, a
+            sparse, meta or expanded parameter.
+        TypeError: a complex or integer parameter.
+        RuntimeError: ``fused=True`` or ``backend`` cannot take a parameter.
+
+    Example:
+        >>> opt = Prodigy(model.parameters(), weight_decay=0.01, fused=True)
+        >>> loss_fn(model(x), y).backward()
+        >>> opt.step()
+        >>> opt.d
+    """
+
+    # Rebuilt when needed: neither copied, nor pickled, nor saved.
+    _plans: Plans | None = None
+    _estimate: Estimate | None = None
+    _settings: list[Any] | None = None
+    _layouts: list[Any] | None = None
+    _shared: Shared
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        beta3: float | None = None,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        decouple: bool = True,
+        use_bias_correction: bool = False,
+        safeguard_warmup: bool = False,
+        d0: float = 1e-6,
+        d_coef: float = 1.0,
+        growth_rate: float = float("inf"),
+        fsdp_in_use: bool = False,
+        slice_p: int = 1,
+        *,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        state_dtype: torch.dtype | None = torch.float32,
+        backend: str | None = None,
+    ) -> None:
+        defaults = {k: v for k, v in locals().items() if k not in ("self", "params", "__class__")}
+        hyper.check(defaults)
+        backends.check_choice(defaults)
+        super().__init__(params, {**defaults, **initial(float(d0))})
+
+        # With fused=True GradScaler leaves unscaling and skipping to step(), as for torch's own fused optimizers.
+        self._step_supports_amp_scaling = fused is True
+
+    # -- parameters and groups ----------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, at any time; it joins the running estimate.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: as the constructor, before anything is changed.
+        """
+        group = dict(param_group)
+        if not isinstance(group["params"], (Tensor, set)):
+            group["params"] = list(group["params"])  # may be a generator
+        merged = {**self.defaults, **group}
+        hyper.check(merged)
+        backends.check_choice(merged)
+        hyper.shared_of([*self.param_groups, merged])
+        self._check_new(merged)
+        # The estimate is common: a late group starts where the others are.
+        running = self.param_groups[0] if self.param_groups else initial(float(merged["d0"]))
+        super().add_param_group({**group, **{name: running[name] for name in FIELDS}})
+        self._plans = None
+
+    def _check_new(self, group: dict[str, Any]) -> None:
+        known = {id(p): i for i, p in enumerate(parameters(self.param_groups))}
+        params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+        for index, p in enumerate(params, start=len(known)):
+            p = p[1] if isinstance(p, tuple) else p
+            if not isinstance(p, Tensor):
+                raise TypeError(f"parameter {index} is a {type(p).__name__}: Prodigy optimizes tensors")
+            if id(p) in known:
+                raise ValueError(f"{describe(index, p)} is a duplicate of parameter {known[id(p)]}")
+            known[id(p)] = index
+            check_parameter(index, p)
+            if not is_lazy(p):
+                backends.choose(p, group)
+
+    # -- the step -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; parameters without a gradient, and groups with lr 0, are left alone.
+
+        Everything is checked before anything is changed. ``self.grad_scale`` and ``self.found_inf`` (0-dim tensors,
+        set by ``torch.amp.GradScaler``, or by you) unscale the gradients and skip the step.
+
+        Args:
+            closure: reevaluates the model and returns the loss; called with gradients enabled.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            ValueError: a bad gradient or hyper-parameter.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is None or not found_inf:
+            self._take_step()
+        return loss
+
+    def _take_step(self) -> None:
+        groups = self.param_groups
+        hypers = self._hypers()
+        work = self._ready()
+        plans = self._plans
+        assert plans is not None
+        if self._estimate is None or self._estimate.row.device != plans.device:
+            self._estimate = Estimate(plans.device)
+        self._estimate.pull(groups)
+        grad_scale = getattr(self, "grad_scale", None)
+        step = Step(hypers, self._shared, self._estimate.row, 1.0 if grad_scale is None else float(grad_scale))
+
+        for plan, grads in work:
+            plan.update(grads, step)
+        step.sums = _add([plan.sums for plan, _ in work], plans.device)
+        if plans.sharded and dist.is_initialized():
+            dist.all_reduce(step.sums)
+        for i, (plan, grads) in enumerate(work):
+            plan.finish(grads, step, last=i == len(work) - 1)
+        if not work:  # a rank without gradients follows the others
+            step.row.copy_(advance(step.row, step.sums, step.shared))
+        self._estimate.publish(groups)
+
+    def _hypers(self) -> list[hyper.Hyper]:
+        settings = [hyper.settings_of(group) for group in self.param_groups]
+        if settings != self._settings:
+            for group in self.param_groups:
+                hyper.check(group)
+                backends.check_choice(group)
+            self._shared = hyper.shared_of(self.param_groups)
+            layouts = [hyper.layout_of(group) for group in self.param_groups]
+            if layouts != self._layouts:
+                self._plans = None
+            self._settings, self._layouts = settings, layouts
+        return [hyper.hyper_of(group) for group in self.param_groups]
+
+    def _ready(self) -> list[tuple[Plan, list[Tensor | None]]]:
+        """The plans with their gradients, everything checked; builds them anew where anything was swapped."""
+        if self._plans is not None and self._plans.fit(self.param_groups, self.state):
+            work = self._plans.ready()
+            if work is not None:
+                return work
+        self._plans = Plans(self.param_groups, self.state)
+        work = self._plans.ready()
+        assert work is not None, "a plan must fit the tensors it was just built for"
+        return work
+
+    # -- to look at ---------------------------------------------------------------------------------------------------
+
+    @property
+    def d(self) -> float:
+        """The estimate of the distance to the solution; ``d * lr`` is the step size. Waits for the device."""
+        return float(self.param_groups[0]["d"])
+
+    @property
+    def step_count(self) -> int:
+        """Steps taken so far, those before the first non-zero gradient not counted."""
+        return int(self.param_groups[0]["k"])
+
+    @property
+    def nonfinite_steps(self) -> int:
+        """Steps whose sums were not finite, which left the estimate as it was."""
+        return int(self.param_groups[0]["nonfinite_steps"])
+
+    @property
+    def corrections(self) -> int:
+        """Steps in which d moved, the only ones that need a second pass over the parameters."""
+        return int(self.param_groups[0]["corrections"])
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state in the format of ``prodigyopt.Prodigy`` 1.1.2, which can load it; holds references, no copies."""
+        return checkpoint.export(super().state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues from a checkpoint of this class or of ``prodigyopt.Prodigy`` 1.1.2, on any device or backend.
+
+        ``foreach``, ``fused``, ``capturable`` and ``backend`` stay as constructed.
+
+        Raises:
+            ValueError: missing keys, wrong shapes, another slice_p, a NaN estimate; nothing has been changed then.
+        """
+        # Registered last, so that a user's own hooks have had their say.
+        last = self.register_load_state_dict_pre_hook(lambda _, saved: checkpoint.admit(self.param_groups, saved))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # also the end of load_state_dict, and of unpickling and deepcopy
+        for p, value in self.state.items():
+            if isinstance(value, checkpoint.Verbatim):
+                self.state[p] = value.state
+        self._plans = self._estimate = None
+
+
+def _add(sums: list[Tensor], device: torch.device) -> Tensor:
+    if len(sums) == 1:
+        return sums[0]
+    total = torch.zeros(2, dtype=torch.float64, device=device)
+    for pair in sums:
+        total += pair.to(device, non_blocking=True)
+    return total

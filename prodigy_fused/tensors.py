@@ -1,0 +1,82 @@
+"""What a parameter and a gradient must look like, and the one place that says so in words."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+PARAMETER_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def describe(index: int, tensor: Tensor) -> str:
+    """``parameter 3 of shape (4, 5)``, for error messages."""
+    return f"parameter {index} of shape {tuple(tensor.shape)}"
+
+
+def may_overlap(tensor: Tensor) -> bool:
+    """Whether two index tuples may share an address, as in an expanded tensor (then an update is ill-defined)."""
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return tensor.numel() > 0
+            reach += stride * (size - 1)
+    return False
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one run of memory, in any order of dimensions: contiguous, channels_last, transposed."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return tensor.numel() == 0
+        expected *= size
+    return True
+
+
+def same_layout(a: Tensor, b: Tensor) -> bool:
+    """Whether element i of memory is the same element in both; strides of size-1 dimensions mean nothing."""
+    pairs = zip(a.stride(), b.stride(), a.shape, strict=True)
+    return a.shape == b.shape and (a.numel() == 0 or all(s == t for s, t, size in pairs if size > 1))
+
+
+def check_parameter(index: int, p: Tensor) -> None:
+    """Raises if ``p`` cannot be optimized.
+
+    Raises:
+        TypeError: a complex, integer, sharded (DTensor) or otherwise unsupported parameter.
+        ValueError: a sparse, meta or overlapping (expanded) parameter.
+    """
+    if is_lazy(p):
+        return  # has no shape yet; checked again when its first gradient arrives
+    what = describe(index, p)
+    if hasattr(p, "device_mesh"):
+        raise TypeError(f"{what} is a DTensor: sharded parameters are not supported yet")
+    if p.layout != torch.strided:
+        raise ValueError(f"{what} is sparse ({p.layout}): Prodigy needs dense parameters")
+    if p.dtype not in PARAMETER_DTYPES:
+        kind = "complex" if p.is_complex() else "not floating point" if not p.is_floating_point() else "unsupported"
+        advice = ": optimize torch.view_as_real of it" if p.is_complex() else ""
+        raise TypeError(f"{what} has dtype {p.dtype}, which is {kind}{advice}")
+    if p.device.type == "meta":
+        raise ValueError(f"{what} is on the meta device: materialise it first (for example module.to_empty)")
+    if may_overlap(p):
+        raise ValueError(f"{what} has elements that share memory (strides {p.stride()}): clone an expanded parameter")
+
+
+def check_gradient(index: int, p: Tensor, grad: Tensor) -> None:
+    """Raises if ``grad`` is not a gradient of ``p``.
+
+    Raises:
+        ValueError: sparse, or of another shape, dtype or device.
+    """
+    what = f"the gradient of {describe(index, p)}"
+    if grad.layout != torch.strided:
+        raise ValueError(f"{what} is sparse ({grad.layout}): use a layer with sparse=False, or grad.to_dense()")
+    for name in ("shape", "dtype", "device"):
+        got, wanted = getattr(grad, name), getattr(p, name)
+        if got != wanted:
+            raise ValueError(f"{what} has {name} {got}, the parameter {wanted}")
