@@ -6,14 +6,13 @@ order. The reference also keeps an int ``step`` per parameter, which nothing rea
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from . import hyper, state
-from .estimate import COUNTERS, FIELDS
+from .estimate import COUNTERS, FIELDS, check_value
 from .tensors import describe
 
 StateDict = dict[str, Any]
@@ -47,7 +46,7 @@ def export(state_dict: StateDict) -> StateDict:
 
 
 def _flat(saved: dict[str, Any], k: int) -> dict[str, Any]:
-    flat = {key: v.flatten() if key in ("s", "p0") and v.dim() > 0 else v for key, v in saved.items()}
+    flat = {key: v.flatten() if key == "s" or (key == "p0" and v.dim() > 0) else v for key, v in saved.items()}
     return {"step": k, **flat}
 
 
@@ -66,12 +65,16 @@ def admit(groups: list[dict[str, Any]], state_dict: StateDict) -> StateDict:
     counts = [[len(g["params"]) for g in gs] for gs in (groups, saved_groups)]
     if counts[0] != counts[1]:
         raise ValueError(f"the optimizer's groups have {counts[0]} parameters, the state dict's {counts[1]}")
-    admitted = [_admit_group(i, group, saved) for i, (group, saved) in enumerate(zip(groups, saved_groups, strict=True))]
+    admitted = [
+        _admit_group(i, group, saved) for i, (group, saved) in enumerate(zip(groups, saved_groups, strict=True))
+    ]
     hyper.shared_of(admitted)
 
     states = dict(state_dict["state"])
     numbered = enumerate(
-        (p, i, new) for group, new in zip(groups, admitted, strict=True) for p, i in zip(group["params"], new["params"], strict=True)
+        (p, i, new)
+        for group, new in zip(groups, admitted, strict=True)
+        for p, i in zip(group["params"], new["params"], strict=True)
     )
     for index, (p, i, group) in numbered:
         if states.get(i):
@@ -94,9 +97,10 @@ def _admit_group(index: int, group: dict[str, Any], saved: dict[str, Any]) -> di
     admitted = {**rest, **start, **saved, **own}
     hyper.check(admitted)
     for name in FIELDS:
-        value = float(admitted[name])
-        if not math.isfinite(value) or (name in ("d", "d_max") and value <= 0):
-            raise ValueError(f"param_groups[{index}] of the state dict has {name} = {value}: the estimate is corrupt")
+        try:
+            value = check_value(name, admitted[name])
+        except ValueError as error:
+            raise ValueError(f"param_groups[{index}] of the state dict: {error}") from None
         admitted[name] = int(value) if name in COUNTERS else value
     return admitted
 
@@ -112,6 +116,8 @@ def _admit_state(index: int, p: Tensor, saved: dict[str, Any], group: dict[str, 
         flat = restored[key]
         if isinstance(flat, Tensor) and flat.dim() > 0 and flat.numel() == shapes[key].numel():
             restored[key] = flat.reshape(shapes[key])
-    state.conform(index, p, restored, group)
-    # Never the caller's own tensors: the optimizer writes into its state.
-    return {key: v.clone() if v is saved[key] or v._base is not None else v for key, v in restored.items()}
+    own = {key: v.clone() if isinstance(v, Tensor) else v for key, v in restored.items()}
+    state.conform(index, p, own, group)
+    if own["p0"].dim() == 0 and p.dim() > 0 and own["p0"]:
+        raise ValueError(f"the saved p0 of {describe(index, p)} is one number, {own['p0']:g}, and not zero")
+    return own

@@ -7,25 +7,18 @@ taken up at the next step: the groups, not this module, own the numbers between 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import hyper
+from .hyper import Shared
+
 FIELDS = ("d", "d_max", "d_hat", "d_numerator", "d_denom", "k", "nonfinite_steps", "corrections")
+RUN = 4096  # elements that are summed in one go
 COUNTERS = frozenset({"k", "nonfinite_steps", "corrections"})
-Row = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What the groups must agree on as long as they share one ``d``."""
-
-    d0: float
-    d_coef: float
-    growth_rate: float
-    beta3: float
 
 
 def initial(d0: float) -> dict[str, float]:
@@ -40,6 +33,19 @@ def as_numbers(values: list[float]) -> dict[str, float]:
     return {name: int(v) if name in COUNTERS else v for name, v in zip(FIELDS, values, strict=True)}
 
 
+def check_value(name: str, value: Any) -> float:
+    """One of the estimate's numbers, as somebody else wrote it.
+
+    Raises:
+        ValueError: it is not a number, or not one that the estimate could have reached; names it.
+    """
+    number = hyper.number(value)
+    least = 0.0 if name in COUNTERS or name == "d_denom" else -math.inf
+    if not math.isfinite(number) or number < least or (name in ("d", "d_max") and number <= 0):
+        raise ValueError(f"the estimate is corrupt: {name} = {value!r}")
+    return number
+
+
 class Estimate:
     """The row, float64[8] on ``device``, kept in step with the optimizer's ``param_groups``."""
 
@@ -48,13 +54,14 @@ class Estimate:
         self._published: dict[str, Any] = {}
 
     def pull(self, groups: list[dict[str, Any]]) -> None:
-        """Takes up every value that is not the very object :meth:`publish` left in the groups."""
-        for group in groups:
-            for i, name in enumerate(FIELDS):
+        """Takes up every value that is not the object :meth:`publish` left in the groups (the first, if several)."""
+        for i, name in enumerate(FIELDS):
+            published = self._published.get(name)
+            for group in groups:
                 value = group[name]
-                if value is not self._published.get(name):
-                    self.row[i] = value
-                    self._published[name] = value
+                if value is not published:
+                    self.row[i] = value if isinstance(value, Tensor) else check_value(name, value)
+                    break
 
     def publish(self, groups: list[dict[str, Any]]) -> None:
         """Shows the row in ``groups``: numbers on the CPU; elsewhere 0-dim views, read when somebody looks."""
@@ -64,6 +71,18 @@ class Estimate:
             self._published = dict(zip(FIELDS, self.row.unbind(), strict=True))
         for group in groups:
             group.update(self._published)
+
+
+def stable_sum(t: Tensor) -> Tensor:
+    """The sum of all elements in float64, in an order that does not depend on the number of threads.
+
+    torch splits a long reduction to one number among its threads, but not one to many numbers.
+    """
+    while t.numel() > RUN:
+        t = t.flatten()
+        whole = t.numel() // RUN * RUN
+        t = torch.cat([t[:whole].view(-1, RUN).sum(1, dtype=torch.float64), t[whole:].sum(dtype=torch.float64)[None]])
+    return t.sum(dtype=torch.float64)
 
 
 def advance(row: Tensor, sums: Tensor, shared: Shared) -> Tensor:

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .estimate import Shared
-
 # How the step is computed, not what: these belong to the machine, so a checkpoint does not carry them over.
 IMPLEMENTATION = ("foreach", "fused", "capturable", "backend")
+FLAGS = ("decouple", "use_bias_correction", "safeguard_warmup", "fsdp_in_use", "maximize", "capturable")
 LAYOUT = ("slice_p", "state_dtype", "fsdp_in_use", *IMPLEMENTATION)
 SETTINGS = (
     "betas", "beta3", "eps", "weight_decay", "decouple", "use_bias_correction", "safeguard_warmup", "d0", "d_coef",
     "growth_rate", "maximize", *LAYOUT,
 )  # fmt: skip
 STATE_DTYPES = (torch.float32, None)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the groups must agree on as long as they share one ``d``."""
+
+    d0: float
+    d_coef: float
+    growth_rate: float
+    beta3: float
 
 
 class Hyper(NamedTuple):
@@ -34,14 +45,11 @@ class Hyper(NamedTuple):
     maximize: bool
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
     """``value`` as a float; NaN for anything that is not one real number, so that every range check fails on it."""
-    if isinstance(value, bool) or (isinstance(value, Tensor) and (value.numel() != 1 or value.is_complex())):
-        return math.nan
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
+    if isinstance(value, Tensor):
+        return float(value) if value.numel() == 1 and not value.is_complex() else math.nan
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
 
 
 def _require(ok: bool, name: str, value: Any, wanted: str) -> None:
@@ -52,18 +60,27 @@ def _require(ok: bool, name: str, value: Any, wanted: str) -> None:
 def check(group: dict[str, Any]) -> None:
     """Raises ``ValueError`` naming the first hyper-parameter of ``group`` that is out of range or NaN."""
     for name in ("lr", "weight_decay"):
-        _require(0 <= _number(group[name]) < math.inf, name, group[name], "a finite number >= 0")
+        _require(0 <= number(group[name]) < math.inf, name, group[name], "a finite number >= 0")
     for name in ("eps", "d0", "d_coef"):
-        _require(0 < _number(group[name]) < math.inf, name, group[name], "a finite number > 0")
+        _require(0 < number(group[name]) < math.inf, name, group[name], "a finite number > 0")
     betas = group["betas"]
     _require(isinstance(betas, (tuple, list)) and len(betas) == 2, "betas", betas, "a pair of numbers")
     for i, beta in enumerate(betas):
-        _require(0 <= _number(beta) < 1, f"betas[{i}]", beta, "in [0, 1)")
+        _require(0 <= number(beta) < 1, f"betas[{i}]", beta, "in [0, 1)")
     if group["beta3"] is not None:
-        _require(0 <= _number(group["beta3"]) < 1, "beta3", group["beta3"], "in [0, 1), or None for sqrt(beta2)")
-    _require(_number(group["growth_rate"]) >= 1, "growth_rate", group["growth_rate"], ">= 1 (inf: unrestricted)")
+        _require(0 <= number(group["beta3"]) < 1, "beta3", group["beta3"], "in [0, 1), or None for sqrt(beta2)")
+    _require(number(group["growth_rate"]) >= 1, "growth_rate", group["growth_rate"], ">= 1 (inf: unrestricted)")
+    for name in FLAGS:
+        _require(group[name] in (True, False), name, group[name], "True or False")
+    for name in ("foreach", "fused"):
+        _require(group[name] is None or isinstance(group[name], bool), name, group[name], "True, False or None")
     slice_p = group["slice_p"]
-    _require(isinstance(slice_p, int) and not isinstance(slice_p, bool) and slice_p >= 1, "slice_p", slice_p, "an int >= 1")
+    _require(
+        isinstance(slice_p, int) and not isinstance(slice_p, bool) and slice_p >= 1,
+        "slice_p",
+        slice_p,
+        "an int >= 1",
+    )
     dtype = group["state_dtype"]
     _require(dtype in STATE_DTYPES, "state_dtype", dtype, f"one of {STATE_DTYPES}")
 
@@ -89,9 +106,8 @@ def hyper_of(group: dict[str, Any]) -> Hyper:
     Raises:
         ValueError: ``lr`` is negative or not finite.
     """
-    lr = float(group["lr"])
-    if not 0 <= lr < math.inf:
-        _require(False, "lr", group["lr"], "a finite number >= 0")
+    lr = number(group["lr"])
+    _require(0 <= lr < math.inf, "lr", group["lr"], "a finite number >= 0")
     return Hyper(
         lr=lr,
         beta1=float(group["betas"][0]),

@@ -36,6 +36,7 @@ class Plans:
 
     def __init__(self, groups: Groups, states: dict[Tensor, Any]) -> None:
         self.params = parameters(groups)
+        self.sizes = [len(group["params"]) for group in groups]
         self.states = states
         self.waiting: list[int] = []  # no gradient seen yet: no state and no plan
         owner = list(chain.from_iterable([i] * len(group["params"]) for i, group in enumerate(groups)))
@@ -62,26 +63,43 @@ class Plans:
             key = (name, str(p.device), str(p.dtype), str(state.state_dtype(p, group)))
             slot = Slot(index, p, states[p], owner[index], group["slice_p"])
             buckets.setdefault(key, []).append(slot)
+        self.slots = list(chain.from_iterable(buckets.values()))
+        self.count = len(states)
+        self._cursor = 0
         # In the order of their keys, so that regrouping the same parameters does not reorder the sums.
-        self.plans = [(backends.make_plan(key[0], slots), [s.index for s in slots]) for key, slots in sorted(buckets.items())]
+        self.plans = [
+            (backends.make_plan(key[0], slots), [s.index for s in slots]) for key, slots in sorted(buckets.items())
+        ]
 
     @property
     def device(self) -> torch.device:
         """Where the estimate lives: with the first plan."""
-        return self.plans[0][0].sums.device if self.plans else self.params[0].device
+        if self.plans:
+            return self.plans[0][0].sums.device
+        return self.params[0].device if self.params else torch.device("cpu")
 
     def fit(self, groups: Groups, states: dict[Tensor, Any]) -> bool:
         """Whether these are still the parameters and the state the plans were built for."""
         params = parameters(groups)
-        same = len(params) == len(self.params) and all(map(is_, params, self.params)) and states is self.states
-        return same and all(self.params[i].grad is None for i in self.waiting)
+        return (
+            self.sizes == [len(group["params"]) for group in groups]
+            and all(map(is_, params, self.params))
+            and states is self.states
+            and len(states) == self.count
+            and all(self.params[i].grad is None for i in self.waiting)
+            and all(plan.unchanged() for plan, _ in self.plans)
+            and all(states.get(slot.param) is slot.state for slot in self._some_slots())
+        )
 
-    def ready(self) -> list[tuple[Plan, list[Tensor | None]]] | None:
-        """Every plan with its gradients, all checked; None if a plan no longer fits its tensors."""
-        work = []
-        for plan, indices in self.plans:
-            grads = [self.params[i].grad for i in indices]
-            if not plan.ready(grads):
-                return None
-            work.append((plan, grads))
+    def _some_slots(self) -> list[Slot]:
+        """Some of the slots, in turn (csrc/python/tensor_list.h says why not all)."""
+        window = max(64, len(self.slots) // 16)
+        self._cursor = self._cursor + window if self._cursor + window < len(self.slots) else 0
+        return self.slots[self._cursor : self._cursor + window]
+
+    def work(self) -> list[tuple[Plan, list[Tensor | None]]]:
+        """Every plan with its gradients, all checked."""
+        work = [(plan, [self.params[i].grad for i in indices]) for plan, indices in self.plans]
+        for plan, grads in work:
+            plan.check(grads)
         return work

@@ -12,9 +12,9 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from . import backends, checkpoint, hyper
-from .estimate import FIELDS, Estimate, Shared, advance, initial
+from .estimate import FIELDS, Estimate, advance, initial
 from .plans import Plans, parameters
-from .step import Plan, Step
+from .step import Step
 from .tensors import check_parameter, describe
 
 
@@ -66,7 +66,7 @@ class Prodigy(Optimizer):
     _estimate: Estimate | None = None
     _settings: list[Any] | None = None
     _layouts: list[Any] | None = None
-    _shared: Shared
+    _shared: hyper.Shared
 
     def __init__(
         self,
@@ -95,10 +95,10 @@ class Prodigy(Optimizer):
         defaults = {k: v for k, v in locals().items() if k not in ("self", "params", "__class__")}
         hyper.check(defaults)
         backends.check_choice(defaults)
+        if isinstance(params, (set, frozenset)):
+            raise TypeError("params is a set: its order, hence that of a checkpoint, is not reproducible; give a list")
         super().__init__(params, {**defaults, **initial(float(d0))})
-
-        # With fused=True GradScaler leaves unscaling and skipping to step(), as for torch's own fused optimizers.
-        self._step_supports_amp_scaling = fused is True
+        self._take_over_amp()
 
     # -- parameters and groups ----------------------------------------------------------------------------------------
 
@@ -108,6 +108,8 @@ class Prodigy(Optimizer):
         Raises:
             ValueError, TypeError, RuntimeError: as the constructor, before anything is changed.
         """
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
         group = dict(param_group)
         if not isinstance(group["params"], (Tensor, set)):
             group["params"] = list(group["params"])  # may be a generator
@@ -132,6 +134,8 @@ class Prodigy(Optimizer):
                 raise ValueError(f"{describe(index, p)} is a duplicate of parameter {known[id(p)]}")
             known[id(p)] = index
             check_parameter(index, p)
+            if not (p.is_leaf or p.retains_grad):
+                raise ValueError(f"{describe(index, p)} is not a leaf: optimize the tensor it was computed from")
             if not is_lazy(p):
                 backends.choose(p, group)
 
@@ -165,9 +169,8 @@ class Prodigy(Optimizer):
     def _take_step(self) -> None:
         groups = self.param_groups
         hypers = self._hypers()
-        work = self._ready()
-        plans = self._plans
-        assert plans is not None
+        plans = self._current_plans()
+        work = plans.work()
         if self._estimate is None or self._estimate.row.device != plans.device:
             self._estimate = Estimate(plans.device)
         self._estimate.pull(groups)
@@ -198,16 +201,12 @@ class Prodigy(Optimizer):
             self._settings, self._layouts = settings, layouts
         return [hyper.hyper_of(group) for group in self.param_groups]
 
-    def _ready(self) -> list[tuple[Plan, list[Tensor | None]]]:
-        """The plans with their gradients, everything checked; builds them anew where anything was swapped."""
-        if self._plans is not None and self._plans.fit(self.param_groups, self.state):
-            work = self._plans.ready()
-            if work is not None:
-                return work
-        self._plans = Plans(self.param_groups, self.state)
-        work = self._plans.ready()
-        assert work is not None, "a plan must fit the tensors it was just built for"
-        return work
+    def _current_plans(self) -> Plans:
+        """The plans, built anew where anything they were built for was swapped."""
+        if self._plans is None or not self._plans.fit(self.param_groups, self.state):
+            self._plans = None
+            self._plans = Plans(self.param_groups, self.state)
+        return self._plans
 
     # -- to look at ---------------------------------------------------------------------------------------------------
 
@@ -235,7 +234,12 @@ class Prodigy(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The state in the format of ``prodigyopt.Prodigy`` 1.1.2, which can load it; holds references, no copies."""
-        return checkpoint.export(super().state_dict())
+        # Run first, so that a user's own hooks see the reference's format.
+        first = self.register_state_dict_post_hook(lambda _, saved: checkpoint.export(saved), prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            first.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from a checkpoint of this class or of ``prodigyopt.Prodigy`` 1.1.2, on any device or backend.
@@ -257,7 +261,12 @@ class Prodigy(Optimizer):
         for p, value in self.state.items():
             if isinstance(value, checkpoint.Verbatim):
                 self.state[p] = value.state
-        self._plans = self._estimate = None
+        self._plans = self._estimate = self._settings = None
+        self._take_over_amp()
+
+    def _take_over_amp(self) -> None:
+        # With fused=True GradScaler leaves unscaling and skipping to step(), as with torch's own fused optimizers.
+        self._step_supports_amp_scaling = self.defaults["fused"] is True
 
 
 def _add(sums: list[Tensor], device: torch.device) -> Tensor:

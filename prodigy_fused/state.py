@@ -66,9 +66,9 @@ def conform(index: int, p: Tensor, state: State, group: dict[str, Any]) -> None:
     if group["betas"][0] > 0 and "exp_avg" not in state:
         state["exp_avg"] = _zeros(p, state_dtype(p, group))  # beta1 was 0 until now
     for key, shape in shapes(p, group).items():
-        value = state.get(key)
-        ok = isinstance(value, Tensor) and (value.shape == shape or (key == "p0" and value.dim() == 0))
-        if not ok:
+        value: Any = state.get(key)
+        fits = isinstance(value, Tensor) and (value.shape == shape or (key == "p0" and value.dim() == 0))
+        if not fits:
             got = tuple(value.shape) if isinstance(value, Tensor) else value
             raise ValueError(f"the state {key!r} of {describe(index, p)} should have shape {tuple(shape)}, got {got}")
         state[key] = _like(value, p, p.dtype if key == "p0" else state_dtype(p, group))

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from .estimate import Shared
-from .hyper import Hyper
+from .hyper import Hyper, Shared
+from .tensors import check_gradient
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,27 @@ class Slot:
     state: dict[str, Any]
     group: int
     slice_p: int
+
+
+class ReadsSlots:
+    """``unchanged`` and ``check`` for plans that read their tensors anew in every step."""
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self.slots = slots
+        self.sums = torch.zeros(2, dtype=torch.float64, device=slots[0].param.device)
+        self._layouts = [_layout(slot.param) for slot in slots]
+
+    def unchanged(self) -> bool:
+        return self._layouts == [_layout(slot.param) for slot in self.slots]
+
+    def check(self, grads: list[Tensor | None]) -> None:
+        for slot, grad in zip(self.slots, grads, strict=True):
+            if grad is not None:
+                check_gradient(slot.index, slot.param, grad)
+
+
+def _layout(p: Tensor) -> tuple[Any, ...]:
+    return p.shape, p.stride(), p.dtype, p.device
 
 
 @dataclass
@@ -45,8 +67,11 @@ class Plan(Protocol):
     sums: Tensor
     """float64[2] on the plan's device: ``sum lr*bc*<g, x0 - x>`` and ``sum |s|``, after :meth:`update`."""
 
-    def ready(self, grads: list[Tensor | None]) -> bool:
-        """Checks the gradients, before anything is changed; False if the plan no longer fits its tensors.
+    def unchanged(self) -> bool:
+        """Whether the plan still fits its tensors: they may have been moved, cast or replaced since the last step."""
+
+    def check(self, grads: list[Tensor | None]) -> None:
+        """Checks the gradients, before anything is changed.
 
         A gradient laid out in another memory order may be replaced in ``grads`` by a copy.
 

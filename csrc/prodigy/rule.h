@@ -1,0 +1,189 @@
+// Prodigy's mathematics (ALGORITHM.md, Algorithm 4): the only place in C++ that knows it. No torch, no CUDA, no memory
+// layout: numbers in registers in, numbers in registers out, for the CPU loop and for the CUDA kernels alike.
+//
+// Note [d is updated between the passes]
+// Only `d_new * eps` in the last line of the algorithm needs the sums over all parameters. So `update` moves x with the
+// old d while it gathers the sums, and `finish` adds the difference in the rare step in which d moved (`correct`).
+//
+// Note [Deferred steps]
+// Two kinds of step leave x to `finish`, which then makes it with d_new (`step`): the first one (k == 0), because as
+// long as all gradients are zero x must not move by a bit; and those without momentum, where d_new is also a factor of
+// the step. `without_step` makes the step of `update` vanish for them, so that no kernel has to ask.
+#pragma once
+
+#include <cmath>
+
+#if defined(__CUDACC__)
+#define PRODIGY_INLINE __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+#define PRODIGY_INLINE inline __attribute__((always_inline))
+#else
+#define PRODIGY_INLINE inline
+#endif
+
+namespace prodigy {
+
+// The hyper-parameters of one parameter group.
+struct Hyper {
+  double lr, beta1, beta2, eps, weight_decay;
+  bool decouple, use_bias_correction, safeguard_warmup, maximize;
+};
+
+// The hyper-parameters of the estimate, common to all groups.
+struct Shared {
+  double d0, d_coef, growth_rate, beta3;
+};
+
+// The estimate: one row of float64, in the order of prodigy_fused.estimate.FIELDS.
+struct Estimate {
+  double d, d_max, d_hat, d_numerator, d_denom, k, nonfinite_steps, corrections;
+};
+
+// dot: sum of <g, x0 - x>; norm: sum of |s|.
+template <class T>
+struct Sums {
+  T dot, norm;
+};
+
+// What one group's elements need in one step, in the precision T of the arithmetic.
+template <class T>
+struct Coefficients {
+  T gradient_scale, l2;  // g = gradient_scale * grad + l2 * x
+  T d, beta1, beta2, beta3;
+  T one_minus_beta1, one_minus_beta2;
+  T s_weight;
+  T decay, dlr, d_eps;  // x -= decay * x + dlr * m / (sqrt(v) + d_eps)
+  double dot_weight;    // of <g, x0 - x> in the sum over groups, which may differ in lr
+  bool momentum, deferred;
+};
+
+PRODIGY_INLINE double bias_correction(const Hyper& h, double k) {
+  if (!h.use_bias_correction) return 1.0;
+  return std::sqrt(1.0 - std::pow(h.beta2, k + 1.0)) / (1.0 - std::pow(h.beta1, k + 1.0));
+}
+
+// d_eps is made of `d_new`, everything else of the old estimate: in `update` d_new is not known yet and d takes its
+// place.
+template <class T>
+PRODIGY_INLINE Coefficients<T> coefficients(const Hyper& h, const Shared& shared, const Estimate& old, double d_new,
+                                            double grad_scale) {
+  const double bc = bias_correction(h, old.k);
+  const double dlr = old.d * h.lr * bc;
+  Coefficients<T> c;
+  c.gradient_scale = T((h.maximize ? -1.0 : 1.0) / grad_scale);
+  c.l2 = T(h.decouple ? 0.0 : h.weight_decay);
+  c.d = T(old.d);
+  c.beta1 = T(h.beta1);
+  c.beta2 = T(h.beta2);
+  c.beta3 = T(shared.beta3);
+  c.one_minus_beta1 = T(1.0 - h.beta1);
+  c.one_minus_beta2 = T(1.0 - h.beta2);
+  c.s_weight = T(old.d / shared.d0 * (h.safeguard_warmup ? old.d : dlr));
+  c.decay = T(h.decouple ? h.weight_decay * dlr : 0.0);
+  c.dlr = T(dlr);
+  c.d_eps = T(d_new * h.eps);
+  c.dot_weight = h.lr * bc;
+  c.momentum = h.beta1 > 0.0;
+  c.deferred = !c.momentum || old.k == 0.0;
+  return c;
+}
+
+// The same for `update`, see Note [Deferred steps].
+template <class T>
+PRODIGY_INLINE Coefficients<T> without_step(Coefficients<T> c) {
+  if (c.deferred) c.dlr = c.decay = T(0);
+  return c;
+}
+
+// g, true to the objective that is minimised, with coupled weight decay.
+template <class T>
+PRODIGY_INLINE T gradient(T grad, T x, const Coefficients<T>& c) {
+  return c.gradient_scale * grad + c.l2 * x;
+}
+
+// A gradient that is not finite shows in the sums, which then leave the estimate alone, but does not enter the state.
+template <class T>
+PRODIGY_INLINE T finite_or_zero(T g) {
+  return g - g == T(0) ? g : T(0);
+}
+
+// num and s, for the sampled positions. Returns this element's part of the sums.
+template <class T>
+PRODIGY_INLINE Sums<T> sample(T g, T x, T x0, T& s, const Coefficients<T>& c) {
+  s = c.beta3 * s + c.s_weight * finite_or_zero(g);
+  return {g * (x0 - x), std::fabs(s)};
+}
+
+// m and v: Adam's, of the gradient d * g.
+template <class T>
+PRODIGY_INLINE void moments(T g, T& m, T& v, const Coefficients<T>& c) {
+  const T dg = c.d * finite_or_zero(g);
+  m = c.momentum ? c.beta1 * m + c.one_minus_beta1 * dg : dg;
+  v = c.beta2 * v + c.one_minus_beta2 * (dg * dg);
+}
+
+// x after the step.
+template <class T>
+PRODIGY_INLINE T step(T x, T m, T v, const Coefficients<T>& c) {
+  return x - (c.decay * x + c.dlr * (m / (std::sqrt(v) + c.d_eps)));
+}
+
+// x as it would be had `update` known d_new.
+template <class T>
+PRODIGY_INLINE T correct(T x, T m, T v, T old_d_eps, const Coefficients<T>& c) {
+  const T root = std::sqrt(v);
+  return x + c.dlr * (m / (root + old_d_eps) - m / (root + c.d_eps));
+}
+
+// x as it was before the step.
+template <class T>
+PRODIGY_INLINE T undo(T x, T m, T v, const Coefficients<T>& c) {
+  return (x + c.dlr * (m / (std::sqrt(v) + c.d_eps))) / (T(1) - c.decay);
+}
+
+// The rule for d. False if this is not a step: no gradient has been non-zero yet, and nothing changes.
+PRODIGY_INLINE bool advance(Estimate& e, const Sums<double>& sums, const Shared& shared) {
+  if (sums.norm == 0.0) return false;
+  const double d = e.d;
+  const double numerator = shared.beta3 * e.d_numerator + d / shared.d0 * d * sums.dot;
+  const double d_hat = shared.d_coef * numerator / sums.norm;
+  e.k += 1.0;
+  if (!std::isfinite(d_hat) || !std::isfinite(sums.norm)) {
+    e.nonfinite_steps += 1.0;
+    return true;
+  }
+  e.d_hat = d_hat;
+  e.d_numerator = numerator;
+  e.d_denom = sums.norm;
+  if (d_hat > e.d_max) e.d_max = d_hat;
+  const double reached = d == shared.d0 && d_hat > d ? d_hat : d;
+  const double grown = reached * shared.growth_rate;
+  e.d = grown < e.d_max ? grown : e.d_max;
+  e.corrections += e.d != d;
+  return true;
+}
+
+// What `finish` does to x.
+enum class Finish { kNothing, kStep, kCorrect, kUndo };
+
+PRODIGY_INLINE Finish finish_of(bool deferred, bool stepped, bool d_moved) {
+  if (deferred) return stepped ? Finish::kStep : Finish::kNothing;
+  if (!stepped) return Finish::kUndo;
+  return d_moved ? Finish::kCorrect : Finish::kNothing;
+}
+
+// A sum of many terms that comes out the same in any order, but for the last bit once in 2^50 or so: the rounding
+// errors are summed too.
+struct Accumulator {
+  double sum = 0.0, error = 0.0;
+
+  PRODIGY_INLINE void add(double term) {
+    const double next = sum + term;
+    const double part = next - sum;
+    error += (sum - (next - part)) + (term - part);
+    sum = next;
+  }
+  PRODIGY_INLINE double total() const { return sum + error; }
+};
+
+}  // namespace prodigy

@@ -1,0 +1,103 @@
+// prodigy_fused._C: the compiled backends. Knows Python and addresses, not torch.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <variant>
+
+#include "cpu/parallel.h"
+#include "cpu/plan.h"
+#include "python/tensor_list.h"
+
+namespace py = pybind11;
+using namespace prodigy;
+
+namespace {
+
+Hyper read_hyper(const py::handle& h) {
+  return {h.attr("lr").cast<double>(),
+          h.attr("beta1").cast<double>(),
+          h.attr("beta2").cast<double>(),
+          h.attr("eps").cast<double>(),
+          h.attr("weight_decay").cast<double>(),
+          h.attr("decouple").cast<bool>(),
+          h.attr("use_bias_correction").cast<bool>(),
+          h.attr("safeguard_warmup").cast<bool>(),
+          h.attr("maximize").cast<bool>()};
+}
+
+// From prodigy_fused.step.Step.
+cpu::StepInput read_step(const py::handle& step, int threads) {
+  cpu::StepInput input;
+  for (const py::handle& h : step.attr("hypers")) input.hypers.push_back(read_hyper(h));
+  const py::object shared = step.attr("shared");
+  input.shared = {shared.attr("d0").cast<double>(), shared.attr("d_coef").cast<double>(),
+                  shared.attr("growth_rate").cast<double>(), shared.attr("beta3").cast<double>()};
+  input.grad_scale = step.attr("grad_scale").cast<double>();
+  input.threads = threads;
+  return input;
+}
+
+template <class T>
+T* at(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+class CpuPlan {
+ public:
+  CpuPlan(const py::list& slots, const py::type& tensor_class) : list_(slots, tensor_class) {
+    if (list_.bits() == 32) {
+      plan_.emplace<cpu::Plan<float>>(list_.table());
+    } else if (list_.bits() == 64) {
+      plan_.emplace<cpu::Plan<double>>(list_.table());
+    } else {
+      throw py::value_error("unsupported dtype");
+    }
+  }
+
+  bool unchanged() { return list_.unchanged(); }
+
+  long read_grads(const py::list& grads) { return list_.read_grads(grads, addresses_); }
+
+  void update(const py::object& step, int threads, std::uintptr_t row, std::uintptr_t sums) {
+    const auto input = read_step(step, threads);
+    py::gil_scoped_release release;
+    std::visit(
+        [&](auto& plan) {
+          for (std::size_t i = 0; i < addresses_.size(); ++i) plan.set_grad(i, addresses_[i]);
+          *at<Sums<double>>(sums) = plan.update(input, *at<Estimate>(row));
+        },
+        plan_);
+  }
+
+  void finish(const py::object& step, int threads, std::uintptr_t row, std::uintptr_t sums, bool last) {
+    const auto input = read_step(step, threads);
+    py::gil_scoped_release release;
+    std::visit(
+        [&](auto& plan) {
+          const Estimate estimate = plan.finish(input, *at<Estimate>(row), *at<Sums<double>>(sums));
+          if (last) *at<Estimate>(row) = estimate;
+        },
+        plan_);
+  }
+
+ private:
+  TensorList list_;
+  std::vector<const void*> addresses_;
+  std::variant<cpu::Plan<float>, cpu::Plan<double>> plan_{cpu::Plan<float>({})};
+};
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled backends of prodigy_fused; see prodigy_fused/backends/cpu.py for their use.";
+  m.attr("ESTIMATE_FIELDS") = sizeof(Estimate) / sizeof(double);
+  m.attr("MAX_DIMS") = kMaxDims;
+  m.def("threading", &cpu::threading, "Whose threads the CPU backend uses.");
+  m.def("instruction_set", &cpu::instruction_set, "The instruction set that calls are dispatched to.");
+  py::class_<CpuPlan>(m, "CpuPlan", "The tensors of one bucket; addresses of float64 rows are given as integers.")
+      .def(py::init<py::list, py::type>(), py::arg("slots"), py::arg("tensor_class"))
+      .def("unchanged", &CpuPlan::unchanged, "Whether every parameter and state tensor is where it was.")
+      .def("read_grads", &CpuPlan::read_grads, "The index of the first gradient laid out otherwise, or -1.")
+      .def("update", &CpuPlan::update)
+      .def("finish", &CpuPlan::finish);
+}

@@ -1,0 +1,91 @@
+#include "python/tensor_view.h"
+
+#include <pybind11/stl.h>
+
+#include <numeric>
+#include <string>
+
+namespace prodigy {
+namespace py = pybind11;
+
+namespace {
+
+// The part of DLPack's ABI, version 1, that is needed here (dlpack.h of the DLPack project).
+struct DLTensor {
+  void* data;
+  std::int32_t device_type, device_id;
+  std::int32_t ndim;
+  std::uint8_t type_code, type_bits;
+  std::uint16_t type_lanes;
+  std::int64_t *shape, *strides;
+  std::uint64_t byte_offset;
+};
+constexpr int kCpu = 1;
+constexpr int kFloat = 2;
+constexpr std::uint32_t kMajor = 1;
+
+}  // namespace
+
+struct TensorReader::ExchangeApi {
+  std::uint32_t major, minor;
+  void* previous;
+  void* unused[3];  // allocator, from_py_object, to_py_object
+  int (*view)(void* object, DLTensor* out);
+  void* current_work_stream;
+};
+
+bool TensorView::same_layout(const TensorView& other) const {
+  if (shape != other.shape) return false;
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    if (shape[i] > 1 && strides[i] != other.strides[i]) return false;
+  }
+  return true;
+}
+
+std::int64_t TensorView::numel() const {
+  return std::accumulate(shape.begin(), shape.end(), std::int64_t(1), std::multiplies<std::int64_t>());
+}
+
+TensorReader::TensorReader(py::type tensor_class) : tensor_class_(std::move(tensor_class)) {
+  if (!py::hasattr(tensor_class_, "__dlpack_c_exchange_api__")) return;
+  const py::object capsule = tensor_class_.attr("__dlpack_c_exchange_api__");
+  const auto* api = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (api == nullptr) throw py::error_already_set();
+  if (api->major == kMajor && api->view != nullptr) api_ = api;
+}
+
+bool TensorReader::read(PyObject* object, TensorView& view) const {
+  if (!PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(tensor_class_.ptr()))) return false;
+  return api_ ? read_exchanged(object, view) : read_methods(object, view);
+}
+
+bool TensorReader::read_exchanged(PyObject* object, TensorView& view) const {
+  DLTensor t;
+  if (api_->view(object, &t) != 0) {
+    PyErr_Clear();  // sparse, meta, ...: the caller asks Python for the words
+    return false;
+  }
+  view.data = static_cast<char*>(t.data) + t.byte_offset;
+  view.bits = t.type_code == kFloat && t.type_lanes == 1 ? t.type_bits : 0;
+  view.on_cpu = t.device_type == kCpu;
+  view.shape.assign(t.shape, t.shape + t.ndim);
+  view.strides.assign(t.strides, t.strides + t.ndim);
+  return true;
+}
+
+bool TensorReader::read_methods(PyObject* object, TensorView& view) const {
+  try {
+    const auto t = py::reinterpret_borrow<py::object>(object);
+    view.data = reinterpret_cast<void*>(t.attr("data_ptr")().cast<std::uintptr_t>());
+    const auto dtype = py::str(t.attr("dtype")).cast<std::string>();
+    view.bits = dtype == "torch.float32" ? 32 : dtype == "torch.float64" ? 64 : 0;
+    view.on_cpu = t.attr("is_cpu").cast<bool>();
+    view.shape = t.attr("shape").cast<std::vector<std::int64_t>>();
+    view.strides = t.attr("stride")().cast<std::vector<std::int64_t>>();
+    return true;
+  } catch (const py::error_already_set&) {
+    return false;
+  }
+}
+
+}  // namespace prodigy

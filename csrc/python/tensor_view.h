@@ -1,0 +1,40 @@
+// Reads what a torch.Tensor is - address, shape, strides, dtype, device - without knowing torch: through the DLPack C
+// exchange API of its class where torch has one (2.10 and later), else by calling its Python methods.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace prodigy {
+
+struct TensorView {
+  void* data;
+  int bits;  // of a floating-point element; 0: not floating point
+  bool on_cpu;
+  std::vector<std::int64_t> shape, strides;
+
+  // Whether the element at memory position i is the same element in both; strides of size-1 dimensions mean nothing.
+  bool same_layout(const TensorView& other) const;
+  std::int64_t numel() const;
+};
+
+class TensorReader {
+ public:
+  explicit TensorReader(pybind11::type tensor_class);
+
+  // False, with no Python error set, if `object` is not a tensor with plain strided memory.
+  bool read(PyObject* object, TensorView& view) const;
+
+ private:
+  struct ExchangeApi;
+
+  bool read_exchanged(PyObject* object, TensorView& view) const;
+  bool read_methods(PyObject* object, TensorView& view) const;
+
+  pybind11::type tensor_class_;
+  const ExchangeApi* api_ = nullptr;
+};
+
+}  // namespace prodigy

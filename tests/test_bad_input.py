@@ -1,0 +1,292 @@
+"""Everything that must be refused: one exception that names the culprit, and nothing changed.
+
+Contradictory choices of a backend are in test_selection.py, conflicts between groups in test_groups.py.
+"""
+
+import copy
+import math
+
+import prodigyopt
+import pytest
+import torch
+from toolbox import D0, feed, make, make_params, parameters, refused, train
+from torch import nn
+
+from prodigy_fused import Prodigy
+
+NAN, INF = math.nan, math.inf
+EITHER = (TypeError, ValueError)
+GOOD = torch.zeros(2, 2)
+
+# -- hyper-parameters ----------------------------------------------------------------------------------------
+
+NOT_NUMBERS = [NAN, "0.5", [0.5], 1j, torch.ones(2)]
+BAD_VALUES = {
+    "lr": [*NOT_NUMBERS, None, INF, -1.0, torch.tensor(-1.0), torch.tensor(NAN)],
+    "eps": [*NOT_NUMBERS, None, INF, 0.0, -1e-8],
+    "weight_decay": [*NOT_NUMBERS, None, INF, -0.1],
+    "d0": [*NOT_NUMBERS, None, INF, 0.0, -1e-6],
+    "d_coef": [*NOT_NUMBERS, None, INF, 0.0, -1.0],
+    "growth_rate": [*NOT_NUMBERS, None, 0.0, 0.99, -INF],
+    "beta3": [*NOT_NUMBERS, INF, 1.0, -0.1],
+    "betas": [NAN, None, 0.9, "ab", (0.9,), (0.9, 0.99, 0.999), (NAN, 0.99), (0.9, NAN), (1.0, 0.99),
+              (0.9, 1.0), (-0.1, 0.99), (0.9, -0.1), ("0.9", "0.99"), (None, 0.99)],
+    "slice_p": [*NOT_NUMBERS, None, 0, -1, 1.5, 2.0, True],
+    "state_dtype": ["float32", torch.int32, torch.complex64, 32],
+    "decouple": ["False", None, 0.5],
+    "use_bias_correction": ["False", None],
+    "safeguard_warmup": ["no", None],
+    "maximize": ["x", None],
+    "fsdp_in_use": ["False", None],
+    "fused": ["yes", 0.5],
+    "foreach": ["yes", 0.5],
+    "capturable": ["yes", None],
+    "backend": [3, True, ""],
+}  # fmt: skip
+CASES = [pytest.param(n, v, id=f"{n}={v!r}") for n, values in BAD_VALUES.items() for v in values]
+# Without True for 1, and pairs for numbers: nobody writes those into a running optimizer.
+WRITTEN = [case for case in CASES if case.values[1] is not True and not torch.is_tensor(case.values[1])]
+
+
+@pytest.mark.parametrize(("name", "value"), CASES)
+def test_hyper_parameters_are_checked_at_construction(name, value):
+    with pytest.raises(EITHER, match=rf"\b{name}\b"):
+        Prodigy([GOOD], **{name: value})
+    with pytest.raises(EITHER, match=rf"\b{name}\b"):
+        Prodigy([{"params": [GOOD]}, {"params": [torch.zeros(3)], name: value}])
+
+
+@pytest.mark.parametrize(("name", "value"), CASES)
+def test_hyper_parameters_are_checked_when_a_group_is_added(name, value):
+    opt = make()
+    train(opt, steps=2)
+    with refused(opt, EITHER, name):
+        opt.add_param_group({"params": [torch.zeros(3)], name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), WRITTEN)
+def test_hyper_parameters_are_checked_when_they_were_written_between_steps(name, value):
+    opt = make()
+    train(opt, steps=2)
+    good, opt.param_groups[0][name] = opt.param_groups[0][name], value
+    feed(opt, 2)
+    with refused(opt, EITHER, name):
+        opt.step()
+    opt.param_groups[0][name] = good
+    opt.step()
+
+
+def test_slice_p_cannot_change_under_way():
+    opt = make()
+    train(opt, steps=2)
+    opt.param_groups[0]["slice_p"] = 2
+    feed(opt, 2)
+    with refused(opt, ValueError, "parameter 0", "(4, 3)", "(6,)"):
+        opt.step()
+
+
+@pytest.mark.parametrize("value", [NAN, 0.0, -1.0, INF, None, "text"])
+def test_a_bad_estimate_written_by_the_user(value):
+    opt = make()
+    train(opt, steps=2)
+    opt.param_groups[0]["d"] = value
+    feed(opt, 2)
+    with refused(opt, EITHER, "d", str(value)):
+        opt.step()
+
+
+# -- parameters ----------------------------------------------------------------------------------------------
+
+P1 = ["parameter 1", "(4,)"]
+BAD_PARAMETERS = {
+    "integer": (lambda: torch.zeros(4, dtype=torch.int64), TypeError, [*P1, "int64"]),
+    "bool": (lambda: torch.zeros(4, dtype=torch.bool), TypeError, [*P1, "bool"]),
+    "complex": (lambda: torch.zeros(4, dtype=torch.complex64), TypeError, [*P1, "complex64", "view_as_real"]),
+    "float8": (lambda: torch.zeros(4, dtype=torch.float8_e4m3fn), TypeError, [*P1, "float8_e4m3fn"]),
+    "sparse": (lambda: torch.zeros(4).to_sparse(), ValueError, [*P1, "sparse"]),
+    "meta": (lambda: torch.zeros(4, device="meta"), ValueError, [*P1, "meta"]),
+    "expanded": (lambda: torch.zeros(1).expand(4), ValueError, [*P1, "expanded", "clone"]),
+    "overlapping": (lambda: torch.zeros(5).as_strided((3, 3), (1, 1)), ValueError, ["parameter 1", "(3, 3)"]),
+    "non-leaf": (lambda: torch.zeros(4, requires_grad=True) * 2, ValueError, [*P1, "leaf"]),
+    "number": (lambda: 3.0, TypeError, ["parameter 1", "float"]),
+    "name": (lambda: "weight", TypeError, ["parameter 1", "str"]),
+    "None": (lambda: None, TypeError, ["parameter 1", "None"]),
+    "module": (lambda: nn.Linear(2, 2), TypeError, ["parameter 1", "Linear"]),
+    "duplicate": (lambda: GOOD, ValueError, ["parameter 1", "(2, 2)", "duplicate", "parameter 0"]),
+}
+
+
+@pytest.mark.parametrize(("bad", "error", "words"), BAD_PARAMETERS.values(), ids=BAD_PARAMETERS)
+def test_bad_parameters(bad, error, words):
+    for params in ([GOOD, bad()], [{"params": [GOOD]}, {"params": [bad()]}]):
+        with pytest.raises(error) as caught:
+            Prodigy(params)
+        assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
+    opt = Prodigy([GOOD])
+    with refused(opt, error, *words):
+        opt.add_param_group({"params": [bad()]})
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "words"),
+    [
+        ([], ValueError, "empty"),
+        (iter([]), ValueError, "empty"),
+        (GOOD, TypeError, "iterable"),
+        (None, TypeError, "itera"),
+        (nn.Linear(2, 2), TypeError, "iterable"),
+        ({GOOD, torch.zeros(3)}, TypeError, "list"),
+        ([{"params": {GOOD, torch.zeros(3)}}], TypeError, "list"),
+        ([{"weights": [GOOD]}], (*EITHER, KeyError), "params"),
+        ([("w", GOOD), torch.zeros(3)], ValueError, "names"),
+        ([{"params": [("w", GOOD)]}, {"params": [torch.zeros(3)]}], ValueError, "names"),
+    ],
+)
+def test_bad_collections_of_parameters(params, error, words):
+    with pytest.raises(error, match=words):
+        Prodigy(params)
+
+
+@pytest.mark.parametrize("group", [[GOOD], GOOD, None, "params"])
+def test_a_group_must_be_a_dictionary(group):
+    opt = make()
+    with refused(opt, TypeError, "dict"):
+        opt.add_param_group(group)
+
+
+# -- gradients -----------------------------------------------------------------------------------------------
+
+
+def give(p, data):
+    """PyTorch checks what is assigned to ``grad``, but not a later ``p.data = ...``."""
+    p.grad = torch.ones_like(p)
+    p.data = data
+
+
+BAD_GRADIENTS = {
+    "other size": (lambda p: give(p, torch.ones(9).to(p)), ["shape", "(9,)", "4"]),
+    "other shape": (lambda p: give(p, torch.ones(2, 2).to(p)), ["shape", "(2, 2)", "4"]),
+    "dtype": (lambda p: give(p, p.data.half()), ["dtype", "float16", "float64"]),
+    "sparse": (lambda p: setattr(p, "grad", torch.ones_like(p).to_sparse()), ["(4,)", "sparse"]),
+}
+
+
+@pytest.mark.parametrize("steps", [0, 2], ids=["first", "third"])
+@pytest.mark.parametrize(("spoil", "words"), BAD_GRADIENTS.values(), ids=BAD_GRADIENTS)
+def test_one_bad_gradient_among_many(backend, steps, spoil, words):
+    params = parameters(make(backend))
+    opt = make(backend, [*params, nn.Parameter(torch.ones(4).to(params[0]))], weight_decay=0.1)
+    train(opt, steps=steps)
+    feed(opt, steps)
+    spoil(parameters(opt)[-1])
+    with refused(opt, EITHER, "parameter 4", *words):
+        opt.step()
+
+
+def test_a_parameter_swapped_for_one_without_memory(backend):
+    opt = make(backend)
+    train(opt, steps=2)
+    opt.param_groups[0]["params"][-1] = nn.Parameter(torch.ones(4, device="meta"))
+    for p in parameters(opt):
+        p.grad = torch.ones_like(p)
+    with refused(opt, EITHER, "parameter 3", "(4,)", "meta"):
+        opt.step()
+
+
+def test_parameter_and_gradient_of_another_shape_than_the_state(backend):
+    opt = make(backend)
+    train(opt, steps=2)
+    last = parameters(opt)[-1]
+    last.grad = None
+    last.data = last.data[:, :1].clone()
+    feed(opt, 2)
+    with refused(opt, ValueError, "parameter 3", "(2, 1, 2, 2)", "(2, 3, 2, 2)"):
+        opt.step()
+
+
+def test_a_parameter_made_to_overlap_between_steps(backend):
+    opt = make(backend)
+    train(opt, steps=2)
+    last = parameters(opt)[-1]
+    last.data = last.data[:, :1].expand(2, 3, 2, 2)
+    feed(opt, 2)
+    with refused(opt, EITHER, "parameter 3", "(2, 3, 2, 2)"):
+        opt.step()
+
+
+# -- checkpoints ---------------------------------------------------------------------------------------------
+
+
+NUMBERS = ("d", "d_max", "d_hat", "d_numerator", "d_denom", "k")
+
+
+def change(**numbers):
+    return lambda saved: [group.update(numbers) for group in saved["param_groups"]]
+
+
+def drop(*keys):
+    return lambda saved: [group.pop(key) for group in saved["param_groups"] for key in keys]
+
+
+def put(i, key, value):
+    return lambda saved: saved["state"][i].update({key: value})
+
+
+CORRUPT = {
+    "no groups": (lambda saved: saved.pop("param_groups"), ["param_groups"]),
+    "no state": (lambda saved: saved.pop("state"), ["state"]),
+    "more groups": (lambda saved: saved["param_groups"].append({"params": [9]}), ["[4]", "[4, 1]"]),
+    "fewer parameters": (lambda saved: saved["param_groups"][0]["params"].pop(), ["[4]", "[3]"]),
+    "version 1.0": (drop("slice_p"), ["slice_p", "param_groups[0]"]),
+    "no estimate": (drop("d", "d_max", "d_numerator"), ["'d'", "'d_max'", "'d_numerator'"]),
+    "other slice_p": (change(slice_p=11), ["slice_p=11", "slice_p=1"]),
+    **{f"NaN {name}": (change(**{name: NAN}), [name, "nan"]) for name in (*NUMBERS, "lr", "eps", "d_coef")},
+    **{f"infinite {name}": (change(**{name: INF}), [name, "inf"]) for name in NUMBERS},
+    "d is None": (change(d=None), ["param_groups[0]", "d = None"]),
+    "d_max is text": (change(d_max="text"), ["param_groups[0]", "d_max", "text"]),
+    "negative d": (change(d=-1.0), ["d = -1"]),
+    "negative k": (change(k=-3), ["k", "-3"]),
+    "bad betas": (change(betas=(0.9, 1.5)), ["betas[1]", "1.5"]),
+    "no exp_avg": (lambda saved: saved["state"][2].pop("exp_avg"), ["parameter 2", "()", "exp_avg"]),
+    "no s": (lambda saved: saved["state"][3].pop("s"), ["parameter 3", "(2, 3, 2, 2)", "'s'"]),
+    "short s": (put(0, "s", torch.zeros(11)), ["parameter 0", "(4, 3)", "'s'", "(11,)"]),
+    "long p0": (put(1, "p0", torch.zeros(8)), ["parameter 1", "(7,)", "'p0'", "(8,)"]),
+    "other exp_avg_sq": (put(3, "exp_avg_sq", torch.zeros(2, 3, 4)), ["parameter 3", "exp_avg_sq", "(2, 3,"]),
+    "transposed exp_avg": (put(0, "exp_avg", torch.zeros(3, 4)), ["parameter 0", "exp_avg", "(3, 4)"]),
+    "state of text": (put(0, "exp_avg", "text"), ["parameter 0", "exp_avg", "text"]),
+}
+
+
+@pytest.mark.parametrize("name", CORRUPT)
+@pytest.mark.parametrize("steps", [0, 3], ids=["new", "running"])
+def test_corrupt_checkpoints_change_nothing(name, steps):
+    corrupt, words = CORRUPT[name]
+    saver, opt = make(), make()
+    train(saver, steps=3)
+    saved = copy.deepcopy(saver.state_dict())
+    corrupt(saved)
+    train(opt, steps=steps)
+    with refused(opt, ValueError, *words):
+        opt.load_state_dict(saved)
+    train(opt, steps=1, start=steps)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("other", [torch.optim.AdamW, torch.optim.SGD])
+def test_another_optimizers_checkpoint_names_what_it_lacks(other, steps):
+    foreign = other(make_params(), lr=1e-3)
+    train(foreign, steps=steps)
+    opt = make()
+    with refused(opt, ValueError, "'d0'", "'d_numerator'", "'slice_p'"):
+        opt.load_state_dict(foreign.state_dict())
+
+
+def test_a_poisoned_run_of_prodigyopt_is_refused():
+    """One NaN gradient makes its d_numerator NaN for ever: continuing would only look like training."""
+    theirs = prodigyopt.Prodigy(make_params(), d0=D0)
+    train(theirs, steps=2)
+    parameters(theirs)[0].grad.fill_(NAN)
+    theirs.step()
+    opt = make()
+    with refused(opt, ValueError, "param_groups[0]", "nan"):
+        opt.load_state_dict(theirs.state_dict())

@@ -1,0 +1,281 @@
+"""Saved and loaded: with prodigyopt in both directions, across backends and dtypes, and what is refused."""
+
+import copy
+import io
+import json
+import math
+import pickle
+
+import prodigyopt
+import pytest
+import torch
+from toolbox import (
+    D0,
+    NAMES,
+    NHWC,
+    ZERO,
+    agree,
+    each_compiled,
+    frozen,
+    make,
+    make_params,
+    parameters,
+    snapshot,
+    train,
+    twins,
+)
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+from prodigy_fused import Prodigy
+
+HALF, REST = 5, 6
+NUMBERS = ("d", "d_max", "d_hat", "d_numerator", "d_denom", "k")
+
+
+def same_params(opt):
+    """Copies of the parameters, in the same memory order."""
+    return [nn.Parameter(p.detach().clone()) for p in parameters(opt)]
+
+
+def ours_from(opt, backend=None, **options):
+    again = make(backend, same_params(opt), **options)
+    again.load_state_dict(copy.deepcopy(opt.state_dict()))
+    return again
+
+
+def theirs_from(opt, **options):
+    again = prodigyopt.Prodigy(same_params(opt), **{"d0": D0, **options})
+    again.load_state_dict(copy.deepcopy(opt.state_dict()))
+    return again
+
+
+def trained(backend=None, **options):
+    opt = make(backend, **options)
+    train(opt, steps=HALF)
+    return opt
+
+
+# -- prodigyopt, both ways -----------------------------------------------------------------------------------
+
+OPTIONS = [
+    {},
+    {"slice_p": 2},
+    {"slice_p": 11, "betas": (0.0, 0.99)},
+    {"betas": (0.0, 0.999), "weight_decay": 0.1},
+    {"use_bias_correction": True, "safeguard_warmup": True, "lr": 0.5, "beta3": 0.98, "d_coef": 30.0},
+    {"weight_decay": 0.1, "decouple": False, "growth_rate": 1.02, "d_coef": 2.0, "slice_p": 2},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("continued_by", [theirs_from, ours_from], ids=["prodigyopt", "prodigy_fused"])
+def test_a_run_continues_in_the_other_package(backend, options, continued_by):
+    ours, uninterrupted = twins(backend, **options)
+    train(ours, uninterrupted, steps=HALF)
+    if continued_by is theirs_from:
+        resumed = theirs_from(ours, **options)
+    else:
+        resumed = ours_from(uninterrupted, backend, **options)
+    train(resumed, uninterrupted, steps=REST, start=HALF)
+    agree(resumed, uninterrupted)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_before_the_first_step(options):
+    """Nothing but numbers yet; prodigyopt has no d_hat and d_denom then."""
+    ours, theirs = twins(**options)
+    swapped = ours_from(theirs, **options), theirs_from(ours, **options)
+    train(ours, theirs, *swapped)
+    agree(swapped[0], theirs)
+    agree(swapped[1], theirs)
+
+
+def test_format_is_that_of_prodigyopt(backend):
+    ours, theirs = twins(backend, slice_p=2)
+    train(ours, theirs, steps=HALF)
+    mine, wanted = ours.state_dict(), theirs.state_dict()
+    assert wanted["param_groups"][0].keys() <= mine["param_groups"][0].keys()
+    for i, state in wanted["state"].items():
+        assert state.keys() == mine["state"][i].keys()
+        assert [v.shape for v in state.values() if torch.is_tensor(v)] == [
+            mine["state"][i][key].shape for key, v in state.items() if torch.is_tensor(v)
+        ]
+        assert mine["state"][i]["step"] == state["step"]
+    assert mine["state"][ZERO]["p0"].dim() == 0
+    for group in mine["param_groups"]:
+        assert all(type(group[name]) in (int, float) for name in NUMBERS)
+        assert json.loads(json.dumps({name: group[name] for name in NUMBERS}))["k"] == HALF
+
+
+@pytest.mark.parametrize("options", OPTIONS[:3])
+def test_channels_last_is_saved_in_row_major_order(options):
+    params = make_params()
+    for p in params:
+        p.data = p.data.contiguous()
+    contiguous, mixed = make(None, params, **options), make(None, **options)
+    train(contiguous, mixed, steps=HALF)
+    assert not parameters(mixed)[NHWC].is_contiguous()
+    saved = [opt.state_dict()["state"].values() for opt in (contiguous, mixed)]
+    for a, b in zip(*saved, strict=True):
+        assert all(torch.allclose(torch.as_tensor(a[key]), torch.as_tensor(b[key]), rtol=1e-12) for key in a)
+
+
+# -- files, copies -------------------------------------------------------------------------------------------
+
+
+def through_a_file(opt):
+    file = io.BytesIO()
+    torch.save(opt.state_dict(), file)
+    file.seek(0)
+    again = make(opt.defaults["backend"], same_params(opt))
+    again.load_state_dict(torch.load(file, weights_only=True))
+    return again
+
+
+COPIES = {
+    "torch.save": through_a_file,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda opt: pickle.loads(pickle.dumps(opt)),
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_copies_continue(backend, way):
+    opt = trained(backend)
+    again = COPIES[way](opt)
+    before = snapshot(opt)
+    train(again, steps=REST, start=HALF)
+    assert snapshot(opt) == before, "the copy shares memory with the original"
+    train(opt, steps=REST, start=HALF)
+    agree(again, opt, rtol=0.0)
+
+
+def test_deepcopy_with_its_model():
+    model = nn.Linear(3, 2).double()
+    twin, opt = copy.deepcopy((model, make(None, model.parameters())))
+    assert list(map(id, parameters(opt))) == list(map(id, twin.parameters()))
+    train(opt, steps=2)
+
+
+@each_compiled
+def test_a_copy_still_takes_scaled_gradients(backend):
+    opt = make(None, fused=True)
+    assert COPIES["deepcopy"](opt)._step_supports_amp_scaling
+    assert COPIES["pickle"](opt)._step_supports_amp_scaling
+
+
+@pytest.mark.parametrize("slice_p", [1, 2])
+def test_loading_does_not_alias_the_checkpoint(backend, slice_p):
+    opt = trained(backend, slice_p=slice_p)
+    checkpoint = copy.deepcopy(opt.state_dict())
+    before = frozen(checkpoint)
+    again = make(backend, same_params(opt), slice_p=slice_p)
+    again.load_state_dict(checkpoint)
+    assert frozen(checkpoint) == before
+    train(again, steps=2, start=HALF)
+    assert frozen(checkpoint) == before
+
+
+# -- other backends, other dtypes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("saved_by", NAMES)
+@pytest.mark.parametrize("loaded_by", NAMES)
+def test_across_backends(saved_by, loaded_by):
+    opt = trained(saved_by)
+    again = make(loaded_by)
+    for p, q in zip(parameters(again), parameters(opt), strict=True):
+        p.data.copy_(q)
+    again.load_state_dict(opt.state_dict())
+    train(opt, again, steps=REST, start=HALF)
+    agree(again, opt)
+    assert again.param_groups[0]["backend"] == loaded_by
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_state_is_never_cast_to_the_parameters_dtype(dtype):
+    opt = make(None, make_params(dtype))
+    train(opt, steps=HALF)
+    again = ours_from(opt)
+    wide = torch.promote_types(dtype, torch.float32)
+    for p, q in zip(parameters(again), parameters(opt), strict=True):
+        assert frozen(again.state[p]) == frozen(opt.state[q])
+        assert {again.state[p][key].dtype for key in ("s", "exp_avg", "exp_avg_sq")} == {wide}
+        assert again.state[p]["p0"].dtype == dtype
+    train(opt, again, steps=3, start=HALF)
+    assert snapshot(again)["params"] == snapshot(opt)["params"]
+
+
+def test_a_low_precision_checkpoint_of_prodigyopt_is_widened():
+    theirs = prodigyopt.Prodigy(make_params(torch.bfloat16), d0=D0)
+    train(theirs, steps=HALF)
+    again = ours_from(theirs)
+    p, q = parameters(again)[0], parameters(theirs)[0]
+    assert again.state[p]["s"].dtype == torch.float32
+    assert torch.equal(again.state[p]["s"], theirs.state[q]["s"].float().view_as(p))
+    train(again, steps=1, start=HALF)
+
+
+def test_a_float32_checkpoint_continues_in_float64():
+    opt = make(None, make_params(torch.float32))
+    train(opt, steps=HALF)
+    wide = Prodigy([nn.Parameter(p.detach().double()) for p in parameters(opt)])
+    wide.load_state_dict(opt.state_dict())
+    train(opt, wide, steps=REST, start=HALF)
+    assert {v.dtype for state in wide.state.values() for v in state.values()} == {torch.float64}
+    agree(wide, opt, rtol=1e-5)
+
+
+def test_how_a_step_is_computed_stays_as_constructed():
+    saved = trained("reference").state_dict()
+    assert saved["param_groups"][0]["backend"] == "reference"
+    own = {"backend": "foreach", "fused": False, "foreach": True, "capturable": True}
+    again = make(**own)
+    again.load_state_dict(saved)
+    assert {key: again.param_groups[0][key] for key in own} == own
+
+
+# -- hooks and tools -----------------------------------------------------------------------------------------
+
+
+def test_hooks_of_the_user():
+    opt, calls = trained(), []
+    opt.register_state_dict_pre_hook(lambda o: calls.append("before saving"))
+    opt.register_state_dict_post_hook(lambda o, saved: {"wrapped": saved})
+    saved = opt.state_dict()
+    assert saved["wrapped"]["state"][0]["step"] == HALF, "a post hook sees what would have been returned"
+
+    again = make(None, same_params(opt))
+    again.register_load_state_dict_pre_hook(lambda o, saved: saved["wrapped"])
+    again.register_load_state_dict_post_hook(lambda o: calls.append(("loaded", o.step_count)))
+    again.load_state_dict(saved)
+    assert calls == ["before saving", ("loaded", HALF)]
+    train(opt, again, steps=2, start=HALF)
+    agree(again, opt, rtol=0.0)
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
+
+
+def test_distributed_checkpoint_state_dict(backend):
+    """It materialises state with a step of lr 0 on zero gradients; before that, the optimizer has none."""
+    device = parameters(make(backend))[0].device
+    models = [net().to(device) for _ in range(3)]
+    touched, plain, resumed = (make(backend, model.parameters(), weight_decay=0.1) for model in models)
+    before = snapshot(touched)
+    get_optimizer_state_dict(models[0], touched)
+    after = snapshot(touched)
+    assert (after["params"], after["groups"]) == (before["params"], before["groups"])
+    train(touched, plain, steps=HALF)
+    agree(touched, plain, rtol=0.0)
+
+    models[2].load_state_dict(models[0].state_dict())
+    saved = copy.deepcopy(get_optimizer_state_dict(models[0], touched))
+    assert "0.weight" in saved["state"]
+    set_optimizer_state_dict(models[2], resumed, saved)
+    train(plain, resumed, steps=REST, start=HALF)
+    agree(resumed, plain, rtol=0.0)
+    assert math.isfinite(resumed.d)

@@ -1,0 +1,83 @@
+"""What a step allocates, and what the state keeps."""
+
+import pytest
+import torch
+from torch import nn
+
+MIB = 1 << 20
+
+
+def _kib(field: str) -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(field))
+
+
+def peak(device: str, work) -> int:
+    """By how many bytes ``work()`` takes more memory, at its worst, than there was before it."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        with open("/proc/self/clear_refs", "w") as refs:
+            refs.write("5")  # the peak starts anew
+    except OSError as error:
+        pytest.skip(f"the kernel keeps no peak of memory that could be reset: {error}")
+    before = _kib("VmRSS")
+    work()
+    return (_kib("VmHWM") - before) * 1024
+
+
+def test_the_measure():
+    seen = peak("cpu", lambda: torch.ones(8 * MIB))
+    assert 31 * MIB < seen < 48 * MIB
+
+
+RUNS = {
+    "default": {},
+    "no momentum, coupled": {"betas": (0.0, 0.999), "weight_decay": 0.1, "decouple": False},
+    "sampled": {"slice_p": 11, "weight_decay": 0.1},
+}
+
+
+@pytest.mark.parametrize("options", RUNS.values(), ids=RUNS.keys())
+def test_a_step_allocates_nothing_of_parameter_size(backend, options):
+    if not backend.one_pass or backend.small:
+        pytest.skip("makes no such promise")
+    params = [nn.Parameter(torch.ones(n, device=backend.device)) for n in (4 * MIB, 4 * MIB, 17)]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    opt = backend(params, **options)
+    opt.step()
+    for _ in range(4):
+        corrections = opt.corrections
+        assert peak(backend.device, opt.step) < 4 * MIB
+    assert opt.corrections > corrections  # with a second pass
+
+
+SHAPES = [(1000,), (30, 7), (), (0,), (4, 3, 2, 2)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("slice_p", [1, 2, 11])
+@pytest.mark.parametrize("beta1", [0.9, 0.0])
+@pytest.mark.parametrize("zero", [False, True])
+def test_state(backend, dtype, slice_p, beta1, zero):
+    make = torch.zeros if zero else torch.ones
+    params = [nn.Parameter(make(shape, dtype=dtype, device=backend.device)) for shape in SHAPES]
+    opt = backend(params, slice_p=slice_p, betas=(beta1, 0.999))
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        opt.step()
+    for p in params:
+        samples = -(-p.numel() // slice_p)
+        elements = {"s": samples, "p0": 1 if zero or p.numel() == 0 else samples, "exp_avg_sq": p.numel()}
+        if beta1 > 0:
+            elements["exp_avg"] = p.numel()
+        state = opt.state[p]
+        assert {key: t.untyped_storage().nbytes() // p.element_size() for key, t in state.items()} == elements
+        assert {t.dtype for t in state.values()} == {dtype}
+        if zero:
+            assert state["p0"].dim() == 0

@@ -1,0 +1,185 @@
+"""Every backend takes the reference's steps (ALGORITHM.md, "What correct means")."""
+
+import dataclasses
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from oracle import STEPS, Algorithm4, Case, Prodigyopt, Recording, record, replay, training, worst
+
+TOLERANCE = 1e-10  # float64, relative, of d and of every parameter
+FACTOR = 2.0  # float32: the error against float64 may be this many times prodigyopt's
+
+D0 = 1e-6
+
+FACTORS = {
+    "betas": [(0.9, 0.999), (0.9, 0.99), (0.0, 0.999)],
+    "beta3": [None, 0.95],
+    "use_bias_correction": [False, True],
+    "decay": [{}, {"weight_decay": 0.05}, {"weight_decay": 0.01, "decouple": False}],
+    "safeguard_warmup": [False, True],
+    "growth_rate": [float("inf"), 1.05],
+    "d_coef": [1.0, 0.5, 2.0],
+    "slice_p": [1, 2, 11],
+    "eps": [1e-8, 1e-3],
+    "schedule": ["constant", "warm-up from 0", "0 in the middle", "cosine"],
+    "arrival": ["always", "late", "now and then"],
+    "groups": ["one", "three", "one frozen", "one asleep"],
+}
+
+
+def pairs(levels: tuple[int, ...]) -> set[tuple[tuple[int, int], ...]]:
+    return set(itertools.combinations(enumerate(levels), 2))
+
+
+def covering(count: int) -> list[tuple[int, ...]]:
+    """``count`` combinations of the factors' levels, in which every pair of levels of two factors meets.
+
+    Greedy: of some random combinations, the one with the most pairs that are rare so far.
+    """
+    draw = random.Random(1)
+    sizes = [len(levels) for levels in FACTORS.values()]
+    rows, met = [], dict.fromkeys(
+        (((i, a), (j, b)) for i, j in itertools.combinations(range(len(sizes)), 2)
+         for a, b in itertools.product(range(sizes[i]), range(sizes[j]))), 0)  # fmt: skip
+    for _ in range(count):
+        candidates = [tuple(map(draw.randrange, sizes)) for _ in range(60)]
+        rows.append(max(candidates, key=lambda row: sum(0.1 ** met[pair] for pair in pairs(row))))
+        for pair in pairs(rows[-1]):
+            met[pair] += 1
+    assert min(met.values()) > 0, "give covering() more rows"
+    return rows
+
+
+def case_of(row: tuple[int, ...]) -> Case:
+    chosen = {name: levels[i] for (name, levels), i in zip(FACTORS.items(), row, strict=True)}
+    how = {name: chosen.pop(name) for name in ("schedule", "arrival", "groups")}
+    return Case({**chosen.pop("decay"), **chosen}, **how)
+
+
+DEFAULT = (0,) * len(FACTORS)
+CASES = {"".join(map(str, row)): case_of(row) for row in [DEFAULT, *covering(40)]}
+
+
+@pytest.fixture(scope="module", params=CASES.values(), ids=CASES.keys())
+def run(request) -> Recording:
+    recording = record(request.param)
+    # A case that never leaves d0, or blows up, would test nothing.
+    assert np.isfinite(recording.x).all() and recording.d[-1] > 100 * D0
+    return recording
+
+
+def relative(run: Recording, d: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The errors after each step: of d, and of each tensor relative to its largest element (tensors, steps)."""
+    steps = len(d)
+    cuts = np.cumsum([p.numel() for p in run.start])[:-1]
+    tensors = zip(np.split(x, cuts, 1), np.split(run.x[:steps], cuts, 1), strict=True)
+    return np.abs(d / run.d[:steps] - 1), np.array([[*map(worst, ours, theirs)] for ours, theirs in tensors])
+
+
+def test_float64(run, backend):
+    d, x, opt = replay(backend, run, torch.float64, backend.device, backend.steps(STEPS))
+    error_d, error_x = relative(run, d, x)
+    assert error_d.max() <= TOLERANCE
+    assert error_x.max() <= TOLERANCE
+    assert opt.corrections == np.count_nonzero(np.diff(d, prepend=D0))
+
+
+def test_the_numpy_oracle(run):
+    d, x, _ = replay(Algorithm4, run, torch.float64)
+    assert max(map(np.max, relative(run, d, x))) <= TOLERANCE
+
+
+# -- float32 -----------------------------------------------------------------------------------------------------------
+
+FLOAT32_CASES = [
+    Case(steps=1000),
+    Case({"betas": (0.9, 0.99), "use_bias_correction": True, "weight_decay": 0.05}, steps=1000, seed=1),
+    Case({"betas": (0.0, 0.999), "slice_p": 11}, steps=1000, seed=2),
+    Case({"slice_p": 2, "safeguard_warmup": True}, "warm-up from 0", groups="three", steps=1000, seed=3),
+]
+# A few units in the last place: below this, twice somebody else's error says nothing.
+FLOOR = 4 * torch.finfo(torch.float32).eps
+
+
+@pytest.fixture(scope="module")
+def float32_runs() -> list[tuple[Recording, tuple[float, np.ndarray]]]:
+    """What the oracle does on gradients that float32 can hold, and the errors of prodigyopt in float32."""
+    runs = []
+    for case in FLOAT32_CASES:
+        run = record(case)
+        start = [p.float().double() for p in run.start]
+        grads = [[None if g is None else g.float().double() for g in step] for step in run.grads]
+        run = dataclasses.replace(run, start=start, grads=grads)
+        d, x, _ = replay(Prodigyopt, run, torch.float64)
+        run = dataclasses.replace(run, d=d, x=x)
+        runs.append((run, errors(run, *replay(Prodigyopt, run, torch.float32)[:2])))
+    return runs
+
+
+def errors(run: Recording, d: np.ndarray, x: np.ndarray) -> tuple[float, np.ndarray]:
+    """Over the whole run: the largest error of d, and the root mean square error of each tensor."""
+    error_d, error_x = relative(run, d, x)
+    return error_d.max(), np.sqrt((error_x**2).mean(1))
+
+
+def test_float32(float32_runs, backend):
+    ratios = []
+    for run, (their_d, their_x) in float32_runs:
+        d, x, _ = replay(backend, run, torch.float32, backend.device, backend.steps(1000))
+        our_d, our_x = errors(run, d, x)
+        ratios.append([max(our_d, FLOOR) / max(their_d, FLOOR), *np.maximum(our_x, FLOOR) / np.maximum(their_x, FLOOR)])
+    # One rounding of x in the first steps, where x0 - x is a few of its last bits, can treble the errors of a run, or
+    # another's: the mean over runs is what tells.
+    assert np.exp(np.log(ratios).mean(0)).max() <= FACTOR
+    assert np.max(ratios) <= 3 * FACTOR
+
+
+# -- the second pass ---------------------------------------------------------------------------------------------------
+
+
+def test_corrections_are_rare(backend):
+    steps = backend.steps(1500)
+    model, loss = training(0, torch.float32, backend.device)
+    opt = backend(model.parameters())
+    moved, last = 0, opt.d
+    for k in range(steps):
+        opt.zero_grad()
+        loss(k).backward()
+        opt.step()
+        moved, last = moved + (opt.d != last), opt.d
+    assert last > 1e-3
+    assert opt.corrections == moved
+    assert moved < max(0.05 * steps, 25)
+
+
+def test_a_step_that_leaves_d_alone_has_one_pass(backend, monkeypatch):
+    if not backend.one_pass:
+        pytest.skip("makes x in its second pass")
+    model, loss = training(0, torch.float32, backend.device)
+    opt = backend(model.parameters())
+    written = []
+
+    def train(k):
+        opt.zero_grad()
+        loss(k).backward()
+        opt.step()
+
+    train(0)  # the first step is made by `finish` (its x must not move as long as every gradient is zero)
+    plan = type(opt._plans.plans[0][0])
+    finish = plan.finish
+
+    def watched(self, *args, **kwargs):
+        before = [p.detach().clone() for p in model.parameters()]
+        finish(self, *args, **kwargs)
+        written.append(not all(map(torch.equal, before, model.parameters())))
+
+    monkeypatch.setattr(plan, "finish", watched)
+    for k in range(1, backend.steps(150)):
+        d = opt.d
+        train(k)
+        assert written.pop() == (opt.d != d)
+    assert 0 < opt.corrections < backend.steps(150) - 1

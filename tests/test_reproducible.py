@@ -1,0 +1,92 @@
+"""A step is bitwise the same with any number of threads, and for any arrangement of the tensors in groups."""
+
+import random
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+# More than a chunk, around the size from which torch shares out a sum among threads, and a few small ones.
+SHAPES = [(70_001,), (90, 90), (1 << 15,), (5, 7), (32_769,), (), (4000,), (1,), (64, 3, 3, 3), (17,)]
+STEPS = 8
+CONFIGURATIONS = {
+    "float32": ([torch.float32], {}),
+    "float64": ([torch.float64], {}),
+    "sampled, mixed": ([torch.float32, torch.float64], {"slice_p": 3, "weight_decay": 0.1}),
+    "no momentum": ([torch.float32], {"betas": (0.0, 0.99), "use_bias_correction": True}),
+}
+
+
+@pytest.fixture(params=CONFIGURATIONS.values(), ids=CONFIGURATIONS.keys())
+def configuration(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _restore_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def values(small: bool) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """Parameters and gradients, of magnitudes far apart, so that every order of summation has its own rounding."""
+    draw = torch.Generator().manual_seed(0)
+
+    def random_like(scale: float) -> list[Tensor]:
+        shapes = [s for s in SHAPES if not small or torch.Size(s).numel() < 2000]
+        return [torch.randn(s, generator=draw) * scale * 7.0**-i for i, s in enumerate(shapes)]
+
+    start, drift = random_like(1.0), random_like(0.1)
+    start[-3].zero_()
+    return start, [[a + b for a, b in zip(drift, random_like(0.03), strict=True)] for _ in range(STEPS)]
+
+
+def run(backend, configuration, groups: list[list[int]], threads: int) -> list[Tensor]:
+    """Everything that a few steps leave behind, in the order of the tensors."""
+    torch.set_num_threads(threads)
+    dtypes, options = configuration
+    start, grads = values(backend.small)
+
+    def cast(i: int, value: Tensor) -> Tensor:
+        return value.to(backend.device, dtypes[i % len(dtypes)], copy=True)
+
+    params = [nn.Parameter(cast(i, x)) for i, x in enumerate(start)]
+    opt = backend([{"params": [params[i] for i in group]} for group in groups], d0=1e-4, **options)
+    left = []
+    for step in grads:
+        for i, g in enumerate(step):
+            params[i].grad = cast(i, g)
+        opt.step()
+        estimate = [float(opt.param_groups[0][key]) for key in ("d", "d_numerator", "d_denom")]
+        left.append(torch.tensor(estimate, dtype=torch.float64))
+    assert opt.d > 1e-4
+    for p in params:
+        left += [p.detach(), *(opt.state[p][key] for key in sorted(opt.state[p]))]
+    return left
+
+
+def assert_bitwise(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    assert len(ours) == len(theirs)
+    assert [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if not torch.equal(a, b)] == []
+
+
+def test_threads(backend, configuration):
+    groups = [list(range(len(values(backend.small)[0])))]
+    alone = run(backend, configuration, groups, 1)
+    for threads in (2, 2, 3):
+        assert_bitwise(run(backend, configuration, groups, threads), alone)
+
+
+def test_partitions(backend, configuration):
+    indices = list(range(len(values(backend.small)[0])))
+    together = run(backend, configuration, [indices], 1)
+    assert_bitwise(run(backend, configuration, [[i] for i in indices], 1), together)
+    shuffle = random.Random(0)
+    for _ in range(3):
+        shuffle.shuffle(indices)
+        cut, end = sorted(shuffle.sample(range(1, len(indices)), 2))
+        parts = [indices[:cut], indices[cut:end], indices[end:]]
+        assert_bitwise(run(backend, configuration, parts, 1), together)
