@@ -8,7 +8,8 @@ from torch import Tensor
 
 from oracle import Algorithm4, Layout, Pair, Prodigyopt
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+# With d0 = 0.01 an element that is left out, or taken twice, is wrong by 0.01 or more.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 SENTINEL = 7.25
 
 
@@ -72,7 +73,7 @@ def scale(request):
     return request.param
 
 
-def agree(backend, params: list[Tensor], dtype, options, layouts=None, steps: int = 4) -> Pair:
+def agree(backend, params: list[Tensor], dtype, options, layouts=None, steps=4, tolerance=None) -> Pair:
     both = Pair(backend, Prodigyopt, [{"params": params}], dtype, backend.device, layouts, d0=1e-2, **options)
     for k in range(steps):
         draw = torch.Generator().manual_seed(k)
@@ -81,7 +82,7 @@ def agree(backend, params: list[Tensor], dtype, options, layouts=None, steps: in
             # What an expanded gradient can hold.
             grads = [torch.full_like(g, g.mean()) if layouts[i][1] is expanded else g for i, g in enumerate(grads)]
         both.step(grads)
-        both.check(TOLERANCE[dtype])
+        both.check(tolerance or TOLERANCE[dtype])
     assert both.opt.d > 1e-2 or params[0].numel() == 1
     return both
 
@@ -111,7 +112,7 @@ def test_a_long_sum_in_float32(backend):
     """Of equal terms, where a float32 accumulator would be off by 1e-4 or so."""
     if backend.small:
         pytest.skip("a million elements")
-    agree(backend, [1 + 1e-3 * random((1 << 20,), 1.0)], torch.float32, {}, steps=3)
+    agree(backend, [1 + 1e-3 * random((1 << 20,), 1.0)], torch.float32, {}, steps=3, tolerance=5e-6)
 
 
 def test_only_empty_tensors(backend):
@@ -129,7 +130,7 @@ def test_twenty_thousand_tensors(backend):
     whole = torch.nn.Parameter(one.clone())
     parts = [torch.nn.Parameter(t.to(backend.device, copy=True)) for t in one.split(sizes)]
     oracle, opt = Prodigyopt([whole], d0=1e-2), backend(parts, d0=1e-2)
-    for k in range(3):
+    for k in range(2):
         whole.grad = whole.detach() - 2 + random((one.numel() + k,), 1.0)[k:]
         for p, g in zip(parts, whole.grad.split(sizes), strict=True):
             p.grad = g.to(backend.device)
@@ -138,6 +139,56 @@ def test_twenty_thousand_tensors(backend):
     assert opt.d == pytest.approx(oracle.d, rel=1e-10)
     assert oracle.d > 1e-2
     assert torch.allclose(torch.cat([p.detach().cpu() for p in parts]), whole.detach(), rtol=1e-10, atol=1e-10)
+
+
+BEYOND_INT32 = (1 << 31) + 65_543
+SPOTS = [0, 1, 2, 3, 6, 22, 2**30, *range(2**31 - 12, 2**31 + 12), BEYOND_INT32 - 2, BEYOND_INT32 - 1]
+
+
+def free_memory(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    with open("/proc/meminfo") as info:
+        return next(int(line.split()[1]) * 1024 for line in info if line.startswith("MemAvailable"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("slice_p", "beta1", "scale"),
+    [(1, 0.0, 0.0), (1, 0.9, 1.0), (2, 0.0, 0.0), (2, 0.9, 1.0), (3, 0.9, 0.0), (3, 0.9, 1.0), (11, 0.0, 0.0), (11, 0.9, 1.0)],
+)
+def test_beyond_int32(backend, slice_p, beta1, scale):
+    """A few elements have gradients; all others are zero and stay so, for the oracle may as well not exist."""
+    arrays = 2 + (beta1 > 0) + (1 + (scale > 0)) / slice_p  # x, v, m, s, p0
+    arrays += backend.device == "cuda"  # a gradient of untouched zeros costs nothing on the host
+    arrays += 0 if backend.one_pass else 6
+    need = int(4 * BEYOND_INT32 * arrays * 1.05)
+    if backend.small or free_memory(backend.device) < need:
+        pytest.skip(f"needs {need / 2**30:.0f} GiB")
+
+    p = torch.nn.Parameter(torch.zeros(BEYOND_INT32, device=backend.device))
+    spots = torch.tensor(SPOTS)
+    sampled = spots % slice_p == 0
+    x = random((len(SPOTS),), scale).float().double()
+    p.data[spots.to(p.device)] = x.to(p.device, p.dtype)
+    # The first element stands for the sampled ones of the second tensor.
+    theirs = [x[sampled], torch.cat([torch.zeros(1), x[~sampled]]).double()]
+    groups = [{"params": theirs[:1]}, {"params": theirs[1:], "slice_p": len(SPOTS) + 1}]
+    options = {"betas": (beta1, 0.99), "d0": 1e-2, "weight_decay": 0.1}
+    oracle, opt = Algorithm4(groups, **options), backend([p], slice_p=slice_p, **options)
+    p.grad = torch.zeros_like(p)
+    for k in range(5):
+        g = x - 2 + random((len(SPOTS) + k,), 0.3)[k:]
+        theirs[0].grad, theirs[1].grad = g[sampled], torch.cat([torch.zeros(1), g[~sampled]]).double()
+        p.grad[spots.to(p.device)] = g.to(p.device, p.dtype)
+        oracle.step()
+        opt.step()
+    ours = p.detach()[spots.to(p.device)].cpu().double()
+    assert opt.d == pytest.approx(oracle.d, rel=1e-4)
+    assert oracle.d > 1e-2
+    assert torch.allclose(ours[sampled], theirs[0], rtol=1e-4, atol=1e-4)
+    assert torch.allclose(ours[~sampled], theirs[1][1:], rtol=1e-4, atol=1e-4)
+    assert p.detach().count_nonzero() == ours.count_nonzero()
 
 
 # -- arrangements in memory --------------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ def bias_correction(h: Hyper, k: float) -> float:
     """``bc``, Adam's, of step ``k`` (0 for the first)."""
     if not h.use_bias_correction:
         return 1.0
-    root: float = (1 - h.beta2 ** (k + 1)) ** 0.5
-    return root / (1 - h.beta1 ** (k + 1))
+    bc: float = (1 - h.beta2 ** (k + 1)) ** 0.5 / (1 - h.beta1 ** (k + 1))
+    return bc
 
 
 class ReferencePlan(ReadsSlots):
