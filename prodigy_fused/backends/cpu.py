@@ -44,8 +44,6 @@ class CpuPlan:
         self.slots = slots
         self.sums = torch.zeros(2, dtype=torch.float64)
         self._plan = _C.CpuPlan(list(slots), Tensor)
-        # The plan knows addresses: the memory must outlive whatever is done to the state between two of its checks.
-        self._alive = [value.detach() for slot in slots for value in slot.state.values()]
 
     def unchanged(self) -> bool:
         return self._plan.unchanged()
