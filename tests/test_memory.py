@@ -1,10 +1,13 @@
 """What a step allocates, and what the state keeps."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
 
 MIB = 1 << 20
+SIZE = 48 * MIB  # above what malloc keeps for reuse, which would hide an allocation from the measure
 
 
 def _kib(field: str) -> int:
@@ -19,6 +22,7 @@ def peak(device: str, work) -> int:
         before = torch.cuda.memory_allocated()
         work()
         return torch.cuda.max_memory_allocated() - before
+    gc.collect()  # now, not within work()
     try:
         with open("/proc/self/clear_refs", "w") as refs:
             refs.write("5")  # the peak starts anew
@@ -30,8 +34,7 @@ def peak(device: str, work) -> int:
 
 
 def test_the_measure():
-    seen = peak("cpu", lambda: torch.ones(8 * MIB))
-    assert 31 * MIB < seen < 48 * MIB
+    assert SIZE - 2 * MIB < peak("cpu", lambda: torch.ones(SIZE // 4)) < SIZE + 8 * MIB
 
 
 RUNS = {
@@ -45,14 +48,14 @@ RUNS = {
 def test_a_step_allocates_nothing_of_parameter_size(backend, options):
     if not backend.one_pass or backend.small:
         pytest.skip("makes no such promise")
-    params = [nn.Parameter(torch.ones(n, device=backend.device)) for n in (4 * MIB, 4 * MIB, 17)]
+    params = [nn.Parameter(torch.ones(n, device=backend.device)) for n in (SIZE // 4, 17)]
     for p in params:
         p.grad = torch.ones_like(p)
     opt = backend(params, **options)
     opt.step()
     for _ in range(4):
         corrections = opt.corrections
-        assert peak(backend.device, opt.step) < 4 * MIB
+        assert peak(backend.device, opt.step) < SIZE / 8
     assert opt.corrections > corrections  # with a second pass
 
 
