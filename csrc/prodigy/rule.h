@@ -6,9 +6,10 @@
 // old d while it gathers the sums, and `finish` adds the difference in the rare step in which d moved (`correct`).
 //
 // Note [Deferred steps]
-// Two kinds of step leave x to `finish`, which then makes it with d_new (`step`): the first one (k == 0), because as
-// long as all gradients are zero x must not move by a bit; and those without momentum, where d_new is also a factor of
-// the step. `without_step` makes the step of `update` vanish for them, so that no kernel has to ask.
+// Some steps leave x to `finish`, which then makes it with d_new (`step`): the first one (k == 0), because as long as
+// all gradients are zero x must not move by a bit; those without momentum, where d_new is also a factor of the step;
+// and those that `undo` could not take back exactly enough. `without_step` makes the step of `update` vanish for them,
+// so that no kernel has to ask.
 #pragma once
 
 #include <cmath>
@@ -84,7 +85,8 @@ PRODIGY_INLINE Coefficients<T> coefficients(const Hyper& h, const Shared& shared
   c.d_eps = T(d_new * h.eps);
   c.dot_weight = h.lr * bc;
   c.momentum = h.beta1 > 0.0;
-  c.deferred = !c.momentum || old.k == 0.0;
+  const bool hard_to_undo = shared.beta3 == 0.0 || c.decay >= T(0.5);
+  c.deferred = !c.momentum || old.k == 0.0 || hard_to_undo;
   return c;
 }
 
@@ -135,7 +137,8 @@ PRODIGY_INLINE T correct(T x, T m, T v, T old_d_eps, const Coefficients<T>& c) {
   return x + c.dlr * (m / (root + old_d_eps) - m / (root + c.d_eps));
 }
 
-// x as it was before the step.
+// x as it was before a step that turns out to be none, to one rounding: possible after the first step too, where the
+// only gradients are those of new parameters, or of positions that are not sampled.
 template <class T>
 PRODIGY_INLINE T undo(T x, T m, T v, const Coefficients<T>& c) {
   return (x + c.dlr * (m / (std::sqrt(v) + c.d_eps))) / (T(1) - c.decay);

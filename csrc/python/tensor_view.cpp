@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <functional>
 #include <numeric>
 #include <string>
 
@@ -70,7 +71,7 @@ bool TensorReader::read_exchanged(PyObject* object, TensorView& view) const {
   view.on_cpu = t.device_type == kCpu;
   view.shape.assign(t.shape, t.shape + t.ndim);
   view.strides.assign(t.strides, t.strides + t.ndim);
-  return true;
+  return t.data != nullptr || view.numel() == 0;  // null: freed, or a wrapper around other tensors
 }
 
 bool TensorReader::read_methods(PyObject* object, TensorView& view) const {
@@ -82,7 +83,7 @@ bool TensorReader::read_methods(PyObject* object, TensorView& view) const {
     view.on_cpu = t.attr("is_cpu").cast<bool>();
     view.shape = t.attr("shape").cast<std::vector<std::int64_t>>();
     view.strides = t.attr("stride")().cast<std::vector<std::int64_t>>();
-    return true;
+    return view.data != nullptr || view.numel() == 0;
   } catch (const py::error_already_set&) {
     return false;
   }

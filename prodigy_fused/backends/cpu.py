@@ -30,6 +30,8 @@ def unsupported(p: Tensor, group: dict[str, Any]) -> str | None:
         return f"the parameter is on {p.device}, not on the CPU"
     if p.dtype not in (torch.float32, torch.float64) or state_dtype(p, group) != p.dtype:
         return f"{p.dtype} parameters are not supported: use float32 parameters, with autocast, or fused=False"
+    if type(p).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return f"{type(p).__name__} is a tensor subclass without memory of its own: use fused=False"
     if not is_dense(p):
         return f"strides {p.stride()} leave gaps: make the parameter contiguous, or use fused=False"
     if p.dim() > _C.MAX_DIMS and not p.is_contiguous():
@@ -42,7 +44,7 @@ class CpuPlan:
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         self.slots = slots
-        self.sums = torch.zeros(2, dtype=torch.float64)
+        self.sums = torch.zeros(2, dtype=torch.float64, device="cpu")
         self._plan = _C.CpuPlan(list(slots), Tensor)
 
     def unchanged(self) -> bool:
