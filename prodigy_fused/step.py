@@ -47,7 +47,7 @@ class ReadsSlots:
 
 
 def _layout(p: Tensor) -> tuple[Any, ...]:
-    return p.shape, p.stride(), p.dtype, p.device
+    return p.shape, p.stride(), p.dtype, p.device, p.untyped_storage().nbytes() > 0
 
 
 @dataclass

@@ -1,0 +1,108 @@
+"""What breaks other optimizers at 2 a.m.: default devices, freed memory, threads, cycles, settings changed in place."""
+
+import gc
+import threading
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from prodigy_fused import Prodigy
+
+
+def stepped(backend, params, **options):
+    opt = backend(params, **options)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    opt.step()
+    return opt
+
+
+def test_a_step_under_another_default_device(backend):
+    params = [nn.Parameter(torch.ones(5, device=backend.device))]
+    with torch.device("meta"):
+        opt = stepped(backend, params)
+        params[0].grad = torch.full_like(params[0], 2.0)
+        opt.step()
+    assert opt.step_count == 2
+    assert (params[0] < 1).all()
+
+
+@pytest.mark.parametrize("freed", ["parameter", "gradient"])
+def test_freed_memory_is_named(backend, freed):
+    params = [nn.Parameter(torch.ones(n, device=backend.device)) for n in (3, 4)]
+    opt = stepped(backend, params)
+    before = params[0].detach().clone()
+    victim = params[1] if freed == "parameter" else params[1].grad
+    victim.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=r"parameter 1 of shape \(4,\) has no memory"):
+        opt.step()
+    assert torch.equal(params[0], before)
+
+
+def test_a_cycle_through_the_optimizer_is_collected(backend):
+    p = nn.Parameter(torch.ones(5, device=backend.device))
+    p.opt = stepped(backend, [p])
+    gone = weakref.ref(p)
+    del p
+    gc.collect()
+    assert gone() is None
+
+
+def test_two_threads_cannot_step_at_once(backend):
+    p = nn.Parameter(torch.ones(1 << 12, device=backend.device))
+    opt = stepped(backend, [p])
+    refused = []
+
+    def train():
+        for _ in range(50):
+            try:
+                opt.step()
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=train) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert opt.step_count == 151 - len(refused)
+    assert all("another thread" in text for text in refused)
+
+
+def test_a_setting_changed_in_place_is_noticed(backend):
+    p = nn.Parameter(torch.ones(3, device=backend.device))
+    opt = stepped(backend, [p], betas=[0.9, 0.999])
+    opt.param_groups[0]["betas"][1] = float("nan")
+    with pytest.raises(ValueError, match=r"betas\[1\]"):
+        opt.step()
+
+
+@pytest.mark.parametrize("options", [{"betas": (0.9, 0.0), "eps": 1e-16}, {"d0": 0.5, "weight_decay": 2.0}])
+def test_a_step_that_is_none_leaves_x_alone(backend, options):
+    """A late parameter, alone in its step, and without a non-zero gradient yet."""
+    early, late = (nn.Parameter(torch.randn(33, device=backend.device)) for _ in range(2))
+    opt = backend([early, late], growth_rate=1.0, **options)
+    early.grad = torch.randn_like(early)
+    opt.step()
+    before = late.detach().clone()
+    early.grad, late.grad = None, torch.zeros_like(late)
+    opt.step()
+    assert torch.equal(late, before)
+    assert opt.step_count == 1
+
+
+def test_the_estimate_may_be_given_in_the_first_group():
+    p, q = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    opt = Prodigy([{"params": [p], "d": 1e-3}, {"params": [q]}])
+    assert [group["d"] for group in opt.param_groups] == [1e-3, 1e-3]
+
+
+def test_what_others_keep_in_the_state_survives_a_checkpoint(backend):
+    p = nn.Parameter(torch.ones(3, device=backend.device))
+    opt = stepped(backend, [p])
+    opt.state[p]["note"] = "mine"
+    other = backend([p])
+    other.load_state_dict(opt.state_dict())
+    assert other.state[p]["note"] == "mine"
