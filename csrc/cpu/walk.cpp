@@ -30,8 +30,8 @@ using std::int64_t;
 // passed on in float64 after kBlock elements, so that float32 does not have to hold a long sum.
 constexpr int kLanes = 16;
 constexpr int64_t kBlock = 1024;
-// How far ahead of its use an element is fetched: ten streams are more than the hardware follows by itself
-// (measured on Zen 5: 9 % of a step that comes from memory, nothing in cache).
+// How far ahead of its use an element is fetched: ten streams are more than the hardware follows by itself. The best of
+// 128 to 2048, and of none, on Zen 5.
 constexpr int64_t kFetchAhead = 512;
 
 template <class T>
