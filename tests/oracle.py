@@ -175,7 +175,7 @@ class Net(nn.Module):
 
 
 def training(seed: int, dtype: torch.dtype = torch.float64, device: str = "cpu") -> tuple[Net, Callable[[int], Tensor]]:
-    """A model, and its loss at step k: a new batch of four of 64 noisy images each step."""
+    """A model, and its loss at step k: eight of 64 noisy images, another eight each step."""
     torch.manual_seed(seed)
     model = Net().to(device, dtype)
     images = torch.randn(64, 2, 6, 6).to(device, dtype)
