@@ -62,6 +62,9 @@ PRODIGY_INLINE double bias_correction(const Hyper& h, double k) {
   return std::sqrt(1.0 - std::pow(h.beta2, k + 1.0)) / (1.0 - std::pow(h.beta1, k + 1.0));
 }
 
+// Whether x waits for `finish`, see Note [Deferred steps].
+PRODIGY_INLINE bool deferred(const Hyper& h, const Estimate& old) { return !(h.beta1 > 0.0) || old.k == 0.0; }
+
 // d_eps is made of `d_new`, everything else of the old estimate: in `update` d_new is not known yet and d takes its
 // place.
 template <class T>
@@ -84,7 +87,7 @@ PRODIGY_INLINE Coefficients<T> coefficients(const Hyper& h, const Shared& shared
   c.d_eps = T(d_new * h.eps);
   c.dot_weight = h.lr * bc;
   c.momentum = h.beta1 > 0.0;
-  c.deferred = !c.momentum || old.k == 0.0;
+  c.deferred = deferred(h, old);
   return c;
 }
 

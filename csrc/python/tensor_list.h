@@ -17,6 +17,12 @@ class TensorList {
 
   const std::vector<Tensor>& table() const { return table_; }
   int bits() const { return bits_; }
+  int device() const { return device_; }
+
+  // A tensor that belongs to no slot. False if it is not one on the device of the others.
+  bool read(const pybind11::object& tensor, TensorView& view) const {
+    return reader_.read(tensor.ptr(), view) && view.device == device_;
+  }
 
   // Whether the tensors are still the ones, at the addresses, that the table has.
   //
@@ -51,7 +57,7 @@ class TensorList {
   std::array<pybind11::str, kStates> keys_;
   TensorView scratch_;
   std::size_t cursor_ = 0;
-  int bits_ = 0;
+  int bits_ = 0, device_ = kOtherDevice;  // of all tensors
 };
 
 }  // namespace prodigy
