@@ -116,8 +116,8 @@ def _admit_state(index: int, p: Tensor, saved: dict[str, Any], group: dict[str, 
         flat = restored[key]
         if isinstance(flat, Tensor) and flat.dim() > 0 and flat.numel() == shapes[key].numel():
             restored[key] = flat.reshape(shapes[key])
-    own = {key: v.clone() if isinstance(v, Tensor) else v for key, v in restored.items()}
-    state.conform(index, p, own, group)
+    copies = {key: v.clone() if isinstance(v, Tensor) else v for key, v in restored.items()}
+    own = state.follow(index, p, copies, group)
     if own["p0"].dim() == 0 and p.dim() > 0 and own["p0"]:
         raise ValueError(f"the saved p0 of {describe(index, p)} is one number, {own['p0']:g}, and not zero")
     return own

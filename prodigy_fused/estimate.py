@@ -18,6 +18,7 @@ from .hyper import Shared
 
 FIELDS = ("d", "d_max", "d_hat", "d_numerator", "d_denom", "k", "nonfinite_steps", "corrections")
 RUN = 4096  # elements that are summed in one go
+Published = dict[str, Any]
 COUNTERS = frozenset({"k", "nonfinite_steps", "corrections"})
 
 
@@ -46,31 +47,42 @@ def check_value(name: str, value: Any) -> float:
     return number
 
 
+def changes(groups: list[dict[str, Any]], published: Published) -> Published:
+    """What somebody else wrote into the groups: every value that is not the very object that was published.
+
+    Raises:
+        ValueError: a value that the estimate cannot take; names it.
+    """
+    found: Published = {}
+    for name in FIELDS:
+        for group in groups:
+            value = group[name]
+            if name not in published or value is not published[name]:
+                found[name] = value if isinstance(value, Tensor) else check_value(name, value)
+                break
+    return found
+
+
 class Estimate:
     """The row, float64[8] on ``device``, kept in step with the optimizer's ``param_groups``."""
 
     def __init__(self, device: torch.device) -> None:
         self.row = torch.zeros(len(FIELDS), dtype=torch.float64, device=device)
-        self._published: dict[str, Any] = {}
+        self.published: Published = {}
 
     def pull(self, groups: list[dict[str, Any]]) -> None:
         """Takes up every value that is not the object :meth:`publish` left in the groups (the first, if several)."""
-        for i, name in enumerate(FIELDS):
-            published = self._published.get(name)
-            for group in groups:
-                value = group[name]
-                if value is not published:
-                    self.row[i] = value if isinstance(value, Tensor) else check_value(name, value)
-                    break
+        for name, value in changes(groups, self.published).items():
+            self.row[FIELDS.index(name)] = value
 
     def publish(self, groups: list[dict[str, Any]]) -> None:
         """Shows the row in ``groups``: numbers on the CPU; elsewhere 0-dim views, read when somebody looks."""
         if self.row.device.type == "cpu":
-            self._published = as_numbers(self.row.tolist())
+            self.published = as_numbers(self.row.tolist())
         else:
-            self._published = dict(zip(FIELDS, self.row.unbind(), strict=True))
+            self.published = dict(zip(FIELDS, self.row.unbind(), strict=True))
         for group in groups:
-            group.update(self._published)
+            group.update(self.published)
 
 
 def stable_sum(t: Tensor) -> Tensor:

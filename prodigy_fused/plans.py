@@ -53,19 +53,24 @@ class Plans:
                 check_gradient(index, p, p.grad)
             chosen[index] = backends.choose(p, groups[g])
 
+        followed = {
+            index: state.follow(index, p, states[p], groups[owner[index]])
+            for index, p in ((index, self.params[index]) for index in chosen)
+            if states.get(p)
+        }
+        # Nothing below can fail for a reason that lies in a tensor.
         buckets: dict[Any, list[Slot]] = {}
         for index, name in chosen.items():
             p, group = self.params[index], groups[owner[index]]
-            if states.get(p):
-                state.conform(index, p, states[p], group)
+            if index in followed:
+                states[p].update(followed[index])
             else:
                 states[p] = state.create(p, group, self.sharded)
             key = (name, str(p.device), str(p.dtype), str(state.state_dtype(p, group)))
             slot = Slot(index, p, states[p], owner[index], group["slice_p"])
             buckets.setdefault(key, []).append(slot)
-        self.slots = list(chain.from_iterable(buckets.values()))
-        self.count = len(states)
-        self._cursor = 0
+        self.planned = [self.params[index] for index in chosen]
+        self.planned_states = [states[p] for p in self.planned]
         # In the order of their keys, so that regrouping the same parameters does not reorder the sums.
         self.plans = [
             (backends.make_plan(key[0], slots), [s.index for s in slots]) for key, slots in sorted(buckets.items())
@@ -85,17 +90,10 @@ class Plans:
             self.sizes == [len(group["params"]) for group in groups]
             and all(map(is_, params, self.params))
             and states is self.states
-            and len(states) == self.count
+            and all(map(is_, map(states.get, self.planned), self.planned_states))
             and all(self.params[i].grad is None for i in self.waiting)
             and all(plan.unchanged() for plan, _ in self.plans)
-            and all(states.get(slot.param) is slot.state for slot in self._some_slots())
         )
-
-    def _some_slots(self) -> list[Slot]:
-        """Some of the slots, in turn (csrc/python/tensor_list.h says why not all)."""
-        window = max(64, len(self.slots) // 16)
-        self._cursor = self._cursor + window if self._cursor + window < len(self.slots) else 0
-        return self.slots[self._cursor : self._cursor + window]
 
     def work(self) -> list[tuple[Plan, list[Tensor | None]]]:
         """Every plan with its gradients, all checked."""

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from . import backends, checkpoint, hyper
-from .estimate import FIELDS, Estimate, advance, initial
+from .estimate import FIELDS, Estimate, advance, changes, initial
 from .plans import Plans, parameters
 from .step import Step
 from .tensors import check_parameter, describe
@@ -167,9 +167,11 @@ class Prodigy(Optimizer):
             self._take_step()
         return loss
 
+    @torch._disable_dynamo  # type: ignore[attr-defined] # in a compiled function a step runs as it is
     def _take_step(self) -> None:
         groups = self.param_groups
         hypers = self._hypers()
+        changes(groups, self._estimate.published if self._estimate else {})  # raises before anything is changed
         plans = self._current_plans()
         work = plans.work()
         step_on_device = bool(work) and all(plan.reads_device for plan, _ in work)

@@ -57,21 +57,23 @@ def create(p: Tensor, group: dict[str, Any], sharded: bool) -> State:
     return state
 
 
-def conform(index: int, p: Tensor, state: State, group: dict[str, Any]) -> None:
-    """Makes an existing state follow its parameter to another device, dtype or memory format.
+def follow(index: int, p: Tensor, state: State, group: dict[str, Any]) -> State:
+    """An existing state as its parameter needs it now, on its device, in its dtype and memory format; a new dictionary.
 
     Raises:
         ValueError: a state tensor is missing or has another shape; names the parameter's index and shape.
     """
-    if group["betas"][0] > 0 and "exp_avg" not in state:
-        state["exp_avg"] = _zeros(p, state_dtype(p, group))  # beta1 was 0 until now
+    followed: State = {}
     for key, shape in shapes(p, group).items():
         value: Any = state.get(key)
+        if value is None and key == "exp_avg":
+            value = _zeros(p, state_dtype(p, group))  # beta1 was 0 until now
         fits = isinstance(value, Tensor) and (value.shape == shape or (key == "p0" and value.dim() == 0))
         if not fits:
             got = tuple(value.shape) if isinstance(value, Tensor) else value
             raise ValueError(f"the state {key!r} of {describe(index, p)} should have shape {tuple(shape)}, got {got}")
-        state[key] = _like(value, p, p.dtype if key == "p0" else state_dtype(p, group))
+        followed[key] = _like(value, p, p.dtype if key == "p0" else state_dtype(p, group))
+    return followed
 
 
 def shapes(p: Tensor, group: dict[str, Any]) -> dict[str, torch.Size]:

@@ -6,10 +6,9 @@ Contradictory choices of a backend are in test_selection.py, conflicts between g
 import copy
 import math
 
-import prodigyopt
 import pytest
 import torch
-from toolbox import D0, feed, make, make_params, parameters, refused, train
+from toolbox import agree, feed, make, make_params, parameters, refused, train, twins
 from torch import nn
 
 from prodigy_fused import Prodigy
@@ -85,14 +84,22 @@ def test_slice_p_cannot_change_under_way():
         opt.step()
 
 
-@pytest.mark.parametrize("value", [NAN, 0.0, -1.0, INF, None, "text"])
-def test_a_bad_estimate_written_by_the_user(value):
-    opt = make()
-    train(opt, steps=2)
-    opt.param_groups[0]["d"] = value
-    feed(opt, 2)
-    with refused(opt, EITHER, "d", str(value)):
+BAD_ESTIMATES = [*({"d": value} for value in (NAN, 0.0, -1.0, INF, None, "text")), {"d": 0.5, "k": -1}]
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("bad", BAD_ESTIMATES, ids=repr)
+def test_a_bad_estimate_written_by_the_user(bad, steps):
+    opt, undisturbed = make(), make()
+    train(opt, undisturbed, steps=steps)
+    good = dict(opt.param_groups[0])
+    opt.param_groups[0].update(bad)
+    feed(opt, steps)
+    with refused(opt, EITHER, *map(str, list(bad.items())[-1])):
         opt.step()
+    opt.param_groups[0].update(good)
+    train(opt, undisturbed, steps=2, start=steps)
+    agree(opt, undisturbed, rtol=0.0)
 
 
 # -- parameters ----------------------------------------------------------------------------------------------
@@ -183,39 +190,42 @@ def test_one_bad_gradient_among_many(backend, steps, spoil, words):
         opt.step()
 
 
-def test_a_parameter_swapped_for_one_without_memory(backend):
+def without_memory(opt):
+    p = opt.param_groups[0]["params"][-1] = nn.Parameter(torch.ones(4, device="meta"))
+    p.grad = torch.ones_like(p)
+
+
+def other_shape_than_the_state(opt):
+    p = parameters(opt)[-1]
+    give(p, p.data[:, :1].clone())
+    p.grad = torch.ones_like(p)
+
+
+def overlapping(opt):
+    p = parameters(opt)[-1]
+    p.data = p.data[:, :1].expand(2, 3, 2, 2)
+
+
+SWAPS = [
+    (without_memory, ["(4,)", "meta"]),
+    (other_shape_than_the_state, ["(2, 1, 2, 2)", "(2, 3, 2, 2)"]),
+    (overlapping, ["(2, 3, 2, 2)", "share memory"]),
+]
+
+
+@pytest.mark.parametrize(("swap", "words"), SWAPS, ids=lambda x: getattr(x, "__name__", ""))
+@pytest.mark.parametrize("late", [(), (0, 1)], ids=["all started", "some without state"])
+def test_tensors_swapped_for_unfit_ones(backend, swap, words, late):
     opt = make(backend)
-    train(opt, steps=2)
-    opt.param_groups[0]["params"][-1] = nn.Parameter(torch.ones(4, device="meta"))
-    for p in parameters(opt):
-        p.grad = torch.ones_like(p)
-    with refused(opt, EITHER, "parameter 3", "(4,)", "meta"):
-        opt.step()
-
-
-def test_parameter_and_gradient_of_another_shape_than_the_state(backend):
-    opt = make(backend)
-    train(opt, steps=2)
-    last = parameters(opt)[-1]
-    last.grad = None
-    last.data = last.data[:, :1].clone()
-    feed(opt, 2)
-    with refused(opt, ValueError, "parameter 3", "(2, 1, 2, 2)", "(2, 3, 2, 2)"):
-        opt.step()
-
-
-def test_a_parameter_made_to_overlap_between_steps(backend):
-    opt = make(backend)
-    train(opt, steps=2)
-    last = parameters(opt)[-1]
-    last.data = last.data[:, :1].expand(2, 3, 2, 2)
-    feed(opt, 2)
-    with refused(opt, EITHER, "parameter 3", "(2, 3, 2, 2)"):
+    feed(opt, 0, without=late)
+    opt.step()
+    feed(opt, 1)
+    swap(opt)
+    with refused(opt, EITHER, "parameter 3", *words):
         opt.step()
 
 
 # -- checkpoints ---------------------------------------------------------------------------------------------
-
 
 NUMBERS = ("d", "d_max", "d_hat", "d_numerator", "d_denom", "k")
 
@@ -271,22 +281,19 @@ def test_corrupt_checkpoints_change_nothing(name, steps):
     train(opt, steps=1, start=steps)
 
 
-@pytest.mark.parametrize("steps", [0, 2])
 @pytest.mark.parametrize("other", [torch.optim.AdamW, torch.optim.SGD])
-def test_another_optimizers_checkpoint_names_what_it_lacks(other, steps):
-    foreign = other(make_params(), lr=1e-3)
-    train(foreign, steps=steps)
-    opt = make()
+def test_another_optimizers_checkpoint_names_what_it_lacks(other):
+    foreign, opt = other(make_params(), lr=1e-3), make()
+    train(foreign, steps=2)
     with refused(opt, ValueError, "'d0'", "'d_numerator'", "'slice_p'"):
         opt.load_state_dict(foreign.state_dict())
 
 
 def test_a_poisoned_run_of_prodigyopt_is_refused():
     """One NaN gradient makes its d_numerator NaN for ever: continuing would only look like training."""
-    theirs = prodigyopt.Prodigy(make_params(), d0=D0)
+    opt, theirs = twins()
     train(theirs, steps=2)
     parameters(theirs)[0].grad.fill_(NAN)
     theirs.step()
-    opt = make()
     with refused(opt, ValueError, "param_groups[0]", "nan"):
         opt.load_state_dict(theirs.state_dict())

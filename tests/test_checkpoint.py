@@ -15,6 +15,7 @@ from toolbox import (
     NHWC,
     ZERO,
     agree,
+    device_of,
     each_compiled,
     frozen,
     make,
@@ -262,7 +263,7 @@ def net():
 
 def test_distributed_checkpoint_state_dict(backend):
     """It materialises state with a step of lr 0 on zero gradients; before that, the optimizer has none."""
-    device = parameters(make(backend))[0].device
+    device = device_of(backend)
     models = [net().to(device) for _ in range(3)]
     touched, plain, resumed = (make(backend, model.parameters(), weight_decay=0.1) for model in models)
     before = snapshot(touched)

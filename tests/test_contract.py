@@ -104,6 +104,18 @@ def test_gradients_are_never_written(backend):
         assert all(torch.equal(p.grad, g) for p, g in zip(parameters(opt), before, strict=True))
 
 
+def test_steps_in_inference_mode_count_like_others(backend):
+    """As with torch's optimizers, state *created* in inference mode could not be stepped outside of it."""
+    opt, theirs = twins(backend)
+    train(opt, theirs, steps=1)
+    for t in range(1, 8):
+        feed(opt, t)
+        with torch.inference_mode(t % 2 == 0):
+            opt.step()
+    train(theirs, steps=7, start=1)
+    agree(opt, theirs)
+
+
 # -- gradients that are not there ----------------------------------------------------------------------------
 
 
@@ -208,13 +220,14 @@ def test_grad_scaler_leaves_it_to_a_fused_step(backend, unscale):
 
 def test_grad_scale_and_found_inf_set_by_hand(backend):
     opt, plain = make(backend), make(backend)
-    opt.grad_scale = torch.tensor(8.0)
+    device = parameters(opt)[0].device
+    opt.grad_scale = torch.tensor(8.0, device=device)
     for t in range(8):
         for found_inf in (1.0, 0.0):
             feed(opt, t)
             for p in parameters(opt):
                 p.grad *= torch.inf if found_inf else 8.0
-            opt.found_inf = torch.tensor(found_inf)
+            opt.found_inf = torch.tensor(found_inf, device=device)
             before = snapshot(opt)
             opt.step()
             assert found_inf == 0.0 or snapshot(opt) == before

@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
-
 from oracle import Algorithm4, Pair, Prodigyopt, numpy, same, snapshot, worst
+from torch import Tensor
 
 TOLERANCE = 1e-10
 SHAPES = [(7, 5), (33,), (), (2, 3, 2, 2)]

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-
 from oracle import Algorithm4, Pair, Prodigyopt
 from test_shapes import ANY, DENSE
+from torch import Tensor
 
 TOLERANCE = 1e-9
 STEPS = 6

@@ -9,6 +9,7 @@ from toolbox import (
     D0,
     TIGHT,
     agree,
+    device_of,
     feed,
     gradient,
     make,
@@ -22,17 +23,17 @@ from torch import nn
 
 from prodigy_fused import Prodigy
 
-SHAPES = ((4, 3), (5,))
 PUBLISHED = ("d", "d_max", "d_hat", "d_numerator", "d_denom", "k", "nonfinite_steps", "corrections")
 
 
-def one(seed=0):
+def one(seed=0, device="cpu"):
     generator = torch.Generator().manual_seed(seed)
-    return nn.Parameter(torch.randn(4, 3, dtype=torch.float64, generator=generator))
+    return nn.Parameter(torch.randn(4, 3, dtype=torch.float64, generator=generator).to(device))
 
 
 def two_groups(backend, first, second, **common):
-    groups = [{"params": [one(1)], **first}, {"params": [one(2)], **second}]
+    params = [one(seed, device_of(backend)) for seed in (1, 2)]
+    groups = [{"params": [p], **options} for p, options in zip(params, (first, second), strict=True)]
     return make(backend, groups, **common)
 
 
@@ -144,7 +145,6 @@ VARIANTS += [{**PER_GROUP, "decouple": False}]
 @pytest.mark.parametrize("second", VARIANTS, ids=lambda options: "-".join(options))
 def test_options_are_each_groups_own(backend, first, second):
     opt = two_groups(backend, first, second)
-    device = parameters(opt)[0].device
     defaults = {**opt.defaults, "d0": D0}
     book = Textbook([{**defaults, **g, "params": [one(i)]} for i, g in ((1, first), (2, second))])
     for t in range(12):
@@ -154,7 +154,7 @@ def test_options_are_each_groups_own(backend, first, second):
     assert opt.d == pytest.approx(book.d, rel=TIGHT)
     assert book.d > D0
     for p, h in zip(parameters(opt), book.groups, strict=True):
-        assert torch.allclose(p, h["x"].to(device), rtol=0, atol=TIGHT * h["x"].abs().max().item())
+        assert torch.allclose(p.cpu(), h["x"], rtol=0, atol=TIGHT * h["x"].abs().max().item())
 
 
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}, {"weight_decay": 0.1, "decouple": False}])
@@ -191,7 +191,7 @@ def test_a_group_joins_the_running_estimate(backend):
     train(ours, theirs, steps=4)
     joined_at = {name: ours.param_groups[0][name] for name in PUBLISHED}
     for opt in (ours, theirs):
-        opt.add_param_group({"params": one(5).to(parameters(ours)[0].device).detach().requires_grad_()})
+        opt.add_param_group({"params": one(5, device_of(backend))})
     # The reference starts a late group at k = 0 and reads d from group 0; here all groups show the same.
     theirs.param_groups[1]["k"] = theirs.param_groups[0]["k"]
     assert all({name: g[name] for name in PUBLISHED} == joined_at for g in ours.param_groups)
@@ -201,7 +201,7 @@ def test_a_group_joins_the_running_estimate(backend):
 
 
 def test_groups_make_no_difference_by_themselves(backend):
-    params = make_params(device=str(parameters(make(backend))[0].device))
+    params = make_params(device=device_of(backend))
     split, whole = make(backend, [{"params": params[:1]}, {"params": params[1:]}]), make(backend)
     train(split, whole)
     agree(split, whole, rtol=0.0)
@@ -210,7 +210,7 @@ def test_groups_make_no_difference_by_themselves(backend):
 def test_a_parameter_moved_to_another_group_takes_its_options(backend):
     """The flat list of parameters stays the same, which a cache of it would not notice."""
     opt = two_groups(backend, {}, {"lr": 0.0})
-    opt.param_groups[0]["params"].append(one(3).detach().to(parameters(opt)[0].device).requires_grad_())
+    opt.param_groups[0]["params"].append(one(3, device_of(backend)))
     train(opt, steps=3)
     moved = opt.param_groups[0]["params"].pop()
     opt.param_groups[1]["params"].insert(0, moved)

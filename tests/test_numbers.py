@@ -7,7 +7,6 @@ import random
 import numpy as np
 import pytest
 import torch
-
 from oracle import STEPS, Algorithm4, Case, Prodigyopt, Recording, record, replay, training, worst
 
 TOLERANCE = 1e-10  # float64, relative, of d and of every parameter
@@ -61,7 +60,7 @@ def case_of(row: tuple[int, ...]) -> Case:
 
 
 DEFAULT = (0,) * len(FACTORS)
-CASES = {"".join(map(str, row)): case_of(row) for row in [DEFAULT, *covering(40)]}
+CASES = {"".join(map(str, row)): case_of(row) for row in [DEFAULT, *covering(32)]}
 
 
 @pytest.fixture(scope="module", params=CASES.values(), ids=CASES.keys())

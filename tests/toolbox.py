@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
+import emulated
 import prodigyopt
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from prodigy_fused import Prodigy, backends
 
+emulated.register()  # here, too, for the processes that tests start
 # Agreement with prodigyopt in float64: the two round in different orders, and 1e-12 is some 5,000 roundings.
 TIGHT = 1e-12
 # With d0 = 1e-6 and x of about 1 the estimate rests on x0 - x of about 1e-6, of which float64 keeps ten
@@ -62,9 +64,8 @@ def train(*opts: torch.optim.Optimizer, steps: int = 8, start: int = 0) -> None:
 
 def make(backend: Any = None, params: Any = None, **options: Any) -> Prodigy:
     """Our optimizer on ``make_params()``, where ``backend`` (the fixture, a name, or None) wants them."""
-    name = getattr(backend, "name", backend)
-    params = make_params(device=device_of(name)) if params is None else params
-    return Prodigy(params, backend=name, **{"d0": D0, **options})
+    params = make_params(device=device_of(backend)) if params is None else params
+    return Prodigy(params, backend=getattr(backend, "name", backend), **{"d0": D0, **options})
 
 
 def twins(backend: Any = None, **options: Any) -> tuple[Prodigy, prodigyopt.Prodigy]:
@@ -83,21 +84,22 @@ def agree(a: torch.optim.Optimizer, b: torch.optim.Optimizer, rtol: float = TIGH
     for i, (p, q) in enumerate(zip(parameters(a), parameters(b), strict=True)):
         states = a.state.get(p, {}), b.state.get(q, {})
         assert states[0].keys() - {"step"} == states[1].keys() - {"step"}, f"parameter {i}"
-        pairs = {key: [state[key].flatten() for state in states] for key in states[0].keys() - {"step"}}
-        for name, (got, wanted) in {"x": [p.flatten(), q.flatten()], **pairs}.items():
+        pairs = {key: [state[key] for state in states] for key in states[0].keys() - {"step"}}
+        for name, pair in {"x": [p, q], **pairs}.items():
+            got, wanted = (t.detach().cpu().flatten() for t in pair)
             scale = wanted.abs().max().double().clamp_min(1e-300)
             error = (got - wanted).abs().max() / scale
             assert error <= rtol, f"{name} of parameter {i} of shape {tuple(p.shape)}: error {error:.1e}"
 
 
-def device_of(backend: str | None) -> str | None:
+def device_of(backend: Any) -> str | None:
     """The device on which this machine can run a backend, None if on none."""
     if backend is None:
         return "cpu"
-    group = Prodigy([torch.zeros(1)]).param_groups[0]
-    for device in ("cpu", "cuda"):
-        usable = device == "cpu" or torch.cuda.is_available()
-        if usable and backends.load(backend).unsupported(torch.zeros(1, device=device), group) is None:
+    unsupported = backends.load(getattr(backend, "name", backend)).unsupported
+    group = Prodigy([torch.zeros(1)], fused=False).param_groups[0]
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        if unsupported(torch.zeros(1, device=device), group) is None:
             return device
     return None
 

@@ -23,11 +23,18 @@ std::vector<Coefficients<T>> all_coefficients(const StepInput& input, const Esti
 
 template <class T>
 Plan<T>::Plan(std::vector<Tensor> tensors) : tensors_(std::move(tensors)) {
+  std::int64_t in_span = kChunkSize;
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     for (std::int64_t begin = 0; begin < tensors_[i].numel; begin += kChunkSize) {
+      if (in_span >= kChunkSize) {
+        spans_.push_back(long(chunks_.size()));
+        in_span = 0;
+      }
       chunks_.push_back({std::int32_t(i), begin, std::min(begin + kChunkSize, tensors_[i].numel)});
+      in_span += chunks_.back().end - begin;
     }
   }
+  spans_.push_back(long(chunks_.size()));
   partials_.resize(chunks_.size());
 }
 
@@ -37,8 +44,10 @@ void Plan<T>::walk(const StepInput& input, Visit visit) const {
   std::int64_t elements = 0;
   for (const Tensor& tensor : tensors_) elements += active(tensor, input) ? tensor.numel : 0;
   const int threads = int(std::min<std::int64_t>(input.threads, 1 + elements / kElementsPerThread));
-  parallel_for(long(chunks_.size()), threads, [&](long i) {
-    if (active(tensors_[chunks_[i].tensor], input)) visit(i);
+  parallel_for(long(spans_.size()) - 1, threads, [&](long span) {
+    for (long i = spans_[span]; i < spans_[span + 1]; ++i) {
+      if (active(tensors_[chunks_[i].tensor], input)) visit(i);
+    }
   });
 }
 

@@ -39,6 +39,7 @@ class Plan {
 
   std::vector<Tensor> tensors_;
   std::vector<Chunk> chunks_;
+  std::vector<long> spans_;             // chunks [spans_[i], spans_[i + 1]) are one thread's to walk in a row
   std::vector<Sums<double>> partials_;  // one per chunk
 };
 

@@ -16,15 +16,22 @@ struct alignas(16) Pack {
   T at[kILP<T>];
 };
 
+// The compiler cannot know where an address read from a table points to; generic loads are slower than global ones.
+template <class T>
+__device__ __forceinline__ T* global(T* address) {
+  __builtin_assume(__isGlobal(address));
+  return address;
+}
+
 // kFull: all elements are there, at an aligned address. Else only the first `count`, one by one; the rest are 0.
 template <bool kFull, class T>
 __device__ __forceinline__ Pack<T> load(const T* from, int count) {
   if constexpr (kFull) {
-    return *reinterpret_cast<const Pack<T>*>(from);
+    return *reinterpret_cast<const Pack<T>*>(global(from));
   } else {
     Pack<T> pack;
 #pragma unroll
-    for (int e = 0; e < kILP<T>; ++e) pack.at[e] = e < count ? from[e] : T(0);
+    for (int e = 0; e < kILP<T>; ++e) pack.at[e] = e < count ? global(from)[e] : T(0);
     return pack;
   }
 }
@@ -32,11 +39,11 @@ __device__ __forceinline__ Pack<T> load(const T* from, int count) {
 template <bool kFull, class T>
 __device__ __forceinline__ void store(T* to, const Pack<T>& pack, int count) {
   if constexpr (kFull) {
-    *reinterpret_cast<Pack<T>*>(to) = pack;
+    *reinterpret_cast<Pack<T>*>(global(to)) = pack;
   } else {
 #pragma unroll
     for (int e = 0; e < kILP<T>; ++e) {
-      if (e < count) to[e] = pack.at[e];
+      if (e < count) global(to)[e] = pack.at[e];
     }
   }
 }

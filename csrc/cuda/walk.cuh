@@ -68,15 +68,15 @@ struct EveryPth {
       for (int e = 0; e < kILP<T>; ++e) {
         sample[e] = kFull || e < count ? p.sample_of(i + e) : -1;
         if (sample[e] < 0) continue;
-        s.at[e] = a.s[sample[e]];
-        if (a.x0 != nullptr) x0.at[e] = a.x0[sample[e]];
+        s.at[e] = global(a.s)[sample[e]];
+        if (a.x0 != nullptr) x0.at[e] = global(a.x0)[sample[e]];
       }
     }
     __device__ __forceinline__ bool has(int e) const { return sample[e] >= 0; }
     __device__ __forceinline__ void store_s(const Arrays<T>& a, std::int64_t, int) const {
 #pragma unroll
       for (int e = 0; e < kILP<T>; ++e) {
-        if (has(e)) a.s[sample[e]] = s.at[e];
+        if (has(e)) global(a.s)[sample[e]] = s.at[e];
       }
     }
   };

@@ -64,48 +64,45 @@ Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
   t.slice_p = slot.attr("slice_p").cast<std::int64_t>();
   t.group = slot.attr("group").cast<int>();
   t.order = memory_order(entry.view);
-  const std::int64_t samples = (t.numel + t.slice_p - 1) / t.slice_p;
-  t.m = read_state(entry, kM, false, 0);
-  t.v = read_state(entry, kV, false, 0);
-  t.s = read_state(entry, kS, t.slice_p > 1, samples);
-  t.x0 = read_state(entry, kX0, t.slice_p > 1, samples);
+  for (int which = 0; which < kStates; ++which) entry.addresses[which] = read_state(entry, t, which);
+  t.m = entry.addresses[kM];
+  t.v = entry.addresses[kV];
+  t.s = entry.addresses[kS];
+  t.x0 = entry.addresses[kX0];
   return t;
 }
 
-void* TensorList::read_state(Entry& entry, int which, bool is_sample, std::int64_t samples) {
+void* TensorList::read_state(const Entry& entry, const Tensor& tensor, int which) {
   PyObject* object = PyDict_GetItemWithError(entry.state.ptr(), keys_[which].ptr());
-  entry.objects[which] = py::reinterpret_borrow<py::object>(object);
-  entry.addresses[which] = nullptr;
-  if (object == nullptr) return nullptr;  // no exp_avg: beta1 is 0
+  if (object == nullptr && which == kM) return nullptr;  // beta1 is 0
   TensorView& view = scratch_;
-  if (!reader_.read(object, view) || view.device != device_ || view.bits != bits_) throw py::value_error("unsupported state");
-  entry.addresses[which] = view.data;
-  if (which == kX0 && view.shape.empty() && !entry.view.shape.empty()) return nullptr;  // stands for zero everywhere
-  const bool packed = view.shape.size() == 1 && view.numel() == samples && (samples <= 1 || view.strides[0] == 1);
-  if (is_sample ? !packed : !view.same_layout(entry.view)) throw py::value_error("state of another shape");
+  if (object == nullptr || !reader_.read(object, view) || view.device != device_ || view.bits != bits_) {
+    throw py::value_error("unsupported state");
+  }
+  const bool packed = tensor.slice_p > 1 && which >= kS;
+  if (which == kX0 && view.shape.empty() && (packed || !entry.view.shape.empty())) return nullptr;
+  const std::int64_t samples = (tensor.numel + tensor.slice_p - 1) / tensor.slice_p;
+  const bool fits = packed
+                        ? view.shape.size() == 1 && view.shape[0] == samples && (samples <= 1 || view.strides[0] == 1)
+                        : view.same_layout(entry.view);
+  if (!fits) throw py::value_error("state of another shape");
   return view.data;
 }
 
 bool TensorList::unchanged() {
-  TensorView& now = scratch_;
-  for (const Entry& entry : entries_) {
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    const Entry& entry = entries_[i];
+    TensorView& now = scratch_;
     const bool same = reader_.read(entry.param.ptr(), now) && now.data == entry.view.data && now.device == device_ &&
                       now.bits == bits_ && now.same_layout(entry.view);
     if (!same) return false;
-  }
-  const std::size_t window = std::min(entries_.size(), std::max(kMinWindow, entries_.size() / kWindows));
-  for (std::size_t n = 0; n < window; ++n) {
-    cursor_ = (cursor_ + 1) % entries_.size();
-    if (!state_unchanged(entries_[cursor_])) return false;
-  }
-  return true;
-}
-
-bool TensorList::state_unchanged(const Entry& entry) {
-  for (int which = 0; which < kStates; ++which) {
-    PyObject* object = PyDict_GetItemWithError(entry.state.ptr(), keys_[which].ptr());
-    if (object != entry.objects[which].ptr()) return false;
-    if (object != nullptr && !(reader_.read(object, scratch_) && scratch_.data == entry.addresses[which])) return false;
+    for (int which = 0; which < kStates; ++which) {
+      try {
+        if (read_state(entry, table_[i], which) != entry.addresses[which]) return false;
+      } catch (const py::value_error&) {
+        return false;
+      }
+    }
   }
   return true;
 }

@@ -24,11 +24,7 @@ class TensorList {
     return reader_.read(tensor.ptr(), view) && view.device == device_;
   }
 
-  // Whether the tensors are still the ones, at the addresses, that the table has.
-  //
-  // All parameters are compared, and the state of some of them, in turn: whatever moves optimizer state moves all of
-  // it, so the first of them gives it away, and reading the addresses of four more tensors a parameter would cost more
-  // than the step of a small one.
+  // Whether all tensors are still at the addresses, and of the shapes, that the table has.
   bool unchanged();
 
   // The gradients' addresses, null for None. Returns the index of the first that is not laid out as its parameter, -1
@@ -37,26 +33,24 @@ class TensorList {
 
  private:
   static constexpr int kStates = 4;
-  static constexpr std::size_t kMinWindow = 64, kWindows = 16;
 
   struct Entry {
     pybind11::object param;
     pybind11::dict state;
     TensorView view;
-    std::array<pybind11::object, kStates> objects;  // null where `state` has no such key
     std::array<void*, kStates> addresses;
   };
 
-  bool state_unchanged(const Entry& entry);
   Tensor read_slot(const pybind11::handle& slot, Entry& entry);
-  void* read_state(Entry& entry, int which, bool is_sample, std::int64_t samples);
+  // The address of a state tensor; null where there is none, or where one number stands for zero everywhere.
+  // Raises ValueError if it does not fit its parameter.
+  void* read_state(const Entry& entry, const Tensor& tensor, int which);
 
   TensorReader reader_;
   std::vector<Entry> entries_;
   std::vector<Tensor> table_;
   std::array<pybind11::str, kStates> keys_;
   TensorView scratch_;
-  std::size_t cursor_ = 0;
   int bits_ = 0, device_ = kOtherDevice;  // of all tensors
 };
 

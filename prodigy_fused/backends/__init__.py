@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Sequence
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -37,6 +39,11 @@ def check_choice(group: dict[str, Any]) -> None:
         raise ValueError(f"backend={backend!r} and foreach=True contradict each other")
 
 
+@cache
+def _say_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
+
+
 def choose(p: Tensor, group: dict[str, Any]) -> str:
     """The backend for one parameter.
 
@@ -56,6 +63,8 @@ def choose(p: Tensor, group: dict[str, Any]) -> str:
         if reason is None:
             return name
     if named is None and group["fused"] is None:
+        if p.device.type == "cpu" and (missing := load("cpu").MISSING):
+            _say_once(f"prodigy_fused runs on its slower foreach backend: {missing}")
         return "foreach"
     asked = "fused=True" if named is None else f"backend={named[0]!r}"
     why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())

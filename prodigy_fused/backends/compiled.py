@@ -42,8 +42,6 @@ class CompiledPlan:
         self.slots = slots
         self.sums = torch.zeros(2, dtype=torch.float64, device=slots[0].param.device)
         self._plan = native(list(slots), Tensor)
-        # The plan knows addresses: the memory must outlive whatever is done to the state between two of its checks.
-        self._alive = [value.detach() for slot in slots for value in slot.state.values()]
 
     def unchanged(self) -> bool:
         return bool(self._plan.unchanged())

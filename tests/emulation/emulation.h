@@ -22,6 +22,7 @@
 #define __forceinline__ inline
 #define __noinline__
 #define __launch_bounds__(...)
+#define __builtin_assume(condition)
 #define __shared__ static  // one block runs at a time
 
 struct Index {

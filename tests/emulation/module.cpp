@@ -22,6 +22,11 @@ void launch(Kernel kernel, int bits, int blocks, const Arguments& arguments, voi
 
 PYBIND11_MODULE(_emulated, m) {
   m.doc() = "The CUDA kernels run by the CPU.";
+#ifdef __SANITIZE_ADDRESS__
+  m.attr("SANITIZED") = true;
+#else
+  m.attr("SANITIZED") = false;
+#endif
   m.attr("CHUNK") = prodigy::cuda::kCudaChunkSize;
   prodigy::bind_cuda_plan(m);
   m.def(
