@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from oracle import same, snapshot
 from torch import nn
 
-from oracle import same, snapshot
 from prodigy_fused import Prodigy, hyper
 
 pytestmark = pytest.mark.skipif(emulated.native is None, reason=str(emulated.MISSING))

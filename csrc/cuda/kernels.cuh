@@ -43,13 +43,16 @@ __device__ __forceinline__ void clear_group_rows(GroupRow<T>* rows) {
 }
 
 // Derived when a chunk of the group comes up, by one thread, and kept.
-template <class T>
+template <bool kUpdate, class T>
 __device__ __forceinline__ const GroupRow<T>& group_row(GroupRow<T>* rows, std::int64_t group, const Arguments& a,
                                                         const Estimate& old, double d_new) {
   GroupRow<T>& row = rows[group % kGroupRows];
   if (row.group != group) {  // for all threads alike
     __syncthreads();
-    if (threadIdx.x == 0) make_group_row(row, a, group, old, d_new);
+    if (threadIdx.x == 0) {
+      make_group_row(row, a, group, old, d_new);
+      if (kUpdate) row.c = without_step(row.c);
+    }
     __syncthreads();
   }
   return row;
@@ -71,11 +74,10 @@ __global__ void __launch_bounds__(kBlockSize, kMinBlocks) update_kernel(const Ar
     const Tensor& tensor = a.tensors[chunk.tensor];
     const void* grad = a.grads[chunk.tensor];
     Sums<double> sums{0.0, 0.0};
-    const GroupRow<T>& row = group_row(rows, tensor.group, a, old, old.d);
+    const GroupRow<T>& row = group_row<true>(rows, tensor.group, a, old, old.d);
     if (grad != nullptr && row.active) {
-      const Coefficients<T> c = without_step(row.c);
-      sums = block_sum(update_chunk<T>(tensor, grad, chunk, c), scratch[odd]);
-      sums.dot *= c.dot_weight;
+      sums = block_sum(update_chunk<T>(tensor, grad, chunk, row.c), scratch[odd]);
+      sums.dot *= row.c.dot_weight;
       odd = !odd;
     }
     if (threadIdx.x == 0) a.partials[n] = sums;
@@ -112,7 +114,7 @@ __global__ void __launch_bounds__(kBlockSize, kMinBlocks) finish_kernel(const Ar
       const Chunk chunk = a.chunks[n];
       const Tensor& tensor = a.tensors[chunk.tensor];
       const void* grad = a.grads[chunk.tensor];
-      const GroupRow<T>& row = group_row(rows, tensor.group, a, old, now.d);
+      const GroupRow<T>& row = group_row<false>(rows, tensor.group, a, old, now.d);
       const Finish how = finish_of(row.c.deferred, stepped, moved);
       if (grad == nullptr || !row.active || how == Finish::kNothing) continue;
       finish_chunk<T>(tensor, grad, chunk, row.c, row.old_d_eps, T(now.d), how);

@@ -1,9 +1,8 @@
-#include "cuda/launch.h"
-
 #include <stdexcept>
 #include <string>
 
 #include "cuda/kernels.cuh"
+#include "cuda/launch.h"
 
 namespace prodigy::cuda {
 namespace {

@@ -13,7 +13,7 @@ constexpr int kCpu = -1, kOtherDevice = -2;
 
 struct TensorView {
   void* data;
-  int bits;  // of a floating-point element; 0: not floating point
+  int bits;    // of a floating-point element; 0: not floating point
   int device;  // a CUDA device's number, or one of these
   std::vector<std::int64_t> shape, strides;
 
