@@ -33,7 +33,14 @@ class CMakeBuild(build_ext):
         module = Path(self.get_ext_fullpath(ext.name)).resolve()
         module.unlink(missing_ok=True)  # a failed build must not leave yesterday's module to be packaged
         try:
-            run_cmake(ext.source_dir, build_dir, prefix=module.parent)
+            try:
+                run_cmake(ext.source_dir, build_dir, module.parent, cuda := cuda_arguments())
+            except subprocess.CalledProcessError:
+                if cuda_mode() != "auto" or cuda == WITHOUT_CUDA:
+                    raise
+                self.warn("the CUDA backend could not be built, see above; trying without it")
+                (build_dir / "CMakeCache.txt").unlink(missing_ok=True)
+                run_cmake(ext.source_dir, build_dir, module.parent, WITHOUT_CUDA)
         except (OSError, subprocess.CalledProcessError) as error:
             (build_dir / "CMakeCache.txt").unlink(missing_ok=True)  # it remembers a missing compiler
             raise CompileError(
@@ -43,7 +50,7 @@ class CMakeBuild(build_ext):
             ) from error
 
 
-def run_cmake(source_dir: Path, build_dir: Path, prefix: Path) -> None:
+def run_cmake(source_dir: Path, build_dir: Path, prefix: Path, cuda: list[str]) -> None:
     """Configures, builds and installs the module into the directory `prefix`."""
     cmake, ninja = find_tool("cmake"), find_tool("ninja")
     # Everything is passed every time, or a build directory that is used again would keep the
@@ -54,7 +61,7 @@ def run_cmake(source_dir: Path, build_dir: Path, prefix: Path) -> None:
         f"-DCMAKE_MAKE_PROGRAM={ninja}",
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-        *cuda_arguments(),
+        *cuda,
         *shlex.split(os.environ.get("CMAKE_ARGS", "")),
     ]
     for arguments in (configure, ["--build", build_dir], ["--install", build_dir, "--prefix", prefix]):
@@ -69,6 +76,8 @@ NVCC = [
     "nvidia-cuda-runtime==13.0.96",
     "nvidia-cuda-cccl==13.0.85",
 ]
+
+WITHOUT_CUDA = ["-DPRODIGY_FUSED_CUDA=OFF"]
 
 
 def cuda_mode() -> str:
@@ -93,7 +102,7 @@ def cuda_arguments() -> list[str]:
     if nvcc is None:
         if cuda_mode() == "1":
             raise FileNotFoundError(f"PRODIGY_FUSED_CUDA=1, but there is no nvcc; pip install {' '.join(NVCC)}")
-        return ["-DPRODIGY_FUSED_CUDA=OFF"]
+        return WITHOUT_CUDA
     arguments = ["-DPRODIGY_FUSED_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
     if nvcc.parent.parent.name == "cu13":
         # The wheels have their libraries in lib, and nvcc looks in lib64.

@@ -35,14 +35,15 @@ bool Plan::pack_step(const std::vector<Group>& groups, const std::vector<const v
   std::vector<std::byte> packed(bytes + grads.size() * sizeof(void*));
   // Field by field, so that padding, which has no fixed value, never looks like a change.
   for (std::size_t i = 0; i < groups.size(); ++i) {
-    auto* group = new (packed.data() + i * sizeof(Group)) Group;
-    std::memset(static_cast<void*>(group), 0, sizeof(Group));
+    Group group;
+    std::memset(static_cast<void*>(&group), 0, sizeof(Group));
     const Hyper& from = groups[i].hyper;
-    Hyper& h = group->hyper;
+    Hyper& h = group.hyper;
     h.lr = from.lr, h.beta1 = from.beta1, h.beta2 = from.beta2, h.eps = from.eps, h.weight_decay = from.weight_decay;
     h.decouple = from.decouple, h.use_bias_correction = from.use_bias_correction;
     h.safeguard_warmup = from.safeguard_warmup, h.maximize = from.maximize;
-    group->lr.value = groups[i].lr.value, group->lr.address = groups[i].lr.address, group->lr.bits = groups[i].lr.bits;
+    group.lr.value = groups[i].lr.value, group.lr.address = groups[i].lr.address, group.lr.bits = groups[i].lr.bits;
+    std::memcpy(packed.data() + i * sizeof(Group), &group, sizeof(Group));
   }
   std::memcpy(packed.data() + bytes, grads.data(), grads.size() * sizeof(void*));
   group_count_ = groups.size();

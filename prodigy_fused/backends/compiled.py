@@ -17,11 +17,11 @@ try:
     from .. import _C
 
     assert len(FIELDS) == _C.ESTIMATE_FIELDS, "prodigy_fused._C was built from other sources: reinstall the package"
+    MAX_DIMS = _C.MAX_DIMS
     MISSING = None
 except ImportError as error:  # no C++ compiler when the package was installed
+    MAX_DIMS = 0
     MISSING = f"the compiled module is missing ({error}): reinstall prodigy-fused where there is a C++ compiler"
-
-MAX_DIMS = 8  # kMaxDims in csrc/prodigy/chunk.h
 
 
 def unfit(p: Tensor, group: dict[str, Any]) -> str | None:

@@ -43,6 +43,7 @@ class CudaPlan(CompiledPlan):
         self.device = self.sums.device
         self._uploads: list[Tensor] = []  # what a captured graph copies anew at every replay
         self._captured = False
+        self._spare: Tensor | None = None  # pinned memory for the next capture, which should not allocate it
         if self._capturing():
             raise RuntimeError("a step that has tables to set up cannot be captured: take a step before the capture")
         table = torch.empty(self._plan.table_bytes, dtype=torch.uint8, device=self.device)
@@ -64,6 +65,8 @@ class CudaPlan(CompiledPlan):
                 if self._step_table.numel() != self._plan.step_bytes:
                     self._step_table = self.sums.new_empty(self._plan.step_bytes, dtype=torch.uint8)
                 self._upload(self._step_table, self._plan.write_step)
+            if self._spare is None and not self._capturing():
+                self._spare = self._host_memory(self._plan.step_bytes)
             row = self._near(step.row)
             self._plan.update(self._addresses(row=row), *self._amp(step), self._stream())
 
@@ -87,12 +90,18 @@ class CudaPlan(CompiledPlan):
         return t if t.device == self.device else t.to(self.device, non_blocking=True)
 
     def _upload(self, to: Tensor, write: Callable[[int], None]) -> None:
-        # torch's allocator gives pinned memory out again only after the copy from it is done.
-        host = torch.empty(to.numel(), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        host = self._host_memory(to.numel())
         write(host.data_ptr())
         to.copy_(host, non_blocking=True)
         if self._capturing():
             self._uploads.append(host)
+
+    def _host_memory(self, size: int) -> Tensor:
+        if self._capturing() and self._spare is not None and self._spare.numel() == size:
+            spare, self._spare = self._spare, None
+            return spare
+        # torch's allocator gives pinned memory out again only after the copy from it is done.
+        return torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
 
     def _capturing(self) -> bool:
         return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
