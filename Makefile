@@ -52,7 +52,7 @@ demo: build ## train a small GPT with Prodigy; ARGS="..." are passed on
 	$(BIN)/python bench/demo.py $(ARGS)
 
 test: build test-asan ## the whole suite but the slow tests, then its coverage; and the compiled module under sanitizers
-	$(PYTEST) --cov --durations=5 $(ARGS)
+	$(PYTEST) -n auto --cov --durations=5 $(ARGS)
 
 test-slow: build ## the slow tests only
 	$(PYTEST) -m slow $(ARGS)
@@ -63,7 +63,7 @@ test-asan: build ## the tests of the compiled module, with _C built under Addres
 	CMAKE_ARGS="$$CMAKE_ARGS -DCMAKE_BUILD_TYPE=Debug -DPRODIGY_FUSED_SANITIZE=ON" PRODIGY_FUSED_CUDA=0 \
 		$(BIN)/python setup.py -q build --build-base build/asan --build-lib build/asan/lib
 	ls build/asan/lib/prodigy_fused/_C.*.so
-	$(ASAN_ENV) $(PYTEST) --capture=sys $(ASAN_TESTS)
+	$(ASAN_ENV) $(PYTEST) -n auto --capture=sys $(ASAN_TESTS)
 
 lint: .venv/stamp ## ruff, clang-format and mypy; changes nothing
 	$(BIN)/ruff check

@@ -23,6 +23,7 @@ COLOURS = {"prodigy_fused": "#d55e00", "prodigyopt": "#0072b2", "adamw": "#7f7f7
 # Curves of the two Prodigys lie on each other: a wide pale line below, a thin one above, and both are seen.
 LINES = {"prodigy_fused": (1.5, 1.0, 3), "prodigyopt": (4.5, 0.45, 2), "adamw": (1.5, 1.0, 1)}
 REFRESH_SECONDS = 0.25
+BUSY = 1.5
 
 
 @dataclasses.dataclass
@@ -58,9 +59,7 @@ class Display:
 
     def __init__(self, racers, steps):
         self.racers = racers
-        self.progress = Progress(
-            BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-        )
+        self.progress = Progress(BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self.task = self.progress.add_task("training", total=steps)
         # Refreshed by hand between steps: a refreshing thread would run into the timings.
         self.live = Live(auto_refresh=False, transient=True)
@@ -136,7 +135,7 @@ def summary(racers, args, seconds):
             "last_batch_loss": racer.losses[-1],
             "d": racer.d[-1] if racer.d else None,
             "optimizer_ms": optimizer_ms,
-            # Far below the median: the machine was busy, and the long steps of the reference suffered most.
+            # Far below the median: the machine was busy, which hits the longer steps of the reference most.
             "optimizer_ms_fastest_tenth": sorted(racer.optimizer_ms)[len(racer.optimizer_ms) // 10],
             "step_ms": step_ms,
             "optimizer_share": optimizer_ms / step_ms,
@@ -145,9 +144,7 @@ def summary(racers, args, seconds):
     numels = [parameter.numel() for parameter in racers[0].model.parameters()]
     return {
         "machine": machine(args.device),
-        "options": {
-            key: str(value) if isinstance(value, pathlib.Path) else value for key, value in vars(args).items()
-        },
+        "options": {key: str(value) if isinstance(value, pathlib.Path) else value for key, value in vars(args).items()},
         "parameters": sum(numels),
         "tensors": len(numels),
         "seconds": seconds,
@@ -191,6 +188,10 @@ def print_report(figures):
     console.print(table)
     print(f"Times: medians on {chip(figures)}, torch {torch.__version__}.")
     print(f"The race took {figures['seconds']:.0f} s.")
+    rows = figures["optimizers"].values()
+    busy = max(row["optimizer_ms"] / row["optimizer_ms_fastest_tenth"] for row in rows)
+    if busy > BUSY:
+        print(f"Do not quote the times: the machine was busy (a median is {busy:.1f} x the fastest tenth).")
 
 
 def plot_losses(axes, racers):
@@ -203,9 +204,7 @@ def plot_losses(axes, racers):
         colour = COLOURS[racer.name]
         axes.plot(steps, smooth, color=colour, linewidth=width, alpha=alpha, zorder=order, label=racer.label)
         marker = 9 if racer.name == REFERENCE else 4.5
-        axes.plot(
-            *zip(*racer.val, strict=True), "o", color=colour, markersize=marker, alpha=alpha, zorder=order
-        )
+        axes.plot(*zip(*racer.val, strict=True), "o", color=colour, markersize=marker, alpha=alpha, zorder=order)
         # The plunge of the first few steps is the same for everybody; what follows is to fill the panel.
         top = max(top, smooth[len(smooth) // 25])
     axes.plot([], [], "o", color="black", markersize=4.5, label="points: validation")
@@ -237,9 +236,7 @@ def plot_times(axes, racers, figures):
         axes.plot(steps, smooth, color=colour, linewidth=2, label=f"{racer.label}: {median:.2f} ms")
     axes.set(title="Time of optimizer.step(), running median", xlabel="step", ylabel="ms", yscale="log")
     # One step that lost its processor for a second must not squeeze the rest into a line.
-    cuts = statistics.quantiles(
-        [ms for racer in racers for ms in racer.optimizer_ms], n=50, method="inclusive"
-    )
+    cuts = statistics.quantiles([ms for racer in racers for ms in racer.optimizer_ms], n=50, method="inclusive")
     axes.set_ylim(0.7 * cuts[0], 4 * cuts[-1])
     axes.legend(loc="upper right")
 
@@ -253,9 +250,7 @@ def plot(racers, figures, path):
     for axes in (left, middle, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    what = (
-        f"A character GPT of {figures['parameters']:,} parameters on Shakespeare, same start and same batches"
-    )
+    what = f"A character GPT of {figures['parameters']:,} parameters on Shakespeare, same start and same batches"
     figure.suptitle(f"{what} ({chip(figures)})", fontsize=13)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -87,6 +87,7 @@ def test_before_the_first_step(options):
     """Nothing but numbers yet; prodigyopt has no d_hat and d_denom then."""
     ours, theirs = twins(**options)
     swapped = ours_from(theirs, **options), theirs_from(ours, **options)
+    assert (swapped[0].nonfinite_steps, swapped[0].corrections) == (0, 0)
     train(ours, theirs, *swapped)
     agree(swapped[0], theirs)
     agree(swapped[1], theirs)

@@ -263,12 +263,13 @@ def test_published_numbers(backend):
     assert opt.d <= first["d_max"]
 
 
-@pytest.mark.parametrize("written_to", [[0], [0, 1]])
-def test_d_written_by_the_user_is_honoured(backend, written_to):
+@pytest.mark.parametrize("written", [{0: 0.5}, {1: 0.5}, {0: 0.5, 1: 0.5}, {0: 0.5, 1: 0.25}], ids=str)
+def test_d_written_by_the_user_is_honoured(backend, written):
+    """In any group; where two differ, the first counts, as in the reference."""
     opt = two_groups(backend, {}, {})
     train(opt, steps=3)
-    for i in written_to:
-        opt.param_groups[i].update(d=0.5, d_max=0.5, d_numerator=0.0)
+    for i, d in written.items():
+        opt.param_groups[i].update(d=d, d_max=d, d_numerator=0.0)
     before = [p.detach().clone() for p in parameters(opt)]
     train(opt, steps=1, start=3)
     assert opt.d >= 0.5

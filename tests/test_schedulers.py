@@ -104,6 +104,18 @@ def test_lr_tensor_changed_in_place(backend):
     agree(tensor, number, rtol=0.0)
 
 
+def test_momentum_switched_on_and_off(backend):
+    opts = twins(backend, betas=(0.0, 0.99))
+    for beta1 in (0.0, 0.9, 0.5, 0.0, 0.9):
+        for opt in opts:
+            opt.param_groups[0]["betas"] = (beta1, 0.99)
+        if beta1 == 0.9:  # prodigyopt never makes up for an exp_avg that it did not start with
+            for p in parameters(opts[1]):
+                opts[1].state[p].setdefault("exp_avg", torch.zeros_like(p))
+        train(*opts, steps=3, start=opts[0].step_count)
+    agree(*opts)
+
+
 def test_construction_with_lr_zero(backend):
     ours, theirs = twins(backend)
     ours = make(backend, lr=0.0, weight_decay=0.1)
