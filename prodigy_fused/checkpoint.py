@@ -120,4 +120,4 @@ def _admit_state(index: int, p: Tensor, saved: dict[str, Any], group: dict[str, 
     own = state.follow(index, p, copies, group)
     if own["p0"].dim() == 0 and p.dim() > 0 and own["p0"]:
         raise ValueError(f"the saved p0 of {describe(index, p)} is one number, {own['p0']:g}, and not zero")
-    return own
+    return {**{key: v for key, v in saved.items() if key not in own and key != "step"}, **own}

@@ -92,7 +92,14 @@ def beta3_of(group: dict[str, Any]) -> float:
 
 def settings_of(group: dict[str, Any]) -> tuple[Any, ...]:
     """Everything in a group that :func:`check` looks at but ``lr``, to notice a change between steps."""
-    return tuple(map(group.__getitem__, SETTINGS))
+    return tuple(map(_plain, map(group.__getitem__, SETTINGS)))
+
+
+def _plain(value: Any) -> Any:
+    """A copy, of what can be changed in place."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_plain, value))
+    return value.tolist() if isinstance(value, Tensor) else value
 
 
 def layout_of(group: dict[str, Any]) -> tuple[Any, ...]:
@@ -130,6 +137,13 @@ def hyper_of(group: dict[str, Any], wait: bool = True) -> Hyper:
     )
 
 
+def bias_correction(h: Hyper, k: Any) -> Any:
+    """``bc``, Adam's, of step ``k`` (a number or a tensor, 0 for the first)."""
+    if not h.use_bias_correction:
+        return 1.0
+    return (1 - h.beta2 ** (k + 1)) ** 0.5 / (1 - h.beta1 ** (k + 1))
+
+
 def shared_of(groups: list[dict[str, Any]]) -> Shared:
     """The hyper-parameters of the one estimate.
 
@@ -138,14 +152,19 @@ def shared_of(groups: list[dict[str, Any]]) -> Shared:
     """
     first = Shared(*_shared_values(groups[0]).values())
     for i, group in enumerate(groups):
-        for name, value in _shared_values(group).items():
-            if value != getattr(first, name):
-                advice = " (beta3 defaults to sqrt(beta2): give beta3 explicitly)" if group["beta3"] is None else ""
-                raise ValueError(
-                    f"parameter groups 0 and {i} disagree on {name} ({getattr(first, name)} and {value}), "
-                    f"but groups that share one estimate d must share it{advice}"
-                )
+        check_shared(first, i, group)
     return first
+
+
+def check_shared(first: Shared, index: int, group: dict[str, Any]) -> None:
+    """Raises ``ValueError`` if ``group``, the one of that index, disagrees with group 0."""
+    for name, value in _shared_values(group).items():
+        if value != getattr(first, name):
+            advice = " (beta3 defaults to sqrt(beta2): give beta3 explicitly)" if group["beta3"] is None else ""
+            raise ValueError(
+                f"parameter groups 0 and {index} disagree on {name} ({getattr(first, name)} and {value}), "
+                f"but groups that share one estimate d must share it{advice}"
+            )
 
 
 def _shared_values(group: dict[str, Any]) -> dict[str, float]:

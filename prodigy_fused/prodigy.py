@@ -68,6 +68,7 @@ class Prodigy(Optimizer):
     _settings: list[Any] | None = None
     _layouts: list[Any] | None = None
     _shared: hyper.Shared
+    _stepping = False
 
     def __init__(
         self,
@@ -117,10 +118,11 @@ class Prodigy(Optimizer):
         merged = {**self.defaults, **group}
         hyper.check(merged)
         backends.check_choice(merged)
-        hyper.shared_of([*self.param_groups, merged])
+        if self.param_groups:
+            hyper.check_shared(hyper.shared_of(self.param_groups[:1]), len(self.param_groups), merged)
         self._check_new(merged)
         # The estimate is common: a late group starts where the others are.
-        running = self.param_groups[0] if self.param_groups else initial(float(merged["d0"]))
+        running = self.param_groups[0] if self.param_groups else {**initial(float(merged["d0"])), **group}
         super().add_param_group({**group, **{name: running[name] for name in FIELDS}})
         self._plans = None
 
@@ -164,8 +166,17 @@ class Prodigy(Optimizer):
                 loss = closure()
         found_inf = getattr(self, "found_inf", None)
         if found_inf is None or hyper.on_device(found_inf) or not found_inf:
-            self._take_step()
+            self._step_alone()
         return loss
+
+    def _step_alone(self) -> None:
+        if self._stepping:
+            raise RuntimeError("this optimizer's step() is running in another thread")
+        self._stepping = True
+        try:
+            self._take_step()
+        finally:
+            self._stepping = False
 
     @torch._disable_dynamo  # type: ignore[attr-defined] # in a compiled function a step runs as it is
     def _take_step(self) -> None:
@@ -254,7 +265,10 @@ class Prodigy(Optimizer):
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The state in the format of ``prodigyopt.Prodigy`` 1.1.2, which can load it; holds references, no copies."""
+        """The state in the format of ``prodigyopt.Prodigy`` 1.1.2, which can load it.
+
+        It refers to the optimizer's own tensors where their format allows, as torch's: copy what should not change.
+        """
         # Run first, so that a user's own hooks see the reference's format.
         first = self.register_state_dict_post_hook(lambda _, saved: checkpoint.export(saved), prepend=True)
         try:

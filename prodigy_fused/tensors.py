@@ -65,6 +65,12 @@ def check_parameter(index: int, p: Tensor) -> None:
         raise ValueError(f"{what} is on the meta device: materialise it first (for example module.to_empty)")
     if may_overlap(p):
         raise ValueError(f"{what} has elements that share memory (strides {p.stride()}): clone an expanded parameter")
+    _check_memory(what, p)
+
+
+def _check_memory(what: str, t: Tensor) -> None:
+    if t.numel() > 0 and t.untyped_storage().nbytes() == 0:
+        raise ValueError(f"{what} has no memory: its storage was freed, or it is a wrapper around other tensors")
 
 
 def check_gradient(index: int, p: Tensor, grad: Tensor) -> None:
@@ -80,3 +86,4 @@ def check_gradient(index: int, p: Tensor, grad: Tensor) -> None:
         got, wanted = getattr(grad, name), getattr(p, name)
         if got != wanted:
             raise ValueError(f"{what} has {name} {got}, the parameter {wanted}")
+    _check_memory(what, grad)

@@ -179,7 +179,9 @@ def test_each_group_has_its_own_betas(backend, bias):
 
 # -- gradients that are not finite -------------------------------------------------------------------------------------
 
-ESTIMATE = ("d", "d_max", "d_numerator", "d_denom", "d_hat")
+
+def estimate(both: Pair) -> list[float]:
+    return [float(both.opt.param_groups[0][key]) for key in ("d", "d_max", "d_numerator", "d_denom", "d_hat")]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
@@ -193,11 +195,11 @@ def test_one_bad_gradient(backend, options, when, value):
         grads = gradients(both)
         if k == when:
             grads[0].view(-1)[6] = value  # sampled, with slice_p 1, 2 and 3
-            before = [both.opt.param_groups[0][key] for key in ESTIMATE]
+            before = estimate(both)
         both.step(grads)
         both.check(TOLERANCE)
         if k == when:
-            assert before == [both.opt.param_groups[0][key] for key in ESTIMATE]
+            assert before == estimate(both)
             assert (both.opt.nonfinite_steps, both.opt.step_count) == (1, k + 1)
     assert both.opt.nonfinite_steps == both.oracle.nonfinite_steps == 1
     tensors, states, _ = snapshot(both.opt)

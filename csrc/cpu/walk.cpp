@@ -2,9 +2,12 @@
 
 #include <algorithm>
 
+#include "prodigy/storage.h"
+
 // One build serves every x86-64: the loader picks the widest version of each function marked so.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define PRODIGY_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#define PRODIGY_HAS_CLONES 1
 #else
 #define PRODIGY_CLONES
 #endif
@@ -49,7 +52,7 @@ struct LaneSums {
   }
 };
 
-// The arrays of one tensor, in the types they are stored in.
+// The arrays of one tensor. They are read and written by `load` and `store` only.
 template <class T>
 struct Arrays {
   T* __restrict x;
@@ -79,20 +82,30 @@ struct Arrays {
   }
 };
 
+template <class T>
+PRODIGY_INLINE T gradient_at(const Arrays<T>& a, int64_t i, const Coefficients<T>& c) {
+  return gradient(load<T>(a.grad, i), load<T>(a.x, i), c);
+}
+
 // The element at memory position i, whose sample is at position j.
 template <class T, bool kZeroX0>
 PRODIGY_INLINE Sums<T> sample_element(const Arrays<T>& a, int64_t i, int64_t j, const Coefficients<T>& c) {
-  return sample(gradient(a.grad[i], a.x[i], c), a.x[i], kZeroX0 ? T(0) : a.x0[j], a.s[j], c);
+  T s = load<T>(a.s, j);
+  const T x0 = kZeroX0 ? T(0) : load<T>(a.x0, j);
+  const Sums<T> sums = sample(gradient_at(a, i, c), load<T>(a.x, i), x0, s, c);
+  store(a.s, j, s);
+  return sums;
 }
 
 template <class T, bool kMomentum>
 PRODIGY_INLINE void update_element(const Arrays<T>& a, int64_t i, const Coefficients<T>& c) {
-  const T g = gradient(a.grad[i], a.x[i], c);
-  T m = kMomentum ? a.m[i] : T(0);
-  moments(g, m, a.v[i], c);
+  T m = kMomentum ? load<T>(a.m, i) : T(0);
+  T v = load<T>(a.v, i);
+  moments(gradient_at(a, i, c), m, v, c);
+  store(a.v, i, v);
   if (kMomentum) {
-    a.m[i] = m;
-    a.x[i] = step(a.x[i], m, a.v[i], c);
+    store(a.m, i, m);
+    store(a.x, i, step(load<T>(a.x, i), m, v, c));
   }
 }
 
@@ -155,35 +168,32 @@ PRODIGY_INLINE Sums<double> update_any(const Tensor& t, const Chunk& chunk, cons
   return t.x0 ? update_blocks<T, false, false>(t, chunk, c) : update_blocks<T, false, true>(t, chunk, c);
 }
 
+// x = rule(x, v, i) for all elements of a chunk.
 template <class T, class Rule>
-PRODIGY_INLINE void each_x(const Tensor& t, const Chunk& chunk, Rule rule) {
-  const Arrays<T> a(t);
+PRODIGY_INLINE void each_x(const Arrays<T>& a, const Chunk& chunk, Rule rule) {
   PRODIGY_VECTORIZE
-  for (int64_t i = chunk.begin; i < chunk.end; ++i) a.x[i] = rule(a, i);
+  for (int64_t i = chunk.begin; i < chunk.end; ++i) store(a.x, i, rule(load<T>(a.x, i), load<T>(a.v, i), i));
 }
 
 template <class T>
 PRODIGY_INLINE void finish_any(const Tensor& t, const Chunk& chunk, const Coefficients<T>& c, T old_d_eps, T d_new,
                                Finish how) {
-  using A = const Arrays<T>&;
+  const Arrays<T> a(t);
   if (how == Finish::kCorrect) {
-    each_x<T>(t, chunk, [&](A a, int64_t i) { return correct(a.x[i], a.m[i], a.v[i], old_d_eps, c); });
+    each_x(a, chunk, [&](T x, T v, int64_t i) { return correct(x, load<T>(a.m, i), v, old_d_eps, c); });
   } else if (how == Finish::kUndo) {
-    each_x<T>(t, chunk, [&](A a, int64_t i) { return undo(a.x[i], a.m[i], a.v[i], c); });
+    each_x(a, chunk, [&](T x, T v, int64_t i) { return undo(x, load<T>(a.m, i), v, c); });
   } else if (c.momentum) {
-    each_x<T>(t, chunk, [&](A a, int64_t i) { return step(a.x[i], a.m[i], a.v[i], c); });
+    each_x(a, chunk, [&](T x, T v, int64_t i) { return step(x, load<T>(a.m, i), v, c); });
   } else {
-    each_x<T>(t, chunk, [&](A a, int64_t i) {
-      const T g = finite_or_zero(gradient(a.grad[i], a.x[i], c));
-      return step(a.x[i], d_new * g, a.v[i], c);
-    });
+    each_x(a, chunk, [&](T x, T v, int64_t i) { return step(x, d_new * finite_or_zero(gradient_at(a, i, c)), v, c); });
   }
 }
 
 }  // namespace
 
 const char* instruction_set() {
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef PRODIGY_HAS_CLONES
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")) return "x86-64-v4";
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "x86-64-v3";
 #endif

@@ -22,14 +22,19 @@ struct GroupRow {
   bool active;  // lr > 0
 };
 
+__device__ __forceinline__ Hyper hyper_of(const Group& group) {
+  Hyper hyper = group.hyper;
+  hyper.lr = group.lr.read();
+  return hyper;
+}
+
 // Rows of shared memory; group n is in row n % kGroupRows.
 constexpr int kGroupRows = 32;
 
 template <class T>
 __device__ __forceinline__ void make_group_row(GroupRow<T>& row, const Arguments& a, std::int64_t group,
                                                const Estimate& old, double d_new) {
-  Hyper hyper = a.groups[group].hyper;
-  hyper.lr = a.groups[group].lr.read();
+  const Hyper hyper = hyper_of(a.groups[group]);
   row.c = coefficients<T>(hyper, a.shared, old, d_new, a.grad_scale.read());
   row.old_d_eps = T(old.d * hyper.eps);
   row.group = group;
@@ -86,10 +91,13 @@ __global__ void __launch_bounds__(kBlockSize, kMinBlocks) update_kernel(const Ar
 }
 
 // Whether some group's x has to be touched: in most steps there is none.
+template <class T>
 __device__ __forceinline__ bool anything_to_finish(const Arguments& a, const Estimate& old, bool stepped, bool moved) {
   bool any = false;
   for (std::int64_t n = threadIdx.x; n < a.group_count; n += kBlockSize) {
-    any |= finish_of(deferred(a.groups[n].hyper, old), stepped, moved) != Finish::kNothing;
+    const Hyper hyper = hyper_of(a.groups[n]);
+    const T decay = decay_of<T>(hyper, old.d * hyper.lr * bias_correction(hyper, old.k));
+    any |= finish_of(deferred(hyper, a.shared, old, decay), stepped, moved) != Finish::kNothing;
   }
   return __syncthreads_or(any);
 }
@@ -109,7 +117,7 @@ __global__ void __launch_bounds__(kBlockSize, kMinBlocks) finish_kernel(const Ar
   clear_group_rows(rows);
   __syncthreads();
   const bool moved = now.d != old.d;
-  if (anything_to_finish(a, old, stepped, moved)) {
+  if (anything_to_finish<T>(a, old, stepped, moved)) {
     for (std::int64_t n = blockIdx.x; n < a.chunk_count; n += gridDim.x) {
       const Chunk chunk = a.chunks[n];
       const Tensor& tensor = a.tensors[chunk.tensor];

@@ -6,9 +6,10 @@
 // old d while it gathers the sums, and `finish` adds the difference in the rare step in which d moved (`correct`).
 //
 // Note [Deferred steps]
-// Two kinds of step leave x to `finish`, which then makes it with d_new (`step`): the first one (k == 0), because as
-// long as all gradients are zero x must not move by a bit; and those without momentum, where d_new is also a factor of
-// the step. `without_step` makes the step of `update` vanish for them, so that no kernel has to ask.
+// Some steps leave x to `finish`, which then makes it with d_new (`step`): the first one (k == 0), because as long as
+// all gradients are zero x must not move by a bit; those without momentum, where d_new is also a factor of the step;
+// and those that `undo` could not take back exactly enough. `without_step` makes the step of `update` vanish for them,
+// so that no kernel has to ask.
 #pragma once
 
 #include <cmath>
@@ -62,8 +63,18 @@ PRODIGY_INLINE double bias_correction(const Hyper& h, double k) {
   return std::sqrt(1.0 - std::pow(h.beta2, k + 1.0)) / (1.0 - std::pow(h.beta1, k + 1.0));
 }
 
+// The factor of x in a step, rounded as the step has it. dlr: d * lr * bc.
+template <class T>
+PRODIGY_INLINE T decay_of(const Hyper& h, double dlr) {
+  return T(h.decouple ? h.weight_decay * dlr : 0.0);
+}
+
 // Whether x waits for `finish`, see Note [Deferred steps].
-PRODIGY_INLINE bool deferred(const Hyper& h, const Estimate& old) { return !(h.beta1 > 0.0) || old.k == 0.0; }
+template <class T>
+PRODIGY_INLINE bool deferred(const Hyper& h, const Shared& shared, const Estimate& old, T decay) {
+  const bool hard_to_undo = shared.beta3 == 0.0 || decay >= T(0.5);
+  return !(h.beta1 > 0.0) || old.k == 0.0 || hard_to_undo;
+}
 
 // d_eps is made of `d_new`, everything else of the old estimate: in `update` d_new is not known yet and d takes its
 // place.
@@ -82,12 +93,12 @@ PRODIGY_INLINE Coefficients<T> coefficients(const Hyper& h, const Shared& shared
   c.one_minus_beta1 = T(1.0 - h.beta1);
   c.one_minus_beta2 = T(1.0 - h.beta2);
   c.s_weight = T(old.d / shared.d0 * (h.safeguard_warmup ? old.d : dlr));
-  c.decay = T(h.decouple ? h.weight_decay * dlr : 0.0);
+  c.decay = decay_of<T>(h, dlr);
   c.dlr = T(dlr);
   c.d_eps = T(d_new * h.eps);
   c.dot_weight = h.lr * bc;
   c.momentum = h.beta1 > 0.0;
-  c.deferred = deferred(h, old);
+  c.deferred = deferred(h, shared, old, c.decay);
   return c;
 }
 
@@ -138,7 +149,8 @@ PRODIGY_INLINE T correct(T x, T m, T v, T old_d_eps, const Coefficients<T>& c) {
   return x + c.dlr * (m / (root + old_d_eps) - m / (root + c.d_eps));
 }
 
-// x as it was before the step.
+// x as it was before a step that turns out to be none, to one rounding: possible after the first step too, where the
+// only gradients are those of new parameters, or of positions that are not sampled.
 template <class T>
 PRODIGY_INLINE T undo(T x, T m, T v, const Coefficients<T>& c) {
   return (x + c.dlr * (m / (std::sqrt(v) + c.d_eps))) / (T(1) - c.decay);

@@ -1,9 +1,6 @@
 #include "python/tensor_list.h"
 
 #include <algorithm>
-#include <numeric>
-#include <stdexcept>
-#include <string>
 
 namespace prodigy {
 namespace py = pybind11;

@@ -34,9 +34,9 @@ class TensorList {
  private:
   static constexpr int kStates = 4;
 
+  // Borrowed: the Python plan keeps its slots, and a reference from here would hide cycles from the garbage collector.
   struct Entry {
-    pybind11::object param;
-    pybind11::dict state;
+    pybind11::handle param, state;
     TensorView view;
     std::array<void*, kStates> addresses;
   };

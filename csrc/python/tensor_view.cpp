@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <functional>
 #include <numeric>
 #include <string>
 
@@ -70,7 +71,7 @@ bool TensorReader::read_exchanged(PyObject* object, TensorView& view) const {
   view.device = t.device_type == kDLCPU ? kCpu : t.device_type == kDLCUDA ? t.device_id : kOtherDevice;
   view.shape.assign(t.shape, t.shape + t.ndim);
   view.strides.assign(t.strides, t.strides + t.ndim);
-  return true;
+  return t.data != nullptr || view.numel() == 0;  // null: freed, or a wrapper around other tensors
 }
 
 bool TensorReader::read_methods(PyObject* object, TensorView& view) const {
@@ -83,7 +84,7 @@ bool TensorReader::read_methods(PyObject* object, TensorView& view) const {
     view.device = is_cpu ? kCpu : is_cuda ? t.attr("get_device")().cast<int>() : kOtherDevice;
     view.shape = t.attr("shape").cast<std::vector<std::int64_t>>();
     view.strides = t.attr("stride")().cast<std::vector<std::int64_t>>();
-    return true;
+    return view.data != nullptr || view.numel() == 0;
   } catch (const py::error_already_set&) {
     return false;
   }

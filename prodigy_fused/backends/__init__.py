@@ -35,8 +35,8 @@ def check_choice(group: dict[str, Any]) -> None:
         raise ValueError("fused=True and foreach=True exclude each other")
     if backend is not None and fused is not None and bool(fused) != (backend in COMPILED):
         raise ValueError(f"backend={backend!r} and fused={fused} contradict each other")
-    if backend is not None and foreach and backend != "foreach":
-        raise ValueError(f"backend={backend!r} and foreach=True contradict each other")
+    if backend is not None and foreach is not None and foreach != (backend == "foreach"):
+        raise ValueError(f"backend={backend!r} and foreach={foreach} contradict each other")
 
 
 @cache

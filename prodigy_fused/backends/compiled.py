@@ -28,6 +28,8 @@ def unfit(p: Tensor, group: dict[str, Any]) -> str | None:
     """Why no compiled backend can take the parameter, whatever its device; None if one can."""
     if p.dtype not in (torch.float32, torch.float64) or state_dtype(p, group) != p.dtype:
         return f"{p.dtype} parameters are not supported: use float32 parameters, with autocast, or fused=False"
+    if type(p).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return f"{type(p).__name__} is a tensor subclass without memory of its own: use fused=False"
     if not is_dense(p):
         return f"strides {p.stride()} leave gaps: make the parameter contiguous, or use fused=False"
     if p.dim() > MAX_DIMS and not p.is_contiguous():

@@ -101,7 +101,7 @@ class CudaPlan(CompiledPlan):
             spare, self._spare = self._spare, None
             return spare
         # torch's allocator gives pinned memory out again only after the copy from it is done.
-        return torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=self.device.type == "cuda")
 
     def _capturing(self) -> bool:
         return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..estimate import FIELDS, advance, stable_sum
-from ..hyper import Hyper
+from ..hyper import Hyper, bias_correction
 from ..state import sampled
 from ..step import ReadsSlots, Slot, Step
 
@@ -58,13 +58,6 @@ class Run:
 
 def without_nonfinite(gs: list[Tensor]) -> list[Tensor]:
     return [g.nan_to_num_(0.0, 0.0, 0.0) for g in gs]
-
-
-def bias_correction(h: Hyper, k: Tensor) -> Tensor:
-    """``bc``, Adam's, of step ``k`` (0-dim, 0 for the first)."""
-    if not h.use_bias_correction:
-        return torch.ones_like(k)
-    return (1 - h.beta2 ** (k + 1)).sqrt() / (1 - h.beta1 ** (k + 1))
 
 
 class ForeachPlan(ReadsSlots):

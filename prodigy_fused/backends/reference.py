@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..estimate import FIELDS, advance, stable_sum
-from ..hyper import Hyper
+from ..hyper import Hyper, bias_correction
 from ..state import sampled
 from ..step import ReadsSlots, Slot, Step
 
@@ -18,14 +18,6 @@ from ..step import ReadsSlots, Slot, Step
 def unsupported(p: Tensor, group: dict[str, Any]) -> str | None:
     """None: takes every tensor the optimizer takes."""
     return None
-
-
-def bias_correction(h: Hyper, k: float) -> float:
-    """``bc``, Adam's, of step ``k`` (0 for the first)."""
-    if not h.use_bias_correction:
-        return 1.0
-    bc: float = (1 - h.beta2 ** (k + 1)) ** 0.5 / (1 - h.beta1 ** (k + 1))
-    return bc
 
 
 class ReferencePlan(ReadsSlots):
@@ -58,7 +50,7 @@ class ReferencePlan(ReadsSlots):
             s.copy_(beta3 * s + weight * sampled(g, slot.slice_p))
             norms.append(stable_sum(s.abs()).item())
         # Exactly rounded, so that the order of the tensors does not matter.
-        self.sums.copy_(torch.tensor([_total(dots), _total(norms)], dtype=torch.float64))
+        self.sums.copy_(torch.tensor([_total(dots), _total(norms)], dtype=torch.float64, device=self.sums.device))
 
     def finish(self, grads: list[Tensor | None], step: Step, last: bool) -> None:
         row = advance(step.row, step.sums, step.shared)
