@@ -86,6 +86,11 @@ def test_more_groups_than_a_block_keeps():
     agree(*(train(start(name, sizes, each_its_group=True), steps=3) for name in ("emulated", "reference")))
 
 
+@pytest.mark.parametrize("hard_to_undo", [{"weight_decay": 700.0}, {"beta3": 0.0}], ids=str)
+def test_x_that_waits_for_finish_although_d_stays(hard_to_undo):
+    agree(*(train(start(name, d_coef=1e-9, **hard_to_undo)) for name in ("emulated", "reference")))
+
+
 # -- launches and uploads ----------------------------------------------------------------------------------------------
 
 
