@@ -15,6 +15,7 @@ OPTIONS = {
     "decoupled": {"weight_decay": 0.1},
     "coupled": {"weight_decay": 0.1, "decouple": False},
     "sampled": {"slice_p": 2, "weight_decay": 0.1},
+    "slow growth": {"growth_rate": 1.2, "d_coef": 0.5, "safeguard_warmup": True},
     "sampled, no momentum": {"slice_p": 3, "betas": (0.0, 0.99), "weight_decay": 0.1, "use_bias_correction": True},
 }
 # Coupled weight decay makes a zero gradient another one.
