@@ -2,15 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # A backend named here fails the suite where it would be skipped.
-PYTEST := PRODIGY_FUSED_REQUIRE=cpu $(BIN)/pytest
+PYTEST := PRODIGY_FUSED_REQUIRE=cpu,emulated,cuda-build $(BIN)/pytest
 PIP := $(BIN)/pip install -q --disable-pip-version-check
-CPP_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES = $(shell find csrc tests/emulation -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 # The sanitizer runtimes must be in the process before python itself; libstdc++ with them, or ASan aborts at the
 # first C++ exception. Python never frees all it allocates, hence no leak check.
 ASAN_ENV = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/asan/lib
-ASAN_TESTS ?= -k cpu
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/asan/lib PRODIGY_FUSED_EMULATION=build/emulation-asan
+ASAN_TESTS ?= -k "cpu or emulated or emulation"
 
 # Lists what the named extras ask for: the package itself is installed after them, with the build tools among them.
 define EXTRAS
@@ -19,6 +19,12 @@ extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-depende
 print(*(line for name in sys.argv[1:] for line in extras[name]), sep="\n")
 endef
 export EXTRAS
+# $(call EMULATION,folder,build type)
+EMULATION = $(BIN)/cmake -S tests/emulation -B $(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	-DPython_EXECUTABLE=$(abspath $(BIN))/python -Dpybind11_DIR=$$($(BIN)/pybind11-config --cmakedir) \
+	$$CMAKE_ARGS -DCMAKE_BUILD_TYPE=$(2) && $(BIN)/cmake --build $(1)
+# `make` always builds the CUDA half: without a toolkit, with the nvcc that the development environment has.
+export PRODIGY_FUSED_CUDA ?= 1
 export CMAKE_ARGS += -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
 
 help: ## print this list
@@ -34,10 +40,13 @@ help: ## print this list
 	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
-build: .venv/stamp ## compile prodigy_fused/_C in place; fails, unlike pip install, if it cannot
+build: .venv/stamp emulation ## compile prodigy_fused/_C in place; fails, unlike pip install, if it cannot
 	rm -f prodigy_fused/_C.*.so
 	$(BIN)/python setup.py -q build_ext --inplace
 	$(BIN)/python -c 'import prodigy_fused._C'
+
+emulation: .venv/stamp ## compile the CUDA kernels for the CPU, for the tests
+	$(call EMULATION,build/emulation,RelWithDebInfo)
 
 demo: build ## train a small GPT with Prodigy; ARGS="..." are passed on
 	$(BIN)/python bench/demo.py $(ARGS)
@@ -50,7 +59,8 @@ test-slow: build ## the slow tests only
 
 test-asan: build ## the tests of the compiled module, with _C built under AddressSanitizer and UBSan
 	rm -rf build/asan/lib
-	CMAKE_ARGS="$$CMAKE_ARGS -DCMAKE_BUILD_TYPE=Debug -DPRODIGY_FUSED_SANITIZE=ON" \
+	$(call EMULATION,build/emulation-asan,Debug -DPRODIGY_FUSED_SANITIZE=ON)
+	CMAKE_ARGS="$$CMAKE_ARGS -DCMAKE_BUILD_TYPE=Debug -DPRODIGY_FUSED_SANITIZE=ON" PRODIGY_FUSED_CUDA=0 \
 		$(BIN)/python setup.py -q build --build-base build/asan --build-lib build/asan/lib
 	ls build/asan/lib/prodigy_fused/_C.*.so
 	$(ASAN_ENV) $(PYTEST) -n auto --capture=sys $(ASAN_TESTS)
@@ -69,4 +79,4 @@ format: .venv/stamp ## let ruff and clang-format rewrite the sources
 clean: ## remove .venv and everything that was built
 	rm -rf .venv build dist *.egg-info prodigy_fused/_C.*.so .pytest_cache .mypy_cache .ruff_cache .coverage
 
-.PHONY: help build demo test test-slow test-asan lint format clean
+.PHONY: help build emulation demo test test-slow test-asan lint format clean

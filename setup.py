@@ -15,10 +15,11 @@ from setuptools.errors import CompileError
 
 
 class CMakeExtension(Extension):
-    """An extension built by ``source_dir/CMakeLists.txt``. Optional: without it, foreach does the work."""
+    """An extension built by ``source_dir/CMakeLists.txt``. Optional, unless CUDA was asked for: without it, foreach
+    does the work."""
 
     def __init__(self, name: str, source_dir: str) -> None:
-        super().__init__(name, sources=[], optional=True)
+        super().__init__(name, sources=[], optional=cuda_mode() != "1")
         self.source_dir = Path(__file__).resolve().parent / source_dir
 
 
@@ -32,7 +33,14 @@ class CMakeBuild(build_ext):
         module = Path(self.get_ext_fullpath(ext.name)).resolve()
         module.unlink(missing_ok=True)  # a failed build must not leave yesterday's module to be packaged
         try:
-            run_cmake(ext.source_dir, build_dir, prefix=module.parent)
+            try:
+                run_cmake(ext.source_dir, build_dir, module.parent, cuda := cuda_arguments())
+            except subprocess.CalledProcessError:
+                if cuda_mode() != "auto" or cuda == WITHOUT_CUDA:
+                    raise
+                self.warn("the CUDA backend could not be built, see above; trying without it")
+                (build_dir / "CMakeCache.txt").unlink(missing_ok=True)
+                run_cmake(ext.source_dir, build_dir, module.parent, WITHOUT_CUDA)
         except (OSError, subprocess.CalledProcessError) as error:
             (build_dir / "CMakeCache.txt").unlink(missing_ok=True)  # it remembers a missing compiler
             raise CompileError(
@@ -42,7 +50,7 @@ class CMakeBuild(build_ext):
             ) from error
 
 
-def run_cmake(source_dir: Path, build_dir: Path, prefix: Path) -> None:
+def run_cmake(source_dir: Path, build_dir: Path, prefix: Path, cuda: list[str]) -> None:
     """Configures, builds and installs the module into the directory `prefix`."""
     cmake, ninja = find_tool("cmake"), find_tool("ninja")
     # Everything is passed every time, or a build directory that is used again would keep the
@@ -53,10 +61,53 @@ def run_cmake(source_dir: Path, build_dir: Path, prefix: Path) -> None:
         f"-DCMAKE_MAKE_PROGRAM={ninja}",
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        *cuda,
         *shlex.split(os.environ.get("CMAKE_ARGS", "")),
     ]
     for arguments in (configure, ["--build", build_dir], ["--install", build_dir, "--prefix", prefix]):
         subprocess.run([cmake, *arguments], check=True)
+
+
+# nvcc and what it needs, for a machine without a CUDA toolkit; also in the dev extra of pyproject.toml.
+NVCC = [
+    "nvidia-cuda-nvcc==13.0.88",
+    "nvidia-cuda-crt==13.0.88",
+    "nvidia-nvvm==13.0.88",
+    "nvidia-cuda-runtime==13.0.96",
+    "nvidia-cuda-cccl==13.0.85",
+]
+
+WITHOUT_CUDA = ["-DPRODIGY_FUSED_CUDA=OFF"]
+
+
+def cuda_mode() -> str:
+    """``auto``: with CUDA if there is an nvcc; ``0``: without; ``1``: with CUDA, or fail."""
+    mode = os.environ.get("PRODIGY_FUSED_CUDA", "auto")
+    if mode not in ("auto", "0", "1"):
+        raise SystemExit(f"PRODIGY_FUSED_CUDA={mode}: must be auto, 0 or 1")
+    return mode
+
+
+def find_nvcc() -> Path | None:
+    """The CUDA compiler: the one asked for, the toolkit's, or the one from PyPI."""
+    on_path = os.environ.get("CUDACXX") or shutil.which("nvcc")
+    places = [on_path, "/usr/local/cuda/bin/nvcc"]
+    places += [Path(folder, "nvidia/cu13/bin/nvcc") for folder in sys.path if folder]
+    return next((Path(place) for place in places if place and Path(place).is_file()), None)
+
+
+def cuda_arguments() -> list[str]:
+    """What CMake must be told for this machine and PRODIGY_FUSED_CUDA."""
+    nvcc = find_nvcc() if cuda_mode() != "0" else None
+    if nvcc is None:
+        if cuda_mode() == "1":
+            raise FileNotFoundError(f"PRODIGY_FUSED_CUDA=1, but there is no nvcc; pip install {' '.join(NVCC)}")
+        return WITHOUT_CUDA
+    arguments = ["-DPRODIGY_FUSED_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+    if nvcc.parent.parent.name == "cu13":
+        # The wheels have their libraries in lib, and nvcc looks in lib64.
+        arguments.append(f"-DCMAKE_CUDA_FLAGS=-L{nvcc.parent.parent / 'lib'}")
+    return arguments
 
 
 def find_tool(name: str) -> str:
@@ -68,4 +119,9 @@ def find_tool(name: str) -> str:
     return tool
 
 
-setup(ext_modules=[CMakeExtension("prodigy_fused._C", "csrc")], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[CMakeExtension("prodigy_fused._C", "csrc")],
+    cmdclass={"build_ext": CMakeBuild},
+    # pip installs these into the build's own environment.
+    setup_requires=NVCC if cuda_mode() == "1" and find_nvcc() is None else [],
+)

@@ -31,6 +31,7 @@ def report() -> str:
         from . import _C
 
         lines.append(f"compiled      instruction set {_C.instruction_set()}, threads of {_C.threading()}")
+        lines.append(f"cuda          {_C.CUDA or 'left out of the compiled module'}")
     for device in _devices():
         lines += [f"{device!s:<5} {name:<9} {_status(name, device)}" for name in backends.NAMES]
     return "\n".join(lines)

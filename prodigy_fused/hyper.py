@@ -107,14 +107,23 @@ def layout_of(group: dict[str, Any]) -> tuple[Any, ...]:
     return (group["betas"][0] > 0, *map(group.__getitem__, LAYOUT))
 
 
-def hyper_of(group: dict[str, Any]) -> Hyper:
+def on_device(value: Any) -> bool:
+    """Whether the host would have to wait for ``value``."""
+    return isinstance(value, Tensor) and value.device.type != "cpu"
+
+
+def hyper_of(group: dict[str, Any], wait: bool = True) -> Hyper:
     """The group's numbers as they stand now (schedulers write into the group between steps).
+
+    Without ``wait`` an ``lr`` on the device is left unread, and is NaN here.
 
     Raises:
         ValueError: ``lr`` is negative or not finite.
     """
-    lr = number(group["lr"])
-    _require(0 <= lr < math.inf, "lr", group["lr"], "a finite number >= 0")
+    lr = math.nan
+    if wait or not on_device(group["lr"]):
+        lr = number(group["lr"])
+        _require(0 <= lr < math.inf, "lr", group["lr"], "a finite number >= 0")
     return Hyper(
         lr=lr,
         beta1=float(group["betas"][0]),

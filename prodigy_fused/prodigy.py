@@ -43,7 +43,8 @@ class Prodigy(Optimizer):
         foreach: True: the ``torch._foreach`` backend; False: a loop over tensors.
         fused: True: a compiled backend, or RuntimeError with the reason; False: never one; None: where there is one.
         maximize: maximize the objective.
-        capturable: for use in a CUDA graph; of no effect on the CPU.
+        capturable: for use in a CUDA graph: take a step before the capture, and make ``lr`` a tensor on the device
+            if it is to change between replays. Of no effect on the CPU.
         state_dtype: float32: the state of bfloat16 and float16 parameters is float32; None: it has the parameter's
             dtype, as the reference's. The state of a float64 parameter is always float64.
         backend: the name of a backend, for tests and benchmarks; never falls back.
@@ -164,7 +165,7 @@ class Prodigy(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         found_inf = getattr(self, "found_inf", None)
-        if found_inf is None or not found_inf:
+        if found_inf is None or hyper.on_device(found_inf) or not found_inf:
             self._step_alone()
         return loss
 
@@ -184,11 +185,13 @@ class Prodigy(Optimizer):
         changes(groups, self._estimate.published if self._estimate else {})  # raises before anything is changed
         plans = self._current_plans()
         work = plans.work()
+        step_on_device = bool(work) and all(plan.reads_device for plan, _ in work)
         if self._estimate is None or self._estimate.row.device != plans.device:
             self._estimate = Estimate(plans.device)
         self._estimate.pull(groups)
-        grad_scale = getattr(self, "grad_scale", None)
-        step = Step(hypers, self._shared, self._estimate.row, 1.0 if grad_scale is None else float(grad_scale))
+        step = Step(hypers, self._shared, self._estimate.row)
+        if not self._take_scalars(step, step_on_device):
+            return
 
         for plan, grads in work:
             plan.update(grads, step)
@@ -201,6 +204,22 @@ class Prodigy(Optimizer):
             step.row.copy_(advance(step.row, step.sums, step.shared))
         self._estimate.publish(groups)
 
+    def _take_scalars(self, step: Step, on_device: bool) -> bool:
+        """Gives ``step`` what may be on the device, read or, if ``on_device``, as it is; False: skip the step."""
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        lrs = [group["lr"] if hyper.on_device(group["lr"]) else None for group in self.param_groups]
+        if on_device:
+            step.lrs = lrs
+            step.device_scale = grad_scale if hyper.on_device(grad_scale) else None
+            step.found_inf = found_inf if hyper.on_device(found_inf) else None
+        elif found_inf is not None and found_inf:
+            return False
+        elif any(lr is not None for lr in lrs):
+            step.hypers = [hyper.hyper_of(group) for group in self.param_groups]
+        if grad_scale is not None and step.device_scale is None:
+            step.grad_scale = float(grad_scale)
+        return True
+
     def _hypers(self) -> list[hyper.Hyper]:
         settings = [hyper.settings_of(group) for group in self.param_groups]
         if settings != self._settings:
@@ -212,7 +231,7 @@ class Prodigy(Optimizer):
             if layouts != self._layouts:
                 self._plans = None
             self._settings, self._layouts = settings, layouts
-        return [hyper.hyper_of(group) for group in self.param_groups]
+        return [hyper.hyper_of(group, wait=False) for group in self.param_groups]
 
     def _current_plans(self) -> Plans:
         """The plans, built anew where anything they were built for was swapped."""
@@ -290,5 +309,5 @@ def _add(sums: list[Tensor], device: torch.device) -> Tensor:
         return sums[0]
     total = torch.zeros(2, dtype=torch.float64, device=device)
     for pair in sums:
-        total += pair.to(device, non_blocking=True)
+        total += pair.to(device, non_blocking=device.type != "cpu")
     return total

@@ -32,6 +32,8 @@ class Slot:
 class ReadsSlots:
     """``unchanged`` and ``check`` for plans that read their tensors anew in every step."""
 
+    reads_device = False
+
     def __init__(self, slots: Sequence[Slot]) -> None:
         self.slots = slots
         self.sums = torch.zeros(2, dtype=torch.float64, device=slots[0].param.device)
@@ -58,6 +60,10 @@ class Step:
     shared: Shared
     row: Tensor  # the estimate, float64[8]: read by both phases, written by the last plan's finish
     grad_scale: float = 1.0  # gradients are divided by it
+    # What only the device knows, for plans with `reads_device`: each takes the place of the number, where it is there.
+    lrs: Sequence[Tensor | None] = ()  # one per parameter group
+    device_scale: Tensor | None = None
+    found_inf: Tensor | None = None  # not zero: the step changes nothing, the estimate included
     sums: Tensor = field(init=False)  # float64[2], the total over all plans; set between the phases
 
 
@@ -66,6 +72,9 @@ class Plan(Protocol):
 
     sums: Tensor
     """float64[2] on the plan's device: ``sum lr*bc*<g, x0 - x>`` and ``sum |s|``, after :meth:`update`."""
+
+    reads_device: bool
+    """Whether the plan takes scalars that are on the device, so that the host need not wait for them."""
 
     def unchanged(self) -> bool:
         """Whether the plan still fits its tensors: they may have been moved, cast or replaced since the last step."""

@@ -1,8 +1,10 @@
 """The backends, as data: every test that takes ``backend`` runs on all. A new one needs at most a line here."""
 
 import os
+import sys
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 # Before torch is imported: threads that wait spinning slow a busy two-core machine down thirtyfold.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -13,6 +15,10 @@ from hypothesis import settings
 
 from prodigy_fused import Prodigy, backends
 
+sys.path.append(str(Path(__file__).parent / "emulation"))
+import emulated
+
+emulated.register()
 pytest.register_assert_rewrite("oracle")
 torch.set_num_threads(1)
 
@@ -39,6 +45,7 @@ GPU = torch.cuda.is_available()
 TRAITS = {
     "cpu": {"one_pass": True, "dense_only": True},
     "cuda": {"device": "cuda", "one_pass": True, "dense_only": True},
+    "emulated": {"one_pass": True, "dense_only": True, "small": True},
     "triton": {"device": "cuda" if GPU else "cpu", "one_pass": True, "dense_only": True, "small": not GPU},
 }
 BACKENDS = [Backend(name, **TRAITS.get(name, {})) for name in backends.NAMES]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
+import emulated
 import prodigyopt
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from prodigy_fused import Prodigy, backends
 
+emulated.register()  # here, too, for the processes that tests start
 # Agreement with prodigyopt in float64: the two round in different orders, and 1e-12 is some 5,000 roundings.
 TIGHT = 1e-12
 # With d0 = 1e-6 and x of about 1 the estimate rests on x0 - x of about 1e-6, of which float64 keeps ten

@@ -63,6 +63,19 @@ PRODIGY_INLINE double bias_correction(const Hyper& h, double k) {
   return std::sqrt(1.0 - std::pow(h.beta2, k + 1.0)) / (1.0 - std::pow(h.beta1, k + 1.0));
 }
 
+// The factor of x in a step, rounded as the step has it. dlr: d * lr * bc.
+template <class T>
+PRODIGY_INLINE T decay_of(const Hyper& h, double dlr) {
+  return T(h.decouple ? h.weight_decay * dlr : 0.0);
+}
+
+// Whether x waits for `finish`, see Note [Deferred steps].
+template <class T>
+PRODIGY_INLINE bool deferred(const Hyper& h, const Shared& shared, const Estimate& old, T decay) {
+  const bool hard_to_undo = shared.beta3 == 0.0 || decay >= T(0.5);
+  return !(h.beta1 > 0.0) || old.k == 0.0 || hard_to_undo;
+}
+
 // d_eps is made of `d_new`, everything else of the old estimate: in `update` d_new is not known yet and d takes its
 // place.
 template <class T>
@@ -80,13 +93,12 @@ PRODIGY_INLINE Coefficients<T> coefficients(const Hyper& h, const Shared& shared
   c.one_minus_beta1 = T(1.0 - h.beta1);
   c.one_minus_beta2 = T(1.0 - h.beta2);
   c.s_weight = T(old.d / shared.d0 * (h.safeguard_warmup ? old.d : dlr));
-  c.decay = T(h.decouple ? h.weight_decay * dlr : 0.0);
+  c.decay = decay_of<T>(h, dlr);
   c.dlr = T(dlr);
   c.d_eps = T(d_new * h.eps);
   c.dot_weight = h.lr * bc;
   c.momentum = h.beta1 > 0.0;
-  const bool hard_to_undo = shared.beta3 == 0.0 || c.decay >= T(0.5);
-  c.deferred = !c.momentum || old.k == 0.0 || hard_to_undo;
+  c.deferred = deferred(h, shared, old, c.decay);
   return c;
 }
 

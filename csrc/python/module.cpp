@@ -6,6 +6,8 @@
 
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
+#include "python/cuda_plan.h"
+#include "python/read_step.h"
 #include "python/tensor_list.h"
 
 namespace py = pybind11;
@@ -13,38 +15,20 @@ using namespace prodigy;
 
 namespace {
 
-Hyper read_hyper(const py::handle& h) {
-  return {h.attr("lr").cast<double>(),
-          h.attr("beta1").cast<double>(),
-          h.attr("beta2").cast<double>(),
-          h.attr("eps").cast<double>(),
-          h.attr("weight_decay").cast<double>(),
-          h.attr("decouple").cast<bool>(),
-          h.attr("use_bias_correction").cast<bool>(),
-          h.attr("safeguard_warmup").cast<bool>(),
-          h.attr("maximize").cast<bool>()};
-}
-
 // From prodigy_fused.step.Step.
 cpu::StepInput read_step(const py::handle& step, int threads) {
   cpu::StepInput input;
   for (const py::handle& h : step.attr("hypers")) input.hypers.push_back(read_hyper(h));
-  const py::object shared = step.attr("shared");
-  input.shared = {shared.attr("d0").cast<double>(), shared.attr("d_coef").cast<double>(),
-                  shared.attr("growth_rate").cast<double>(), shared.attr("beta3").cast<double>()};
+  input.shared = read_shared(step.attr("shared"));
   input.grad_scale = step.attr("grad_scale").cast<double>();
   input.threads = threads;
   return input;
 }
 
-template <class T>
-T* at(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
 class CpuPlan {
  public:
   CpuPlan(const py::list& slots, const py::type& tensor_class) : list_(slots, tensor_class) {
+    if (list_.device() != kCpu) throw py::value_error("the tensors are not on the CPU");
     if (list_.bits() == 32) {
       plan_.emplace<cpu::Plan<float>>(list_.table());
     } else if (list_.bits() == 64) {
@@ -89,7 +73,7 @@ class CpuPlan {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Compiled backends of prodigy_fused; see prodigy_fused/backends/cpu.py for their use.";
+  m.doc() = "Compiled backends of prodigy_fused; see prodigy_fused/backends for their use.";
   m.attr("ESTIMATE_FIELDS") = sizeof(Estimate) / sizeof(double);
   m.attr("MAX_DIMS") = kMaxDims;
   m.def("threading", &cpu::threading, "Whose threads the CPU backend uses.");
@@ -100,4 +84,10 @@ PYBIND11_MODULE(_C, m) {
       .def("read_grads", &CpuPlan::read_grads, "The index of the first gradient laid out otherwise, or -1.")
       .def("update", &CpuPlan::update)
       .def("finish", &CpuPlan::finish);
+#ifdef PRODIGY_FUSED_CUDA
+  m.attr("CUDA") = PRODIGY_FUSED_CUDA;
+  bind_cuda_plan(m);
+#else
+  m.attr("CUDA") = py::none();
+#endif
 }

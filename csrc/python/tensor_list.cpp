@@ -48,10 +48,13 @@ TensorList::TensorList(const py::list& slots, py::type tensor_class)
 Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
   entry.param = slot.attr("param");
   entry.state = slot.attr("state");
-  const bool readable = reader_.read(entry.param.ptr(), entry.view) && entry.view.on_cpu;
-  if (!readable || (bits_ != 0 && entry.view.bits != bits_)) throw py::value_error("unsupported parameter");
+  const bool readable = reader_.read(entry.param.ptr(), entry.view) && entry.view.device != kOtherDevice;
+  const bool first = table_.empty();
+  if (!readable || (!first && (entry.view.bits != bits_ || entry.view.device != device_))) {
+    throw py::value_error("unsupported parameter");
+  }
   bits_ = entry.view.bits;
-
+  device_ = entry.view.device;
   Tensor t{};
   t.x = entry.view.data;
   t.numel = entry.view.numel();
@@ -70,7 +73,7 @@ void* TensorList::read_state(const Entry& entry, const Tensor& tensor, int which
   PyObject* object = PyDict_GetItemWithError(entry.state.ptr(), keys_[which].ptr());
   if (object == nullptr && which == kM) return nullptr;  // beta1 is 0
   TensorView& view = scratch_;
-  if (object == nullptr || !reader_.read(object, view) || !view.on_cpu || view.bits != bits_) {
+  if (object == nullptr || !reader_.read(object, view) || view.device != device_ || view.bits != bits_) {
     throw py::value_error("unsupported state");
   }
   const bool packed = tensor.slice_p > 1 && which >= kS;
@@ -87,7 +90,7 @@ bool TensorList::unchanged() {
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     const Entry& entry = entries_[i];
     TensorView& now = scratch_;
-    const bool same = reader_.read(entry.param.ptr(), now) && now.data == entry.view.data && now.on_cpu &&
+    const bool same = reader_.read(entry.param.ptr(), now) && now.data == entry.view.data && now.device == device_ &&
                       now.bits == bits_ && now.same_layout(entry.view);
     if (!same) return false;
     for (int which = 0; which < kStates; ++which) {
@@ -108,7 +111,7 @@ long TensorList::read_grads(const py::list& grads, std::vector<const void*>& add
     PyObject* grad = PyList_GET_ITEM(grads.ptr(), i);
     addresses[i] = nullptr;
     if (grad == Py_None) continue;
-    const bool fits = reader_.read(grad, scratch_) && scratch_.on_cpu && scratch_.bits == bits_ &&
+    const bool fits = reader_.read(grad, scratch_) && scratch_.device == device_ && scratch_.bits == bits_ &&
                       scratch_.same_layout(entries_[i].view);
     if (!fits) return long(i);
     addresses[i] = scratch_.data;

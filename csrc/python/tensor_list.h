@@ -17,6 +17,12 @@ class TensorList {
 
   const std::vector<Tensor>& table() const { return table_; }
   int bits() const { return bits_; }
+  int device() const { return device_; }
+
+  // A tensor that belongs to no slot. False if it is not one on the device of the others.
+  bool read(const pybind11::object& tensor, TensorView& view) const {
+    return reader_.read(tensor.ptr(), view) && view.device == device_;
+  }
 
   // Whether all tensors are still at the addresses, and of the shapes, that the table has.
   bool unchanged();
@@ -45,7 +51,7 @@ class TensorList {
   std::vector<Tensor> table_;
   std::array<pybind11::str, kStates> keys_;
   TensorView scratch_;
-  int bits_ = 0;
+  int bits_ = 0, device_ = kOtherDevice;  // of all tensors
 };
 
 }  // namespace prodigy

@@ -21,7 +21,7 @@ struct DLTensor {
   std::int64_t *shape, *strides;
   std::uint64_t byte_offset;
 };
-constexpr int kCpu = 1;
+constexpr int kDLCPU = 1, kDLCUDA = 2;
 constexpr int kFloat = 2;
 constexpr std::uint32_t kMajor = 1;
 
@@ -68,7 +68,7 @@ bool TensorReader::read_exchanged(PyObject* object, TensorView& view) const {
   }
   view.data = static_cast<char*>(t.data) + t.byte_offset;
   view.bits = t.type_code == kFloat && t.type_lanes == 1 ? t.type_bits : 0;
-  view.on_cpu = t.device_type == kCpu;
+  view.device = t.device_type == kDLCPU ? kCpu : t.device_type == kDLCUDA ? t.device_id : kOtherDevice;
   view.shape.assign(t.shape, t.shape + t.ndim);
   view.strides.assign(t.strides, t.strides + t.ndim);
   return t.data != nullptr || view.numel() == 0;  // null: freed, or a wrapper around other tensors
@@ -80,7 +80,8 @@ bool TensorReader::read_methods(PyObject* object, TensorView& view) const {
     view.data = reinterpret_cast<void*>(t.attr("data_ptr")().cast<std::uintptr_t>());
     const auto dtype = py::str(t.attr("dtype")).cast<std::string>();
     view.bits = dtype == "torch.float32" ? 32 : dtype == "torch.float64" ? 64 : 0;
-    view.on_cpu = t.attr("is_cpu").cast<bool>();
+    const bool is_cpu = t.attr("is_cpu").cast<bool>(), is_cuda = t.attr("is_cuda").cast<bool>();
+    view.device = is_cpu ? kCpu : is_cuda ? t.attr("get_device")().cast<int>() : kOtherDevice;
     view.shape = t.attr("shape").cast<std::vector<std::int64_t>>();
     view.strides = t.attr("stride")().cast<std::vector<std::int64_t>>();
     return view.data != nullptr || view.numel() == 0;

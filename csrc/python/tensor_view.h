@@ -9,10 +9,12 @@
 
 namespace prodigy {
 
+constexpr int kCpu = -1, kOtherDevice = -2;
+
 struct TensorView {
   void* data;
-  int bits;  // of a floating-point element; 0: not floating point
-  bool on_cpu;
+  int bits;    // of a floating-point element; 0: not floating point
+  int device;  // a CUDA device's number, or one of these
   std::vector<std::int64_t> shape, strides;
 
   // Whether the element at memory position i is the same element in both; strides of size-1 dimensions mean nothing.

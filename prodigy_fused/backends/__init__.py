@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..step import Plan, Slot
 
-COMPILED = ("cpu",)
+COMPILED = ("cuda", "cpu")
 NAMES = (*COMPILED, "foreach", "reference")
 
 

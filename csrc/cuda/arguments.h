@@ -1,0 +1,54 @@
+// What crosses from the host to a kernel: one plain struct, by value; everything in it lies on the device.
+#pragma once
+
+#include "prodigy/chunk.h"
+
+namespace prodigy::cuda {
+
+// Set smaller by the emulation of the tests, which is slow, and whose tensors should span several blocks and chunks.
+#ifndef PRODIGY_CUDA_BLOCK
+#define PRODIGY_CUDA_BLOCK 256
+#define PRODIGY_CUDA_CHUNK (1 << 13)
+#endif
+constexpr int kBlockSize = PRODIGY_CUDA_BLOCK;
+// Elements per chunk: a multiple of what a block takes at a time. Smaller than the CPU's, because many blocks share the
+// chunks of a small model and should end together.
+constexpr std::int64_t kCudaChunkSize = PRODIGY_CUDA_CHUNK;
+
+// A number that the host knows, or one that it would have to wait for.
+struct Scalar {
+  double value;
+  const void* address;  // null: `value` counts
+  int bits;             // of the floating-point number at `address`: 32 or 64
+
+  PRODIGY_INLINE double read() const {
+    if (address == nullptr) return value;
+    return bits == 32 ? double(*static_cast<const float*>(address)) : *static_cast<const double*>(address);
+  }
+};
+
+// One parameter group; `lr` takes the place of `hyper.lr`.
+struct Group {
+  Hyper hyper;
+  Scalar lr;
+};
+
+struct Arguments {
+  const Tensor* tensors;  // their gradients are in `grads`, which change more often
+  const Chunk* chunks;
+  std::int64_t chunk_count;
+  const Group* groups;
+  std::int64_t group_count;
+  const void* const* grads;
+
+  Sums<double>* partials;  // one per chunk
+  unsigned* arrived;       // blocks that are through; 0 between launches
+  Sums<double>* sums;      // written by update, read by finish
+  Estimate* row;           // read by both, written by finish if `last`
+
+  Shared shared;
+  Scalar grad_scale, found_inf;
+  bool last;
+};
+
+}  // namespace prodigy::cuda

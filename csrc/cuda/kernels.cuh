@@ -1,0 +1,134 @@
+// The two kernels of a step. Both are persistent: a grid of as many blocks as the device holds walks the chunk list.
+//
+// Note [The grid is not in the result]
+// A chunk's sums go to its own place in `partials`, whichever block took it, and one block adds them up in the order of
+// the chunks. So the bits of a step depend neither on the device's size nor on the order in which blocks ran.
+#pragma once
+
+#include "cuda/reduce.cuh"
+#include "cuda/walk.cuh"
+
+namespace prodigy::cuda {
+
+// Blocks that a multiprocessor must have room for: without it, the compiler squeezes registers out for a third block.
+constexpr int kMinBlocks = 2;
+
+// What the elements of one group need, derived once per block.
+template <class T>
+struct GroupRow {
+  Coefficients<T> c;
+  T old_d_eps;
+  std::int64_t group;
+  bool active;  // lr > 0
+};
+
+__device__ __forceinline__ Hyper hyper_of(const Group& group) {
+  Hyper hyper = group.hyper;
+  hyper.lr = group.lr.read();
+  return hyper;
+}
+
+// Rows of shared memory; group n is in row n % kGroupRows.
+constexpr int kGroupRows = 32;
+
+template <class T>
+__device__ __forceinline__ void make_group_row(GroupRow<T>& row, const Arguments& a, std::int64_t group,
+                                               const Estimate& old, double d_new) {
+  const Hyper hyper = hyper_of(a.groups[group]);
+  row.c = coefficients<T>(hyper, a.shared, old, d_new, a.grad_scale.read());
+  row.old_d_eps = T(old.d * hyper.eps);
+  row.group = group;
+  row.active = hyper.lr > 0.0;
+}
+
+// Before the first use of the rows there must be a barrier.
+template <class T>
+__device__ __forceinline__ void clear_group_rows(GroupRow<T>* rows) {
+  for (int n = threadIdx.x; n < kGroupRows; n += kBlockSize) rows[n].group = -1;
+}
+
+// Derived when a chunk of the group comes up, by one thread, and kept.
+template <bool kUpdate, class T>
+__device__ __forceinline__ const GroupRow<T>& group_row(GroupRow<T>* rows, std::int64_t group, const Arguments& a,
+                                                        const Estimate& old, double d_new) {
+  GroupRow<T>& row = rows[group % kGroupRows];
+  if (row.group != group) {  // for all threads alike
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      make_group_row(row, a, group, old, d_new);
+      if (kUpdate) row.c = without_step(row.c);
+    }
+    __syncthreads();
+  }
+  return row;
+}
+
+// m, v, s, x with the old d in d*eps; sums = (sum lr*bc*<g, x0 - x>, sum |s|).
+template <class T>
+__global__ void __launch_bounds__(kBlockSize, kMinBlocks) update_kernel(const Arguments a) {
+  __shared__ GroupRow<T> rows[kGroupRows];
+  __shared__ Sums<double> scratch[2][kWarps];
+  __shared__ Estimate old;
+  if (a.found_inf.read() != 0.0) return;
+  if (threadIdx.x == 0) old = *a.row;
+  clear_group_rows(rows);
+  __syncthreads();
+  bool odd = false;
+  for (std::int64_t n = blockIdx.x; n < a.chunk_count; n += gridDim.x) {
+    const Chunk chunk = a.chunks[n];
+    const Tensor& tensor = a.tensors[chunk.tensor];
+    const void* grad = a.grads[chunk.tensor];
+    Sums<double> sums{0.0, 0.0};
+    const GroupRow<T>& row = group_row<true>(rows, tensor.group, a, old, old.d);
+    if (grad != nullptr && row.active) {
+      sums = block_sum(update_chunk<T>(tensor, grad, chunk, row.c), scratch[odd]);
+      sums.dot *= row.c.dot_weight;
+      odd = !odd;
+    }
+    if (threadIdx.x == 0) a.partials[n] = sums;
+  }
+  if (is_last_block(a.arrived)) reduce_partials(a);
+}
+
+// Whether some group's x has to be touched: in most steps there is none.
+template <class T>
+__device__ __forceinline__ bool anything_to_finish(const Arguments& a, const Estimate& old, bool stepped, bool moved) {
+  bool any = false;
+  for (std::int64_t n = threadIdx.x; n < a.group_count; n += kBlockSize) {
+    const Hyper hyper = hyper_of(a.groups[n]);
+    const T decay = decay_of<T>(hyper, old.d * hyper.lr * bias_correction(hyper, old.k));
+    any |= finish_of(deferred(hyper, a.shared, old, decay), stepped, moved) != Finish::kNothing;
+  }
+  return __syncthreads_or(any);
+}
+
+// d_new of the sums; x as it would be had `update` known d_new.
+template <class T>
+__global__ void __launch_bounds__(kBlockSize, kMinBlocks) finish_kernel(const Arguments a) {
+  __shared__ GroupRow<T> rows[kGroupRows];
+  __shared__ Estimate old, now;
+  __shared__ bool stepped;
+  if (a.found_inf.read() != 0.0) return;
+  // Every block derives the same estimate. The last to have read the old one overwrites it.
+  if (threadIdx.x == 0) {
+    now = old = *a.row;
+    stepped = advance(now, *a.sums, a.shared);
+  }
+  clear_group_rows(rows);
+  __syncthreads();
+  const bool moved = now.d != old.d;
+  if (anything_to_finish<T>(a, old, stepped, moved)) {
+    for (std::int64_t n = blockIdx.x; n < a.chunk_count; n += gridDim.x) {
+      const Chunk chunk = a.chunks[n];
+      const Tensor& tensor = a.tensors[chunk.tensor];
+      const void* grad = a.grads[chunk.tensor];
+      const GroupRow<T>& row = group_row<false>(rows, tensor.group, a, old, now.d);
+      const Finish how = finish_of(row.c.deferred, stepped, moved);
+      if (grad == nullptr || !row.active || how == Finish::kNothing) continue;
+      finish_chunk<T>(tensor, grad, chunk, row.c, row.old_d_eps, T(now.d), how);
+    }
+  }
+  if (a.last && is_last_block(a.arrived) && threadIdx.x == 0) *a.row = now;
+}
+
+}  // namespace prodigy::cuda

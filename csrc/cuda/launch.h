@@ -1,0 +1,16 @@
+// Launches, without a CUDA header: the packer and the Python module are plain C++.
+#pragma once
+
+#include "cuda/arguments.h"
+
+namespace prodigy::cuda {
+
+enum class Kernel { kUpdate, kFinish };
+
+// As many blocks as the current device holds at a time. bits: of an element, 32 or 64.
+int resident_blocks(Kernel kernel, int bits);
+
+// On the current device. Throws std::runtime_error, which names the kernel.
+void launch(Kernel kernel, int bits, int blocks, const Arguments& arguments, void* stream);
+
+}  // namespace prodigy::cuda

@@ -1,0 +1,81 @@
+// Sums over the threads of a block, and over all chunks: always in the same order, without float atomics.
+#pragma once
+
+#include "cuda/arguments.h"
+
+namespace prodigy::cuda {
+
+constexpr int kWarpSize = 32;
+constexpr int kWarps = kBlockSize / kWarpSize;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+__device__ __forceinline__ Sums<double> warp_sum(Sums<double> mine) {
+#pragma unroll
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+    mine.dot += __shfl_down_sync(kAllLanes, mine.dot, offset);
+    mine.norm += __shfl_down_sync(kAllLanes, mine.norm, offset);
+  }
+  return mine;
+}
+
+// The sum over the block, for thread 0. Has one barrier: give it two scratch arrays in turn.
+__device__ __forceinline__ Sums<double> block_sum(Sums<double> mine, Sums<double>* scratch) {
+  mine = warp_sum(mine);
+  if (threadIdx.x % kWarpSize == 0) scratch[threadIdx.x / kWarpSize] = mine;
+  __syncthreads();
+  if (threadIdx.x != 0) return mine;
+  for (int warp = 1; warp < kWarps; ++warp) {
+    mine.dot += scratch[warp].dot;
+    mine.norm += scratch[warp].norm;
+  }
+  return mine;
+}
+
+__device__ __forceinline__ void merge(Accumulator& into, double sum, double error) {
+  into.add(sum);
+  into.error += error;
+}
+
+// The total of one Accumulator per thread, for thread 0. `scratch` must not be in use.
+__device__ __forceinline__ double block_total(Accumulator mine, Sums<double>* scratch) {
+#pragma unroll
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+    const double sum = __shfl_down_sync(kAllLanes, mine.sum, offset);
+    merge(mine, sum, __shfl_down_sync(kAllLanes, mine.error, offset));
+  }
+  if (threadIdx.x % kWarpSize == 0) scratch[threadIdx.x / kWarpSize] = {mine.sum, mine.error};
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int warp = 1; warp < kWarps; ++warp) merge(mine, scratch[warp].dot, scratch[warp].norm);
+  }
+  return mine.total();
+}
+
+// Whether this block is the last of the launch to come here. It then sees what the others wrote before.
+__device__ __forceinline__ bool is_last_block(unsigned* arrived) {
+  __shared__ bool last;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicAdd(arrived, 1u) == gridDim.x - 1;
+    if (last) *arrived = 0;
+    __threadfence();
+  }
+  __syncthreads();
+  return last;
+}
+
+// The sums over all chunks, by one block.
+__device__ __forceinline__ void reduce_partials(const Arguments& a) {
+  __shared__ Sums<double> scratch[2][kWarps];
+  Accumulator dot, norm;
+#pragma unroll 4
+  for (std::int64_t n = threadIdx.x; n < a.chunk_count; n += kBlockSize) {
+    // Past the first-level cache, which does not see the writes of other multiprocessors.
+    dot.add(__ldcg(&a.partials[n].dot));
+    norm.add(__ldcg(&a.partials[n].norm));
+  }
+  const Sums<double> sums{block_total(dot, scratch[0]), block_total(norm, scratch[1])};
+  if (threadIdx.x == 0) *a.sums = sums;
+}
+
+}  // namespace prodigy::cuda

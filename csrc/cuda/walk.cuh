@@ -1,0 +1,173 @@
+// How one block walks one chunk: the functors of the two kernels. Every thread takes its packs through the rule.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/pack.cuh"
+
+namespace prodigy::cuda {
+
+// One thread's part of the sums: a chunk gives it so few terms that T holds them.
+template <class T>
+struct LaneSums {
+  T dot[kILP<T>], norm[kILP<T>];
+
+  __device__ __forceinline__ LaneSums() {
+#pragma unroll
+    for (int e = 0; e < kILP<T>; ++e) dot[e] = norm[e] = T(0);
+  }
+  __device__ __forceinline__ void add(int lane, const Sums<T>& term) {
+    dot[lane] += term.dot;
+    norm[lane] += term.norm;
+  }
+  __device__ __forceinline__ Sums<double> total() const {
+    Sums<double> sums{0.0, 0.0};
+#pragma unroll
+    for (int e = 0; e < kILP<T>; ++e) {
+      sums.dot += double(dot[e]);
+      sums.norm += double(norm[e]);
+    }
+    return sums;
+  }
+};
+
+// slice_p == 1: s and x0 are arrays like the others.
+template <class T>
+struct EveryElement {
+  template <bool kFull>
+  struct At {
+    Pack<T> s, x0;
+
+    __device__ __forceinline__ At(const EveryElement&, const Arrays<T>& a, std::int64_t i, int count)
+        : s(load<kFull>(a.s + i, count)), x0() {
+      if (a.x0 != nullptr) x0 = load<kFull>(a.x0 + i, count);
+    }
+    __device__ __forceinline__ bool has(int) const { return true; }
+    __device__ __forceinline__ void store_s(const Arrays<T>& a, std::int64_t i, int count) const {
+      store<kFull>(a.s + i, s, count);
+    }
+  };
+
+  __device__ __forceinline__ EveryElement(const Tensor&, const Chunk&) {}
+};
+
+// slice_p > 1: s and x0 hold the elements at row-major positions 0, p, 2p, ...
+template <class T>
+struct EveryPth {
+  const Tensor& tensor;
+  std::int64_t begin, first_sample;
+  int first, period;  // within the chunk, so that 32 bits do: 64-bit divisions would cost more than the memory
+
+  template <bool kFull>
+  struct At {
+    Pack<T> s, x0;
+    std::int64_t sample[kILP<T>];  // -1: none
+
+    __device__ __forceinline__ At(const EveryPth& p, const Arrays<T>& a, std::int64_t i, int count) : s(), x0() {
+#pragma unroll
+      for (int e = 0; e < kILP<T>; ++e) {
+        sample[e] = kFull || e < count ? p.sample_of(i + e) : -1;
+        if (sample[e] < 0) continue;
+        s.at[e] = global(a.s)[sample[e]];
+        if (a.x0 != nullptr) x0.at[e] = global(a.x0)[sample[e]];
+      }
+    }
+    __device__ __forceinline__ bool has(int e) const { return sample[e] >= 0; }
+    __device__ __forceinline__ void store_s(const Arrays<T>& a, std::int64_t, int) const {
+#pragma unroll
+      for (int e = 0; e < kILP<T>; ++e) {
+        if (has(e)) global(a.s)[sample[e]] = s.at[e];
+      }
+    }
+  };
+
+  __device__ __forceinline__ EveryPth(const Tensor& t, const Chunk& chunk) : tensor(t), begin(chunk.begin) {
+    first_sample = (begin + t.slice_p - 1) / t.slice_p;
+    // Beyond the chunk any number says the same: no sample, or no second one.
+    const std::int64_t distance = first_sample * t.slice_p - begin;
+    first = int(distance < kCudaChunkSize ? distance : kCudaChunkSize);
+    period = int(t.slice_p < kCudaChunkSize ? t.slice_p : kCudaChunkSize);
+  }
+  __device__ __forceinline__ std::int64_t sample_of(std::int64_t i) const {
+    if (tensor.order.dims > 0) {
+      const std::int64_t position = row_major(tensor.order, i);
+      return position % tensor.slice_p == 0 ? position / tensor.slice_p : -1;
+    }
+    const int behind = int(i - begin) - first;
+    if (behind < 0 || behind % period != 0) return -1;
+    return first_sample + behind / period;
+  }
+};
+
+// m, v, s and x of one pack, and its part of the sums. All loads come before the first use of one.
+template <class T, bool kFull, class Sampling>
+__device__ __forceinline__ void update_pack(const Arrays<T>& a, std::int64_t i, int count, const Coefficients<T>& c,
+                                            const Sampling& sampling, LaneSums<T>& sums) {
+  const Pack<T> grad = load<kFull>(a.grad + i, count);
+  Pack<T> x = load<kFull>(static_cast<const T*>(a.x + i), count);
+  Pack<T> v = load<kFull>(static_cast<const T*>(a.v + i), count);
+  Pack<T> m{};
+  if (c.momentum) m = load<kFull>(static_cast<const T*>(a.m + i), count);
+  typename Sampling::template At<kFull> sampled(sampling, a, i, count);
+#pragma unroll
+  for (int e = 0; e < kILP<T>; ++e) {
+    const T g = gradient(grad.at[e], x.at[e], c);
+    if (sampled.has(e)) sums.add(e, sample(g, x.at[e], sampled.x0.at[e], sampled.s.at[e], c));
+    moments(g, m.at[e], v.at[e], c);
+    x.at[e] = step(x.at[e], m.at[e], v.at[e], c);
+  }
+  sampled.store_s(a, i, count);
+  store<kFull>(a.v + i, v, count);
+  if (!c.momentum) return;  // m is not kept, and x waits for finish
+  store<kFull>(a.m + i, m, count);
+  store<kFull>(a.x + i, x, count);
+}
+
+template <class T, class Sampling>
+__device__ __forceinline__ Sums<double> update_sampling(const Tensor& t, const void* grad, const Chunk& chunk,
+                                                        const Coefficients<T>& c) {
+  const Arrays<T> a(t, grad);
+  const Sampling sampling(t, chunk);
+  LaneSums<T> sums;
+  each_pack<T>(chunk, a.aligned, [&](std::int64_t i, int count, auto full) {
+    update_pack<T, decltype(full)::value>(a, i, count, c, sampling, sums);
+  });
+  return sums.total();
+}
+
+// Phase 1. Returns this thread's part of the sums, unweighted.
+template <class T>
+__device__ __forceinline__ Sums<double> update_chunk(const Tensor& t, const void* grad, const Chunk& chunk,
+                                                     const Coefficients<T>& c) {
+  if (t.slice_p == 1) return update_sampling<T, EveryElement<T>>(t, grad, chunk, c);
+  return update_sampling<T, EveryPth<T>>(t, grad, chunk, c);
+}
+
+// x after `finish`; `m` holds the gradient where there is no momentum.
+template <class T>
+__device__ __forceinline__ T finish_element(T x, T m, T v, const Coefficients<T>& c, T old_d_eps, T d_new, Finish how) {
+  if (how == Finish::kCorrect) return correct(x, m, v, old_d_eps, c);
+  if (how == Finish::kUndo) return undo(x, m, v, c);
+  return step(x, c.momentum ? m : d_new * finite_or_zero(gradient(m, x, c)), v, c);
+}
+
+// Phase 3.
+template <class T>
+__device__ __forceinline__ void finish_chunk(const Tensor& t, const void* grad, const Chunk& chunk,
+                                             const Coefficients<T>& c, T old_d_eps, T d_new, Finish how) {
+  const Arrays<T> a(t, grad);
+  const T* direction = c.momentum ? a.m : a.grad;
+  each_pack<T>(chunk, a.aligned, [&](std::int64_t i, int count, auto full) {
+    constexpr bool kFull = decltype(full)::value;
+    Pack<T> x = load<kFull>(static_cast<const T*>(a.x + i), count);
+    const Pack<T> m = load<kFull>(direction + i, count);
+    const Pack<T> v = load<kFull>(static_cast<const T*>(a.v + i), count);
+#pragma unroll
+    for (int e = 0; e < kILP<T>; ++e) {
+      x.at[e] = finish_element(x.at[e], m.at[e], v.at[e], c, old_d_eps, d_new, how);
+    }
+    store<kFull>(a.x + i, x, count);
+  });
+}
+
+}  // namespace prodigy::cuda

@@ -1,0 +1,52 @@
+"""The backend ``emulated``: the CUDA backend, its kernels run by the CPU on CPU tensors. For the tests alone."""
+
+import importlib
+import itertools
+import os
+import sys
+from pathlib import Path
+
+from prodigy_fused import backends
+from prodigy_fused.backends import cuda
+from prodigy_fused.backends.compiled import unfit
+
+BUILD = Path(os.environ.get("PRODIGY_FUSED_EMULATION", Path(__file__).parents[2] / "build" / "emulation")).resolve()
+sys.path.append(str(BUILD))
+try:
+    native = importlib.import_module("_emulated")
+    MISSING = None
+except ImportError as error:
+    native, MISSING = None, f"the emulation of CUDA is not built ({error}): make emulation"
+
+
+def unsupported(p, group):
+    if MISSING:
+        return MISSING
+    return unfit(p, group) if p.device.type == "cpu" else f"the parameter is on {p.device}: the emulation is on the CPU"
+
+
+class EmulatedPlan(cuda.CudaPlan):
+    def __init__(self, slots):
+        super().__init__(slots, native.CudaPlan)
+
+    def update(self, grads, step):
+        if grid is None:  # another one in every step: the results must not care
+            seed = next(_seeds)
+            native.configure(resident=1 + seed % 5, seed=seed)
+        else:
+            native.configure(*grid)
+        super().update(grads, step)
+
+
+_seeds = itertools.count()
+grid = None  # the most blocks of a launch, and a seed for the order in which blocks and threads run
+
+
+make_plan = EmulatedPlan
+
+
+def register():
+    """Makes ``backend="emulated"`` a choice; it is never chosen unasked."""
+    if "emulated" not in backends.NAMES:
+        sys.modules["prodigy_fused.backends.emulated"] = sys.modules[__name__]
+        backends.NAMES = (*backends.NAMES, "emulated")

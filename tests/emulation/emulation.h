@@ -1,0 +1,148 @@
+// Lets g++ compile the CUDA kernels, and runs them on the CPU: the threads of a block are fibers, which take turns at
+// barriers and shuffles; blocks run one after the other. Block order and thread order are drawn from a seed, so that a
+// result that depends on them, for want of a barrier or by an order of summation, shows.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <numeric>
+#include <random>
+#include <type_traits>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __noinline__
+#define __launch_bounds__(...)
+#define __builtin_assume(condition)
+#define __shared__ static  // one block runs at a time
+
+struct Index {
+  unsigned x;
+};
+inline Index threadIdx, blockIdx, gridDim;
+
+namespace emulation {
+
+constexpr std::size_t kStack = 256 << 10;
+constexpr unsigned kWarp = 32;
+enum class At { kStart, kBarrier, kShuffle, kEnd };
+
+inline unsigned seed = 0;
+inline int resident = 3;  // what the occupancy query answers
+inline long launches = 0;
+
+struct Fiber {
+  ucontext_t context;
+  std::vector<char> stack = std::vector<char>(kStack);
+  At at;
+  double shuffled[2];  // in turn, so that the next value does not overwrite one that is still to be read
+  bool odd;
+  bool voted[2];
+};
+
+inline std::vector<Fiber> fibers;
+inline ucontext_t scheduler;
+inline std::function<void()> body;
+
+// Waits until every thread of the block is here.
+inline void wait(At at) {
+  Fiber& self = fibers[threadIdx.x];
+  self.at = at;
+  swapcontext(&self.context, &scheduler);
+}
+
+inline void run_thread() {
+  body();
+  fibers[threadIdx.x].at = At::kEnd;
+}
+
+inline void start(Fiber& fiber) {
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack.data();
+  fiber.context.uc_stack.ss_size = kStack;
+  fiber.context.uc_link = &scheduler;
+  fiber.at = At::kStart;
+  fiber.odd = false;
+  makecontext(&fiber.context, run_thread, 0);
+}
+
+inline void run_block(std::mt19937& draw) {
+  std::vector<unsigned> order(fibers.size());
+  std::iota(order.begin(), order.end(), 0u);
+  for (Fiber& fiber : fibers) start(fiber);
+  while (fibers[0].at != At::kEnd) {
+    std::shuffle(order.begin(), order.end(), draw);
+    for (unsigned thread : order) {
+      threadIdx.x = thread;
+      swapcontext(&scheduler, &fibers[thread].context);
+    }
+    for (const Fiber& fiber : fibers) {
+      if (fiber.at == fibers[0].at) continue;
+      std::fprintf(stderr, "emulation: the threads of a block are at different barriers\n");
+      std::abort();
+    }
+  }
+}
+
+template <class Arguments>
+void run(void (*kernel)(Arguments), unsigned blocks, unsigned threads, const Arguments& arguments) {
+  std::mt19937 draw(seed);
+  ++launches;
+  fibers.resize(threads);
+  body = [&] { kernel(arguments); };
+  gridDim.x = blocks;
+  std::vector<unsigned> order(blocks);
+  std::iota(order.begin(), order.end(), 0u);
+  std::shuffle(order.begin(), order.end(), draw);
+  for (unsigned block : order) {
+    blockIdx.x = block;
+    run_block(draw);
+  }
+}
+
+}  // namespace emulation
+
+inline void __syncthreads() { emulation::wait(emulation::At::kBarrier); }
+
+inline int __syncthreads_or(int mine) {
+  using namespace emulation;
+  Fiber& self = fibers[threadIdx.x];
+  self.odd = !self.odd;
+  self.voted[self.odd] = mine != 0;
+  const bool turn = self.odd;
+  wait(At::kBarrier);
+  return std::any_of(fibers.begin(), fibers.end(), [turn](const Fiber& f) { return f.voted[turn]; });
+}
+
+inline double __shfl_down_sync(unsigned, double mine, int offset) {
+  using namespace emulation;
+  Fiber& self = fibers[threadIdx.x];
+  self.odd = !self.odd;
+  self.shuffled[self.odd] = mine;
+  const bool turn = self.odd;
+  wait(At::kShuffle);
+  const unsigned from = threadIdx.x + unsigned(offset);
+  return threadIdx.x % kWarp + unsigned(offset) < kWarp ? fibers[from].shuffled[turn] : mine;
+}
+
+inline unsigned atomicAdd(unsigned* to, unsigned term) {
+  const unsigned before = *to;
+  *to += term;
+  return before;
+}
+
+inline void __threadfence() {}
+
+template <class T>
+T __ldcg(const T* from) {
+  return *from;
+}

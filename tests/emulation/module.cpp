@@ -1,0 +1,40 @@
+// The CUDA backend's kernels and packer, as they are, on the CPU: a module for the tests, which no wheel holds.
+#include "emulation.h"
+// The kernels need the above.
+#include <pybind11/pybind11.h>
+
+#include "cuda/kernels.cuh"
+#include "cuda/launch.h"
+#include "python/cuda_plan.h"
+
+namespace prodigy::cuda {
+
+int resident_blocks(Kernel, int) { return 1 << 20; }
+
+void launch(Kernel kernel, int bits, int blocks, const Arguments& arguments, void*) {
+  const bool update = kernel == Kernel::kUpdate;
+  const auto function = bits == 32 ? (update ? update_kernel<float> : finish_kernel<float>)
+                                   : (update ? update_kernel<double> : finish_kernel<double>);
+  emulation::run(function, unsigned(std::min(blocks, emulation::resident)), kBlockSize, arguments);
+}
+
+}  // namespace prodigy::cuda
+
+PYBIND11_MODULE(_emulated, m) {
+  m.doc() = "The CUDA kernels run by the CPU.";
+#ifdef __SANITIZE_ADDRESS__
+  m.attr("SANITIZED") = true;
+#else
+  m.attr("SANITIZED") = false;
+#endif
+  m.attr("CHUNK") = prodigy::cuda::kCudaChunkSize;
+  prodigy::bind_cuda_plan(m);
+  m.def(
+      "configure",
+      [](int resident, unsigned seed) {
+        emulation::resident = resident;
+        emulation::seed = seed;
+      },
+      pybind11::arg("resident"), pybind11::arg("seed"), "The most blocks of a grid; the order that things run in.");
+  m.def("launches", [] { return emulation::launches; }, "How many kernels have been launched.");
+}

@@ -1,0 +1,92 @@
+"""The CUDA kernels as compiled, on a machine without a GPU: registers, spills, 16-byte accesses, the import."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from prodigy_fused.backends import cuda
+
+ROOT = Path(__file__).parents[1]
+ARCHITECTURES = ("80", "90", "100", "120")
+KERNELS = {"update_kernelIf": 128, "update_kernelId": 128, "finish_kernelIf": 128, "finish_kernelId": 128}
+REQUIRED = "cuda-build" in os.environ.get("PRODIGY_FUSED_REQUIRE", "").split(",")
+
+
+def find_nvcc():
+    wheels = [Path(folder, "nvidia/cu13/bin/nvcc") for folder in sys.path]
+    found = [Path(p) for p in (shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc", *wheels) if p and Path(p).is_file()]
+    return found[0] if found else None
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """What ptxas says about every kernel on every architecture, and the PTX of the newest."""
+    nvcc, folder = find_nvcc(), tmp_path_factory.mktemp("nvcc")
+    if nvcc is None:
+        (pytest.fail if REQUIRED else pytest.skip)("no nvcc")
+    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
+    common = [nvcc, "-std=c++17", f"-I{ROOT / 'csrc'}", "-Werror=all-warnings", "--threads=2", "-O3"]
+    command = [*common, *codes, "-Xptxas=-v", "--keep", f"--keep-dir={folder}", "-c", "-o", folder / "launch.o"]
+    result = subprocess.run([*command, ROOT / "csrc/cuda/launch.cu"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    ptx = next(folder.glob(f"*compute_{ARCHITECTURES[-1]}*.ptx"), None) or next(folder.glob("*.ptx"))
+    return result.stdout + result.stderr, ptx.read_text()
+
+
+def report(text):
+    """(architecture, kernel, registers, spilled bytes) of every kernel."""
+    entry = re.compile(
+        r"Compiling entry function '(\w+)' for 'sm_(\d+)a?'.*?"
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+        re.DOTALL,
+    )
+    for name, architecture, _, stores, loads, registers in entry.findall(text):
+        kernel = next(kernel for kernel in KERNELS if kernel in name)
+        yield architecture, kernel, int(registers), int(stores) + int(loads)
+
+
+def test_registers_and_spills(compiled, capsys):
+    rows = list(report(compiled[0]))
+    with capsys.disabled():
+        for row in rows:
+            print("\n  sm_{}: {:16} {:3} registers, {} bytes spilled".format(*row), end="")
+    assert {(a, k) for a, k, *_ in rows} == {(a, k) for a in ARCHITECTURES for k in KERNELS}
+    assert [row for row in rows if row[3] > 0 or row[2] > KERNELS[row[1]]] == []
+
+
+@pytest.mark.parametrize(("kernel", "kind"), [("update_kernelIf", "v4.f32"), ("update_kernelId", "v2.f64")])
+def test_16_byte_accesses_to_global_memory(compiled, kernel, kind):
+    body = next(part for part in compiled[1].split(".entry")[1:] if kernel in part.split("(")[0])
+    # x, grad, m, v, s, x0, and the four that are written; and once more x, grad, m, v for slice_p > 1.
+    assert len(re.findall(rf"ld\.global\.{kind}", body)) >= 10
+    assert len(re.findall(rf"st\.global\.{kind}", body)) >= 7
+
+
+@pytest.mark.skipif(cuda.MISSING is not None or cuda._C.CUDA is None, reason="_C has no CUDA half here")
+def test_without_a_gpu_it_imports_and_says_what_is_wrong():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    code = """
+import torch
+from prodigy_fused import _C, Prodigy
+from prodigy_fused.step import Slot, Step
+from prodigy_fused.hyper import hyper_of, shared_of
+p = torch.nn.Parameter(torch.ones(3))
+opt = Prodigy([p], backend="reference")
+p.grad = torch.ones(3)
+opt.step()
+plan = _C.CudaPlan([Slot(0, p, opt.state[p], 0, 1)], torch.Tensor)
+plan.read_grads([p.grad])
+row = torch.zeros(8, dtype=torch.float64)
+groups = opt.param_groups
+plan.pack_step(Step([hyper_of(g) for g in groups], shared_of(groups), row), [None])
+plan.update(dict.fromkeys(["table", "step", "partials", "arrived", "sums", "row"], row.data_ptr()), 1.0, None, 0)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert re.search(r"RuntimeError: prodigy_fused: update_kernel<float> failed: .*\w", result.stderr), result.stderr
