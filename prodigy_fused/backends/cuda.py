@@ -58,7 +58,7 @@ class CudaPlan(CompiledPlan):
 
     def update(self, grads: list[Tensor | None], step: Step) -> None:
         with self._guard():
-            changed = self._plan.pack_step(step, [None if lr is None else self._near(lr) for lr in step.lrs])
+            changed = self._plan.pack_step(step, list(step.lrs))
             # A graph must bring its own gradients' addresses; and once there is one, replays may have done so.
             self._captured |= self._capturing()
             if changed or self._captured:
@@ -67,27 +67,19 @@ class CudaPlan(CompiledPlan):
                 self._upload(self._step_table, self._plan.write_step)
             if self._spare is None and not self._capturing():
                 self._spare = self._host_memory(self._plan.step_bytes)
-            row = self._near(step.row)
-            self._plan.update(self._addresses(row=row), *self._amp(step), self._stream())
+            self._plan.update(self._addresses(row=step.row), *self._amp(step), self._stream())
 
     def finish(self, grads: list[Tensor | None], step: Step, last: bool) -> None:
         with self._guard():
-            row, sums = self._near(step.row), self._near(step.sums)
-            self._plan.finish(self._addresses(row=row, sums=sums), *self._amp(step), self._stream(), last)
-            if last and row is not step.row:
-                step.row.copy_(row, non_blocking=row.device.type == step.row.device.type)
+            addresses = self._addresses(row=step.row, sums=step.sums)
+            self._plan.finish(addresses, *self._amp(step), self._stream(), last)
 
     def _addresses(self, **more: Tensor) -> dict[str, int]:
         buffers = {**self._buffers, "step": self._step_table, **more}
         return {name: t.data_ptr() for name, t in buffers.items()}
 
     def _amp(self, step: Step) -> tuple[Any, Any]:
-        scale = step.grad_scale if step.device_scale is None else self._near(step.device_scale)
-        return scale, None if step.found_inf is None else self._near(step.found_inf)
-
-    def _near(self, t: Tensor) -> Tensor:
-        """``t`` on this plan's device; copies are ordered by the streams, not by the host."""
-        return t if t.device == self.device else t.to(self.device, non_blocking=True)
+        return step.grad_scale if step.device_scale is None else step.device_scale, step.found_inf
 
     def _upload(self, to: Tensor, write: Callable[[int], None]) -> None:
         host = self._host_memory(to.numel())
