@@ -123,8 +123,12 @@ inline int __syncthreads_or(int mine) {
   return std::any_of(fibers.begin(), fibers.end(), [turn](const Fiber& f) { return f.voted[turn]; });
 }
 
-inline double __shfl_down_sync(unsigned, double mine, int offset) {
+inline double __shfl_down_sync(unsigned mask, double mine, int offset) {
   using namespace emulation;
+  if (mask != ~0u) {  // all threads come here, see `wait`
+    std::fprintf(stderr, "emulation: a shuffle of all lanes with the mask %x\n", mask);
+    std::abort();
+  }
   Fiber& self = fibers[threadIdx.x];
   self.odd = !self.odd;
   self.shuffled[self.odd] = mine;
