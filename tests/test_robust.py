@@ -126,8 +126,22 @@ def test_a_capture_takes_no_step_that_has_something_to_set_up(backend, monkeypat
     opt = make(backend)
     feed(opt, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(plans, "_capturing", lambda params: True)
+        patch.setattr(plans, "capturing", lambda params: True)
         with refused(opt, RuntimeError, "take one before the capture"):
             opt.step()
     opt.step()
     assert opt.step_count == 1
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_capture_is_for_those_who_asked_for_it(backend, monkeypatch, capturable):
+    opt = make(backend, capturable=capturable)
+    feed(opt, 0)
+    opt.step()
+    monkeypatch.setattr(plans, "capturing", lambda tensors: True)
+    if capturable:
+        opt.step()
+    else:
+        with refused(opt, RuntimeError, "capturable=True"):
+            opt.step()
+    assert opt.step_count == 1 + capturable
