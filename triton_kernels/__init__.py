@@ -1,0 +1,1 @@
+"""Prodigy's step in Triton. Importing this package does not import triton; its module ``kernels`` does."""
