@@ -17,8 +17,10 @@ from prodigy_fused import Prodigy, backends
 
 sys.path.append(str(Path(__file__).parent / "emulation"))
 import emulated
+import interpreted
 
 emulated.register()
+interpreted.register()
 pytest.register_assert_rewrite("oracle")
 torch.set_num_threads(1)
 

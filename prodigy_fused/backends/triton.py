@@ -31,7 +31,7 @@ class Sizes(NamedTuple):
     """Constants of the kernels. Chosen, not tuned: they were not measured on a GPU yet."""
 
     chunk: int = 1 << 13  # elements
-    block: int = 1 << 10  # elements that a program takes at a time; in float64 half, for want of registers
+    block: int = 1 << 9  # elements that a program takes at a time, 4 a thread; in float64 half as many
     lanes: int = 1 << 9  # of the last sum
     warps: int = 4
 
