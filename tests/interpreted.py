@@ -8,8 +8,8 @@ import torch
 
 from prodigy_fused.backends import triton as backend
 
-# Small, so that tensors of the tests span several blocks, chunks and programs.
-SIZES = backend.Sizes(chunk=256, block=128, lanes=16, warps=1)
+# The emulation's chunk. Blocks are large, because the interpreter's time is one of operations, not of elements.
+SIZES = backend.Sizes(chunk=1 << 10, block=1 << 9, lanes=16, warps=1)
 PROGRAMS = 2
 
 
