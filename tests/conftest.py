@@ -49,7 +49,11 @@ TRAITS = {
     "cpu": {"one_pass": True, "dense_only": True},
     "cuda": {"device": "cuda", "one_pass": True, "dense_only": True},
     "emulated": {"one_pass": True, "dense_only": True, "small": True},
-    "triton": {"one_pass": True, "dense_only": True, **({"device": "cuda"} if GPU else {"small": True, "crawls": True})},
+    "triton": {
+        "one_pass": True,
+        "dense_only": True,
+        **({"device": "cuda"} if GPU else {"small": True, "crawls": True}),
+    },
 }
 BACKENDS = [Backend(name, **TRAITS.get(name, {})) for name in backends.NAMES]
 # A backend that must be there (in CI: all that the machine can run) fails where it would be skipped.

@@ -22,7 +22,9 @@ def values(sizes: list[int], seed: int, dtype: torch.dtype = torch.float64) -> l
     return [torch.randn(n, generator=draw, dtype=torch.float64).to(dtype) * 3.0 ** (i % 5) for i, n in enumerate(sizes)]
 
 
-def start(name: str, sizes: list[int], dtype: Any = torch.float64, each_its_group: bool = False, **options: Any) -> Prodigy:
+def start(
+    name: str, sizes: list[int], dtype: Any = torch.float64, each_its_group: bool = False, **options: Any
+) -> Prodigy:
     params = [nn.Parameter(x) for x in values(sizes, 0, dtype)]
     groups = [{"params": p, "lr": 1 / (1 + i % 7)} for i, p in enumerate(params)] if each_its_group else params
     return Prodigy(groups, backend=name, d0=1e-3, **options)

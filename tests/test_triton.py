@@ -43,7 +43,8 @@ from triton.compiler import ASTSource
 from prodigy_fused.backends.triton import SIZES
 from prodigy_fused.triton_kernels import kernels
 
-TYPES = dict(tensors="*i64", owners="*i64", grads="*i64", counters="*i32", last="i32", chunk_count="i32", found_inf="*fp32")
+TYPES = dict.fromkeys(["tensors", "owners", "grads"], "*i64") | dict.fromkeys(["last", "chunk_count"], "i32")
+TYPES |= {"counters": "*i32", "found_inf": "*fp32"}
 rows = []
 for kernel, bits, target in json.loads(sys.argv[1]):
     function = getattr(kernels, kernel)
@@ -66,7 +67,7 @@ print(json.dumps(rows))
 """
 NVIDIA = [("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32)]
 AMD = ("hip", "gfx942", 64)
-# (kernel, 16-byte loads, 16-byte stores): x, grad, m, v, s, x0 and four written; for slice_p > 1 x, grad, m, v and three.
+# (kernel, 16-byte loads, 16-byte stores): x, grad, m, v, s, x0 and four written; for slice_p > 1 two and one less.
 KERNELS = [("prodigy_update_kernel", 10, 7), ("prodigy_finish_kernel", 3, 1)]
 
 
@@ -112,7 +113,8 @@ os.environ["TRITON_INTERPRET"] = "1"  # too late for triton, which has been impo
 def steps(sizes, options):
     params = [torch.nn.Parameter(torch.ones(n)) for n in sizes]
     opt = Prodigy(params, backend="triton", **options)
-    for change in ({}, {"lr": 0.5}, {"weight_decay": 0.1}, {"eps": 1e-6}, {"d": 0.01}, {"betas": (0.5, 0.9)}, {"d_coef": 2}):
+    changes = [{"lr": 0.5}, {"weight_decay": 0.1}, {"eps": 1e-6}, {"d": 0.01}, {"betas": (0.5, 0.9)}, {"d_coef": 2}]
+    for change in [{}, *changes]:
         opt.param_groups[0].update(change)
         for p in params:
             p.grad = torch.ones_like(p)
@@ -238,8 +240,20 @@ def test_it_needs_no_compiled_module(monkeypatch):
 
 # -- installation ------------------------------------------------------------------------------------------------------
 
-SOURCES = ("prodigy_fused", "triton_kernels", "csrc", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
-IMPORTED = "import sys, prodigy_fused.triton_kernels.kernels as k, triton_kernels; print(k.__file__); print(triton_kernels.OTHER)"
+SOURCES = (
+    "prodigy_fused",
+    "triton_kernels",
+    "csrc",
+    "setup.py",
+    "pyproject.toml",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+)
+IMPORTED = """
+import prodigy_fused.triton_kernels.kernels as ours, triton_kernels
+print(ours.__file__, triton_kernels.OTHER, sep="\\n")
+"""
 
 
 @pytest.fixture

@@ -1,27 +1,11 @@
-"""A step of Prodigy (Mishchenko & Defazio, arXiv 2306.06101, Algorithm 4) over all tensors at once, in two launches.
+"""The two kernels of a step: how all chunks of all tensors are walked. The mathematics is in rule.py.
 
-Notation: x parameters, x0 their start, g gradient, m, v Adam's moments, s the weighted sum of gradients, d the estimate
-of the distance, lr the user's factor, bc the bias correction, ``dlr = d*lr*bc``. One step, with the old d unless it says
-``d_new``::
+*update* makes m, v, s, and x with the old d, in one pass, and gathers the sums; *finish* derives d_new from them and
+brings x to where the reference has it. Both are persistent: some programs walk the chunks of all tensors.
 
-    num <- beta3*num + (d/d0)*dlr * sum <g, x0 - x>
-    m   <- beta1*m + (1-beta1)*d*g
-    v   <- beta2*v + (1-beta2)*(d*g)^2
-    s   <- beta3*s + (d/d0)*dlr * g                      (d in the place of dlr with safeguard_warmup)
-    d_new: of d_hat = d_coef * num / sum |s|
-    x   <- x - weight_decay*dlr*x - dlr * m / (sqrt(v) + d_new*eps)
-
-Note [d is updated between the passes]
-Only ``d_new * eps`` in the last line needs the sums over all parameters. So `prodigy_update_kernel` moves x with the
-old d while it gathers the sums, and `prodigy_finish_kernel` adds the difference in the rare step in which d moved.
-
-Note [Deferred steps]
-Some steps leave x to the second kernel, which then makes it with d_new: the first one (k == 0), because as long as all
-gradients are zero x must not move by a bit; those without momentum (beta1 == 0), where d_new is also a factor of the
-step; and those that `undo` could not take back exactly enough. `without_step` makes the first kernel's step vanish.
-
-The functions have the names and the order of csrc/prodigy/rule.h, so that the two can be read side by side. T is the
-type of the arithmetic, float32 or float64; scalars of a whole step are float64. Floating-point fusion must be off.
+Note [The number of programs is not in the result]
+A chunk's sums go to its own place in `partials`, whichever program took it, and one program adds them up, in a way
+that does not depend on their order. So neither the size of the device nor the order of programs is in the bits.
 """
 
 from typing import Any, NamedTuple
@@ -29,7 +13,28 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-# -- what the tables hold: one 8-byte word a field, in this order ------------------------------------------------------
+from .rule import (
+    CORRECT,
+    NOTHING,
+    STEP,
+    Estimate,
+    Hyper,
+    Shared,
+    accumulate,
+    advance,
+    coefficients,
+    correct,
+    finish_of,
+    finite_or_zero,
+    gradient,
+    moments,
+    sample,
+    step,
+    undo,
+    without_step,
+)
+
+# -- tables and arrays: one 8-byte word a field, in this order ---------------------------------------------------------
 
 MAX_DIMS = 8
 
@@ -49,262 +54,29 @@ class Tensor(NamedTuple):
     dims: Any  # 0: row-major; else so many strides follow, and as many row-major ones, from the outermost inwards
 
 
-class Hyper(NamedTuple):
-    """The hyper-parameters of one parameter group, as in prodigy_fused.hyper; an address of lr takes its place."""
-
-    lr: Any
-    beta1: Any
-    beta2: Any
-    eps: Any
-    weight_decay: Any
-    decouple: Any
-    use_bias_correction: Any
-    safeguard_warmup: Any
-    maximize: Any
-
-
-class Shared(NamedTuple):
-    """The hyper-parameters of the estimate, common to all groups, and what all gradients are divided by."""
-
-    d0: Any
-    d_coef: Any
-    growth_rate: Any
-    beta3: Any
-    grad_scale: Any
-
-
-class Estimate(NamedTuple):
-    """The estimate, in the order of prodigy_fused.estimate.FIELDS."""
-
-    d: Any
-    d_max: Any
-    d_hat: Any
-    d_numerator: Any
-    d_denom: Any
-    k: Any
-    nonfinite_steps: Any
-    corrections: Any
-
-
 ORDER = tl.constexpr(10)  # where a tensor's strides begin
 STRIDES = tl.constexpr(MAX_DIMS)
 TENSOR_WORDS = tl.constexpr(10 + 2 * MAX_DIMS)
-LR_ADDRESS = tl.constexpr(9)  # in a group's row, and behind it the bits of the number there
 GROUP_WORDS = tl.constexpr(12)
-SHARED_WORDS = tl.constexpr(6)  # even, so that what follows keeps its alignment
-
-
-# -- the rule ----------------------------------------------------------------------------------------------------------
-
-
-class Coefficients(NamedTuple):
-    """What one group's elements need in one step."""
-
-    gradient_scale: Any  # g = gradient_scale * grad + l2 * x
-    l2: Any
-    d: Any
-    beta1: Any
-    beta2: Any
-    beta3: Any
-    one_minus_beta1: Any
-    one_minus_beta2: Any
-    s_weight: Any
-    decay: Any  # x -= decay * x + dlr * m / (sqrt(v) + d_eps)
-    dlr: Any
-    d_eps: Any
-    old_d_eps: Any
-    d_new: Any
-    dot_weight: Any  # float64, of <g, x0 - x> in the sum over groups, which may differ in lr
-    momentum: Any
-    deferred: Any
-    active: Any  # lr > 0
 
 
 @triton.jit
-def divide(a, b):
-    """a / b, rounded as IEEE has it."""
-    if a.dtype == tl.float32:
-        return tl.div_rn(a, b)
-    else:
-        return a / b
+def load_number(word, place):
+    """The number in a word, or the one whose address and bits are at `place`."""
+    number = tl.load(word)
+    place = place.to(tl.pointer_type(tl.int64))
+    address = tl.load(place)
+    if address != 0:
+        if tl.load(place + 1) == 32:
+            number = tl.load(address.to(tl.pointer_type(tl.float32))).to(tl.float64)
+        else:
+            number = tl.load(address.to(tl.pointer_type(tl.float64)))
+    return number
 
 
 @triton.jit
-def square_root(a):
-    """sqrt(a), rounded as IEEE has it."""
-    if a.dtype == tl.float32:
-        return tl.sqrt_rn(a)
-    else:
-        return tl.sqrt(a)
-
-
-@triton.jit
-def is_finite(a):
-    """Neither NaN nor infinite."""
-    return a - a == 0
-
-
-@triton.jit
-def power(base, n):
-    """base^n for a whole n >= 0."""
-    result = base * 0 + 1
-    while n > 0:
-        result = tl.where(n % 2 == 1, result * base, result)
-        base = base * base
-        n = n // 2
-    return result
-
-
-@triton.jit
-def bias_correction(h, k):
-    """bc = sqrt(1 - beta2^(k+1)) / (1 - beta1^(k+1)), or 1."""
-    bc = h.lr * 0 + 1
-    if h.use_bias_correction != 0:
-        n = k.to(tl.int64) + 1
-        bc = tl.sqrt(1 - power(h.beta2, n)) / (1 - power(h.beta1, n))
-    return bc
-
-
-@triton.jit
-def coefficients(h, shared, old, d_new, T: tl.constexpr):
-    """Of the old estimate, but for d_eps = d_new*eps: while d_new is not known, d takes its place."""
-    bc = bias_correction(h, old.k)
-    dlr = old.d * h.lr * bc
-    decay = tl.where(h.decouple != 0, h.weight_decay * dlr, 0.0).to(T)
-    # See Note [Deferred steps].
-    hard_to_undo = (shared.beta3 == 0) | (decay >= 0.5)
-    return Coefficients(
-        (tl.where(h.maximize != 0, -1.0, 1.0).to(tl.float64) / shared.grad_scale).to(T),
-        tl.where(h.decouple != 0, 0.0, h.weight_decay).to(T),
-        old.d.to(T),
-        h.beta1.to(T),
-        h.beta2.to(T),
-        shared.beta3.to(T),
-        (1 - h.beta1).to(T),
-        (1 - h.beta2).to(T),
-        (old.d / shared.d0 * tl.where(h.safeguard_warmup != 0, old.d, dlr)).to(T),
-        decay,
-        dlr.to(T),
-        (d_new * h.eps).to(T),
-        (old.d * h.eps).to(T),
-        d_new.to(T),
-        h.lr * bc,
-        h.beta1 > 0,
-        (h.beta1 <= 0) | (old.k == 0) | hard_to_undo,
-        h.lr > 0,
-    )
-
-
-@triton.jit
-def without_step(value, c):
-    """dlr or decay, 0 where the step is deferred."""
-    return tl.where(c.deferred, 0.0, value).to(value.dtype)
-
-
-@triton.jit
-def gradient(grad, x, c):
-    """g = gradient_scale*grad + l2*x: true to the objective that is minimised, with coupled weight decay."""
-    return c.gradient_scale * grad + c.l2 * x
-
-
-@triton.jit
-def finite_or_zero(g):
-    """A gradient that is not finite shows in the sums, which then leave the estimate alone, but not in the state."""
-    return tl.where(is_finite(g), g, 0.0).to(g.dtype)
-
-
-@triton.jit
-def sample(g, x, x0, s, c):
-    """s <- beta3*s + (d/d0)*dlr*g, for the sampled positions; and the element's part of sum <g, x0 - x> and sum |s|."""
-    s = c.beta3 * s + c.s_weight * finite_or_zero(g)
-    return s, g * (x0 - x), tl.abs(s)
-
-
-@triton.jit
-def moments(g, m, v, c):
-    """m <- beta1*m + (1-beta1)*d*g;  v <- beta2*v + (1-beta2)*(d*g)^2."""
-    dg = c.d * finite_or_zero(g)
-    return c.beta1 * m + c.one_minus_beta1 * dg, c.beta2 * v + c.one_minus_beta2 * (dg * dg)
-
-
-@triton.jit
-def step(x, m, v, decay, dlr, d_eps):
-    """x <- x - (decay*x + dlr * m / (sqrt(v) + d*eps))."""
-    return x - (decay * x + dlr * divide(m, square_root(v) + d_eps))
-
-
-@triton.jit
-def correct(x, m, v, c):
-    """x <- x + dlr * (m / (sqrt(v) + d*eps) - m / (sqrt(v) + d_new*eps)): as had the first kernel known d_new."""
-    root = square_root(v)
-    return x + c.dlr * (divide(m, root + c.old_d_eps) - divide(m, root + c.d_eps))
-
-
-@triton.jit
-def undo(x, m, v, c):
-    """x <- (x + dlr * m / (sqrt(v) + d*eps)) / (1 - decay): as before a step that turns out to be none."""
-    return divide(x + c.dlr * divide(m, square_root(v) + c.d_eps), 1 - c.decay)
-
-
-@triton.jit
-def advance(e, dot, norm, shared):
-    """num <- beta3*num + (d/d0)*d*dot;  d_hat = d_coef*num/norm;  d_max <- max(d_max, d_hat);
-    d_new = min(d_max, growth_rate * (max(d, d_hat) if d == d0 else d)).
-
-    Returns the new estimate, and whether this is a step: with norm == 0 no gradient has been non-zero yet, and nothing
-    changes. With sums that are not finite, it is a step that leaves d alone.
-    """
-    d = e.d
-    numerator = shared.beta3 * e.d_numerator + d / shared.d0 * d * dot
-    d_hat = shared.d_coef * numerator / norm
-    d_max = tl.where(d_hat > e.d_max, d_hat, e.d_max)
-    grown = tl.where((d == shared.d0) & (d_hat > d), d_hat, d) * shared.growth_rate
-    stepped = norm != 0
-    counts = stepped & is_finite(d_hat) & is_finite(norm)
-    d_new = tl.where(counts, tl.where(grown < d_max, grown, d_max), d)
-    now = Estimate(
-        d_new,
-        tl.where(counts, d_max, e.d_max),
-        tl.where(counts, d_hat, e.d_hat),
-        tl.where(counts, numerator, e.d_numerator),
-        tl.where(counts, norm, e.d_denom),
-        e.k + stepped.to(tl.float64),
-        e.nonfinite_steps + (stepped & ~counts).to(tl.float64),
-        e.corrections + (d_new != d).to(tl.float64),
-    )
-    return now, stepped
-
-
-# What the second kernel does to x.
-NOTHING = tl.constexpr(0)
-STEP = tl.constexpr(1)
-CORRECT = tl.constexpr(2)
-UNDO = tl.constexpr(3)
-
-
-@triton.jit
-def finish_of(deferred, stepped, moved):
-    """STEP if the step was deferred, UNDO if it was none, CORRECT if d moved."""
-    how = tl.where(stepped, tl.where(moved, CORRECT, NOTHING), UNDO)
-    return tl.where(deferred, tl.where(stepped, STEP, NOTHING), how)
-
-
-@triton.jit
-def accumulate(total, error, term, term_error):
-    """total <- total + term, the rounding error in `error`: so a sum is the same in any order."""
-    following = total + term
-    part = following - total
-    return following, error + term_error + ((total - (following - part)) + (term - part))
-
-
-# -- tables and arrays -------------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def load_shared(table, grad_scale):
-    """The words of Shared; `grad_scale` points to the last of them, or to a number that takes its place."""
-    scale = tl.load(grad_scale).to(tl.float64)
-    return Shared(tl.load(table), tl.load(table + 1), tl.load(table + 2), tl.load(table + 3), scale)
+def load_shared(row):
+    return Shared(tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), load_number(row + 4, row + 5))
 
 
 @triton.jit
@@ -336,15 +108,8 @@ def store_estimate(row, e):
 @triton.jit
 def load_hyper(groups, group):
     row = groups + group * GROUP_WORDS
-    lr = tl.load(row)
-    address = tl.load(row.to(tl.pointer_type(tl.int64)) + LR_ADDRESS)
-    if address != 0:
-        if tl.load(row.to(tl.pointer_type(tl.int64)) + LR_ADDRESS + 1) == 32:
-            lr = tl.load(address.to(tl.pointer_type(tl.float32))).to(tl.float64)
-        else:
-            lr = tl.load(address.to(tl.pointer_type(tl.float64)))
     return Hyper(
-        lr,
+        load_number(row, row + 9),
         tl.load(row + 1),
         tl.load(row + 2),
         tl.load(row + 3),
@@ -389,13 +154,13 @@ def is_full(t, grad, begin, CHUNK: tl.constexpr):
 
 @triton.jit
 def inside(i, size, FULL: tl.constexpr):
-    """Which elements of a block are there: all, known when compiled, so that no mask is in the way of 16-byte accesses."""
+    """Which elements of a block are there. FULL: all, so that no mask is in the way of 16-byte accesses."""
     return tl.full(i.shape, True, tl.int1) if FULL else i < size
 
 
 @triton.jit
 def sampled_at(order, t, begin, i, CHUNK: tl.constexpr):
-    """Whether the element at memory position begin + i is sampled, at row-major positions 0, p, 2p, ..., and where in s."""
+    """Whether the element at memory position begin + i is one of the row-major 0, p, 2p, ..., and its place in s."""
     if t.dims == 0:
         first_sample = (begin + t.slice_p - 1) // t.slice_p
         # Within the chunk, so that 32 bits do: 64-bit divisions would cost more than the memory. Beyond the chunk any
@@ -502,10 +267,6 @@ def finish_walk(
 
 
 # -- the kernels -------------------------------------------------------------------------------------------------------
-#
-# Note [The number of programs is not in the result]
-# A chunk's sums go to its own place in `partials`, whichever program took it, and one program adds them up, in a way
-# that does not depend on their order. So neither the size of the device nor the order of programs is in the bits.
 
 
 @triton.jit
@@ -531,7 +292,7 @@ def total(partials, count, LANES: tl.constexpr):
 
 @triton.jit(do_not_specialize=["chunk_count"])
 def prodigy_update_kernel(
-    tensors, owners, row, sums, counters, partials, chunk_count, shared, groups, grads, grad_scale, found_inf,
+    tensors, owners, row, sums, counters, partials, chunk_count, shared, groups, grads, found_inf,
     T: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """m, v, s, x with the old d in d*eps; sums = (sum lr*bc*<g, x0 - x>, sum |s|).
@@ -541,7 +302,7 @@ def prodigy_update_kernel(
     """
     if tl.load(found_inf) != 0:
         return
-    old, common = load_estimate(row), load_shared(shared, grad_scale)
+    old, common = load_estimate(row), load_shared(shared)
     current = tl.load(tensors) * 0
     c = coefficients(load_hyper(groups, current), common, old, old.d, T)
     for n in tl.range(tl.program_id(0), chunk_count, tl.num_programs(0)):
@@ -569,14 +330,14 @@ def prodigy_update_kernel(
 
 @triton.jit(do_not_specialize=["last", "chunk_count"])
 def prodigy_finish_kernel(
-    tensors, owners, row, sums, counters, last, chunk_count, shared, groups, grads, grad_scale, found_inf,
+    tensors, owners, row, sums, counters, last, chunk_count, shared, groups, grads, found_inf,
     T: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """d_new of the sums; x as it would be had the first kernel known d_new. last != 0: the estimate is written, too."""
     if tl.load(found_inf) != 0:
         return
     # Every program derives the same estimate. The last to have read the old one overwrites it.
-    old, common = load_estimate(row), load_shared(shared, grad_scale)
+    old, common = load_estimate(row), load_shared(shared)
     now, stepped = advance(old, tl.load(sums), tl.load(sums + 1), common)
     moved = now.d != old.d
     if moved | ~stepped | (tl.load(counters + 1) != 0):

@@ -55,6 +55,10 @@ class CudaPlan(DevicePlan):
             if last:
                 self._give_back(row, step)
 
+    def _amp(self, step: Step) -> tuple[Any, Any]:
+        scale = step.grad_scale if step.device_scale is None else self._near(step.device_scale)
+        return scale, None if step.found_inf is None else self._near(step.found_inf)
+
     def _addresses(self, **more: Tensor) -> dict[str, int]:
         buffers = {**self._buffers, "step": self._step_table, **more}
         return {name: t.data_ptr() for name, t in buffers.items()}

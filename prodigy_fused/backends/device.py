@@ -57,10 +57,6 @@ class DevicePlan(CompiledPlan):
         lrs = step.lrs or [None] * len(step.hypers)
         return [None if lr is None else self._near(lr) for lr in lrs]
 
-    def _amp(self, step: Step) -> tuple[Any, Any]:
-        scale = step.grad_scale if step.device_scale is None else self._near(step.device_scale)
-        return scale, None if step.found_inf is None else self._near(step.found_inf)
-
     def _near(self, t: Tensor) -> Tensor:
         """``t`` on this plan's device; copies are ordered by the streams, not by the host."""
         return t if t.device == self.device else t.to(self.device, non_blocking=True)

@@ -20,8 +20,11 @@ from torch import Tensor
 from ..hyper import Hyper, Shared
 from ..step import Slot, Step
 from . import compiled
-from .addresses import TensorList, memory_order
+from .addresses import STATES, TensorList, memory_order
 from .device import DevicePlan
+
+if not compiled.MISSING:
+    from .. import _C
 
 OLDEST = (3, 6)  # that was tried
 PROGRAMS_PER_UNIT = 8  # about what a multiprocessor has room for
@@ -38,9 +41,8 @@ class Sizes(NamedTuple):
 
 SIZES = Sizes()
 # Words of 8 bytes, as triton_kernels.kernels has them.
-SHARED = struct.Struct("=5d8x")
+SHARED = struct.Struct("=5d2q8x")
 GROUP = struct.Struct("=9d2q8x")
-GRAD_SCALE = 4  # among the words of SHARED
 
 
 def missing(device: torch.device) -> str | None:
@@ -79,7 +81,7 @@ def _broken(device: torch.device) -> str | None:
 def _try_out(device: torch.device) -> None:
     """A step over nothing. What it compiles is not compiled again."""
     p = torch.empty(0, device=device)
-    plan = TritonPlan([Slot(0, p, dict.fromkeys(("exp_avg", "exp_avg_sq", "s", "p0"), p), 0, 1)])
+    plan = TritonPlan([Slot(0, p, dict.fromkeys(STATES, p), 0, 1)])
     row = torch.ones(8, dtype=torch.float64, device=device)
     step = Step([Hyper(1.0, 0.9, 0.999, 1e-8, 0.0, True, False, False, False)], Shared(1.0, 1.0, 2.0, 0.9), row)
     plan.check([p])
@@ -93,8 +95,7 @@ class TritonPlan(DevicePlan):
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         p = slots[0].param
-        known = p.device.type == "cpu" or (p.device.type == "cuda" and not torch.version.hip)
-        super().__init__(slots, TensorList if compiled.MISSING or not known else compiled._C.TensorList)
+        super().__init__(slots, _tensor_list(p.device))
         from ..triton_kernels import kernels
 
         self._kernels = kernels
@@ -114,9 +115,8 @@ class TritonPlan(DevicePlan):
         words, owners = array("q"), array("q")
         for i, slot in enumerate(slots):
             state, order = slot.state, memory_order(slot.param)
-            m, v, s, x0 = map(state.get, ("exp_avg", "exp_avg_sq", "s", "p0"))
-            zero = x0.dim() == 0 and (slot.slice_p > 1 or slot.param.dim() > 0)
-            arrays = [slot.param, m, v, s, None if zero else x0]
+            stands_for_zero = state["p0"].dim() == 0 and (slot.slice_p > 1 or slot.param.dim() > 0)
+            arrays = [slot.param, *map(state.get, STATES[:3]), None if stands_for_zero else state["p0"]]
             addresses = [0 if t is None else t.data_ptr() for t in arrays]
             sizes = [slot.param.numel(), slot.slice_p, slot.group, len(owners), len(order)]
             strides = [[pair[which] for pair in order] for which in (0, 1)]
@@ -146,22 +146,24 @@ class TritonPlan(DevicePlan):
     def _pack(self, step: Step) -> bytes:
         shared = step.shared
         numbers = shared.d0, shared.d_coef, shared.growth_rate, shared.beta3, step.grad_scale
+        scale = None if step.device_scale is None else self._near(step.device_scale)
         groups = [GROUP.pack(*h, *_place(lr)) for h, lr in zip(step.hypers, self._lrs(step), strict=True)]
         addresses: bytes = self._plan.addresses()
-        return b"".join([SHARED.pack(*numbers), *groups, addresses])
+        return b"".join([SHARED.pack(*numbers, *_place(scale)), *groups, addresses])
 
     def _cut(self, groups: int) -> dict[str, Tensor]:
         """The parts of the table of a step, which stays where it is as long as the plan is."""
         ends = SHARED.size, SHARED.size + GROUP.size * groups
         shared, rows, grads = self._step_table.tensor_split(ends)
-        numbers = shared.view(torch.float64)
-        views = {"shared": numbers, "groups": rows.view(torch.float64), "grads": grads.view(torch.int64)}
-        return {**views, "grad_scale": numbers[GRAD_SCALE:], "found_inf": torch.zeros(1, device=self.device)}
+        return {
+            "shared": shared.view(torch.float64),
+            "groups": rows.view(torch.float64),
+            "grads": grads.view(torch.int64),
+            "found_inf": torch.zeros(1, device=self.device),
+        }
 
     def _launch(self, kernel: Any, step: Step, row: Tensor, sums: Tensor, more: Any, **sizes: int) -> None:
-        scale, found_inf = self._amp(step)
-        amp = {"grad_scale": scale} if step.device_scale is not None else {}
-        amp |= {"found_inf": found_inf} if found_inf is not None else {}
+        amp = {} if step.found_inf is None else {"found_inf": self._near(step.found_inf)}
         language = self._kernels.tl
         kernel[(self._programs,)](
             self._tensors, self._owners, row, sums, self._counters, more, self._chunks,
@@ -172,6 +174,12 @@ class TritonPlan(DevicePlan):
             num_warps=SIZES.warps,
             enable_fp_fusion=False,
         )  # fmt: skip
+
+
+def _tensor_list(device: torch.device) -> Any:
+    """The one in C++, where there is one that knows such devices."""
+    known = device.type == "cpu" or (device.type == "cuda" and not torch.version.hip)
+    return _C.TensorList if known and not compiled.MISSING else TensorList
 
 
 @cache
