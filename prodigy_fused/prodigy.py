@@ -194,12 +194,16 @@ class Prodigy(Optimizer):
             return
 
         for plan, grads in work:
-            plan.update(grads, step)
+            plan.update(grads, step.to(plan.sums.device))
         step.sums = _add([plan.sums for plan, _ in work], plans.device)
         if plans.sharded and dist.is_initialized():
             dist.all_reduce(step.sums)
+        near = step
         for i, (plan, grads) in enumerate(work):
-            plan.finish(grads, step, last=i == len(work) - 1)
+            near = step.to(plan.sums.device)
+            plan.finish(grads, near, last=i == len(work) - 1)
+        if near.row is not step.row:  # the last plan is on another device than the first
+            step.row.copy_(near.row)
         if not work:  # a rank without gradients follows the others
             step.row.copy_(advance(step.row, step.sums, step.shared))
         self._estimate.publish(groups)

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from prodigy_fused import Prodigy
+from prodigy_fused.hyper import hyper_of, shared_of
+from prodigy_fused.step import Step
 
 
 def stepped(backend, params, **options):
@@ -27,6 +29,16 @@ def test_a_step_under_another_default_device(backend):
         opt.step()
     assert opt.step_count == 2
     assert (params[0] < 1).all()
+
+
+def test_a_step_follows_a_plan_to_its_device():
+    groups = Prodigy([torch.ones(2)]).param_groups
+    step = Step([hyper_of(g) for g in groups], shared_of(groups), torch.zeros(8), lrs=[None, torch.ones(())])
+    step.found_inf, step.sums = torch.zeros(()), torch.zeros(2)
+    there, here = step.to(torch.device("meta")), step.to(torch.device("cpu"))
+    assert all(t.is_meta for t in (there.row, there.sums, there.found_inf, there.lrs[1]))
+    assert there.lrs[0] is there.device_scale is None and there.hypers is step.hypers
+    assert here.row is step.row and here.sums is step.sums and here.lrs[1] is step.lrs[1]
 
 
 @pytest.mark.parametrize("freed", ["parameter", "gradient"])

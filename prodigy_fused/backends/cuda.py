@@ -43,21 +43,17 @@ class CudaPlan(DevicePlan):
 
     def update(self, grads: list[Tensor | None], step: Step) -> None:
         with self._guard():
-            changed = self._plan.pack_step(step, self._lrs(step))
+            changed = self._plan.pack_step(step, list(step.lrs))
             self._upload_step(self._plan.step_bytes, self._plan.write_step, changed)
-            row = self._near(step.row)
-            self._plan.update(self._addresses(row=row), *self._amp(step), self._stream())
+            self._plan.update(self._addresses(row=step.row), *self._amp(step), self._stream())
 
     def finish(self, grads: list[Tensor | None], step: Step, last: bool) -> None:
         with self._guard():
-            row, sums = self._near(step.row), self._near(step.sums)
-            self._plan.finish(self._addresses(row=row, sums=sums), *self._amp(step), self._stream(), last)
-            if last:
-                self._give_back(row, step)
+            addresses = self._addresses(row=step.row, sums=step.sums)
+            self._plan.finish(addresses, *self._amp(step), self._stream(), last)
 
     def _amp(self, step: Step) -> tuple[Any, Any]:
-        scale = step.grad_scale if step.device_scale is None else self._near(step.device_scale)
-        return scale, None if step.found_inf is None else self._near(step.found_inf)
+        return step.grad_scale if step.device_scale is None else step.device_scale, step.found_inf
 
     def _addresses(self, **more: Tensor) -> dict[str, int]:
         buffers = {**self._buffers, "step": self._step_table, **more}

@@ -53,19 +53,6 @@ class DevicePlan(CompiledPlan):
         if self._spare is None and not self._capturing():
             self._spare = self._host_memory(size)
 
-    def _lrs(self, step: Step) -> list[Tensor | None]:
-        lrs = step.lrs or [None] * len(step.hypers)
-        return [None if lr is None else self._near(lr) for lr in lrs]
-
-    def _near(self, t: Tensor) -> Tensor:
-        """``t`` on this plan's device; copies are ordered by the streams, not by the host."""
-        return t if t.device == self.device else t.to(self.device, non_blocking=True)
-
-    def _give_back(self, row: Tensor, step: Step) -> None:
-        """The estimate that the last plan wrote to its copy ``row``."""
-        if row is not step.row:
-            step.row.copy_(row, non_blocking=row.device.type == step.row.device.type)
-
     def _upload(self, to: Tensor, write: Callable[[int], None]) -> None:
         host = self._host_memory(to.numel())
         write(host.data_ptr())

@@ -108,6 +108,7 @@ class TritonPlan(DevicePlan):
         self._partials = self.sums.new_empty(2 * self._chunks)
         self._counters = torch.zeros(2, dtype=torch.int32, device=self.device)
         self._packed = b""
+        self._pointed_at: list[Tensor | None] = []
         self._views: dict[str, Tensor] = {}
 
     def _rows(self, slots: Sequence[Slot]) -> tuple[array[int], array[int]]:
@@ -133,23 +134,20 @@ class TritonPlan(DevicePlan):
             self._packed = packed
             if not self._views:
                 self._views = self._cut(len(step.hypers))
-            kernel, row = self._kernels.prodigy_update_kernel, self._near(step.row)
-            self._launch(kernel, step, row, self.sums, self._partials, LANES=SIZES.lanes)
+            self._launch(self._kernels.prodigy_update_kernel, step, self.sums, self._partials, LANES=SIZES.lanes)
 
     def finish(self, grads: list[Tensor | None], step: Step, last: bool) -> None:
         with self._guard():
-            kernel, row = self._kernels.prodigy_finish_kernel, self._near(step.row)
-            self._launch(kernel, step, row, self._near(step.sums), int(last))
-            if last:
-                self._give_back(row, step)
+            self._launch(self._kernels.prodigy_finish_kernel, step, step.sums, int(last))
 
     def _pack(self, step: Step) -> bytes:
         shared = step.shared
         numbers = shared.d0, shared.d_coef, shared.growth_rate, shared.beta3, step.grad_scale
-        scale = None if step.device_scale is None else self._near(step.device_scale)
-        groups = [GROUP.pack(*h, *_place(lr)) for h, lr in zip(step.hypers, self._lrs(step), strict=True)]
+        lrs = step.lrs or [None] * len(step.hypers)
+        self._pointed_at = [*lrs, step.device_scale]  # until the next step
+        groups = [GROUP.pack(*h, *_place(lr)) for h, lr in zip(step.hypers, lrs, strict=True)]
         addresses: bytes = self._plan.addresses()
-        return b"".join([SHARED.pack(*numbers, *_place(scale)), *groups, addresses])
+        return b"".join([SHARED.pack(*numbers, *_place(step.device_scale)), *groups, addresses])
 
     def _cut(self, groups: int) -> dict[str, Tensor]:
         """The parts of the table of a step, which stays where it is as long as the plan is."""
@@ -162,11 +160,11 @@ class TritonPlan(DevicePlan):
             "found_inf": torch.zeros(1, device=self.device),
         }
 
-    def _launch(self, kernel: Any, step: Step, row: Tensor, sums: Tensor, more: Any, **sizes: int) -> None:
-        amp = {} if step.found_inf is None else {"found_inf": self._near(step.found_inf)}
+    def _launch(self, kernel: Any, step: Step, sums: Tensor, more: Any, **sizes: int) -> None:
+        amp = {} if step.found_inf is None else {"found_inf": step.found_inf}
         language = self._kernels.tl
         kernel[(self._programs,)](
-            self._tensors, self._owners, row, sums, self._counters, more, self._chunks,
+            self._tensors, self._owners, step.row, sums, self._counters, more, self._chunks,
             **{**self._views, **amp, **sizes},
             T=language.float64 if self._bits == 64 else language.float32,
             CHUNK=SIZES.chunk,
