@@ -141,6 +141,16 @@ def test_grad_scale_and_found_inf_on_the_device(backend, options, monkeypatch):
     assert same(snapshot(plain), snapshot(scaled))
 
 
+def test_a_step_shared_with_a_backend_that_waits_for_numbers(backend):
+    pair = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    groups = [{"params": p, "backend": name} for p, name in zip(pair, (backend, "foreach"), strict=True)]
+    opt = train(Prodigy(groups, d0=1e-3), steps=1)
+    for _ in range(3):
+        opt.step()
+    assert opt.d > 1e-3
+    assert all((p < 1).all() for p in pair)
+
+
 # -- lists of tensors --------------------------------------------------------------------------------------------------
 
 size = st.sampled_from([0, 1, 3, 4, 5, 63, 64, 255, 256, 257, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 2])

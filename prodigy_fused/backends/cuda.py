@@ -43,7 +43,7 @@ class CudaPlan(DevicePlan):
 
     def update(self, grads: list[Tensor | None], step: Step) -> None:
         with self._guard():
-            changed = self._plan.pack_step(step, list(step.lrs))
+            changed = self._plan.pack_step(step, self._lrs(step))
             self._upload_step(self._plan.step_bytes, self._plan.write_step, changed)
             self._plan.update(self._addresses(row=step.row), *self._amp(step), self._stream())
 

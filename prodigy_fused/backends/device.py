@@ -53,6 +53,10 @@ class DevicePlan(CompiledPlan):
         if self._spare is None and not self._capturing():
             self._spare = self._host_memory(size)
 
+    def _lrs(self, step: Step) -> list[Tensor | None]:
+        """One for each group; none is on the device where plans of other kinds take part in the step."""
+        return list(step.lrs) or [None] * len(step.hypers)
+
     def _upload(self, to: Tensor, write: Callable[[int], None]) -> None:
         host = self._host_memory(to.numel())
         write(host.data_ptr())

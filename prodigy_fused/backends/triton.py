@@ -143,7 +143,7 @@ class TritonPlan(DevicePlan):
     def _pack(self, step: Step) -> bytes:
         shared = step.shared
         numbers = shared.d0, shared.d_coef, shared.growth_rate, shared.beta3, step.grad_scale
-        lrs = step.lrs or [None] * len(step.hypers)
+        lrs = self._lrs(step)
         self._pointed_at = [*lrs, step.device_scale]  # until the next step
         groups = [GROUP.pack(*h, *_place(lr)) for h, lr in zip(step.hypers, lrs, strict=True)]
         addresses: bytes = self._plan.addresses()
