@@ -15,7 +15,7 @@ import torch
 
 from prodigy_fused import Prodigy
 
-BYTES = {1: 40.0, 11: 24 + 16 / 11}  # per parameter in float32, by slice_p: DESIGN.md's count
+BYTES = {1: 40.0, 11: 28 + 12 / 11}  # per parameter in float32, by slice_p: DESIGN.md's count
 
 
 def gpt(layers: int, width: int, vocabulary: int = 50257, context: int = 1024) -> list[tuple[int, ...]]:
@@ -48,12 +48,14 @@ def peers() -> Iterator[tuple[str, Callable[[Any], torch.optim.Optimizer], int]]
         yield "prodigyopt", prodigyopt.Prodigy, 1 << 29
 
 
-def milliseconds(work: Callable[[], Any], rounds: int) -> tuple[float, float]:
-    """Of the device, from event to event, and of the host: medians."""
+def milliseconds(work: Callable[[], Any], rounds: int, prepare: Callable[[], Any] = list) -> tuple[float, float]:
+    """Of the device, from event to event, and of the host: medians. `prepare` comes before each round, unmeasured."""
     for _ in range(5):
+        prepare()
         work()
     device, host = [], []
     for _ in range(rounds):
+        prepare()
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         torch.cuda._sleep(1_000_000)  # the device is busy until the host has queued its work
@@ -74,6 +76,13 @@ def copy_bandwidth(rounds: int) -> float:
     return 2 * 4 * source.numel() / (1e-3 * milliseconds(lambda: target.copy_(source), rounds)[0])
 
 
+def new_gradients(params: list[torch.nn.Parameter]) -> None:
+    """Noise, in place. With the same gradient in every step d would grow in every step, and each one would be
+    measured with the correction, which in training one in a hundred needs."""
+    for p in params:
+        p.grad = torch.randn_like(p) if p.grad is None else p.grad.normal_()
+
+
 def measure(rounds: int) -> dict[str, Any]:
     bandwidth = copy_bandwidth(rounds)
     rows = []
@@ -83,16 +92,16 @@ def measure(rounds: int) -> dict[str, Any]:
             if elements > most:
                 continue
             params = [torch.nn.Parameter(torch.randn(shape, device="cuda")) for shape in shapes]
-            for p in params:
-                p.grad = torch.randn_like(p)
-            device, host = milliseconds(make(params).step, rounds)
+            opt = make(params)
+            device, host = milliseconds(opt.step, rounds, lambda params=params: new_gradients(params))
             row = {"workload": workload, "optimizer": name, "elements": elements, "device_ms": device, "host_ms": host}
             if name.startswith("prodigy_fused"):
+                row["corrections"] = opt.corrections
                 ideal = elements * BYTES[11 if "11" in name else 1] / bandwidth
                 row["share_of_copy_bandwidth"] = ideal / (1e-3 * device)
             rows.append(row)
             print(row, flush=True)
-            del params
+            del params, opt
             torch.cuda.empty_cache()
     return {"copy_bandwidth_gb_s": bandwidth / 1e9, "rows": rows}
 

@@ -7,6 +7,7 @@ loaded.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain
 from operator import is_
 from typing import Any
@@ -24,6 +25,10 @@ Groups = list[dict[str, Any]]
 def parameters(groups: Groups) -> list[Tensor]:
     """All parameters, in the order in which messages and checkpoints number them."""
     return list(chain.from_iterable(group["params"] for group in groups))
+
+
+def _capturing(params: Iterable[Tensor]) -> bool:
+    return any(p.is_cuda for p in params) and torch.cuda.is_current_stream_capturing()
 
 
 class Plans:
@@ -53,6 +58,8 @@ class Plans:
                 check_gradient(index, p, p.grad)
             chosen[index] = backends.choose(p, groups[g])
 
+        if _capturing(self.params[index] for index in chosen):
+            raise RuntimeError("a step that has something to set up cannot be captured: take one before the capture")
         followed = {
             index: state.follow(index, p, states[p], groups[owner[index]])
             for index, p in ((index, self.params[index]) for index in chosen)

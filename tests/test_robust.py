@@ -6,9 +6,10 @@ import weakref
 
 import pytest
 import torch
+from toolbox import feed, make, refused
 from torch import nn
 
-from prodigy_fused import Prodigy
+from prodigy_fused import Prodigy, plans
 from prodigy_fused.hyper import hyper_of, shared_of
 from prodigy_fused.step import Step
 
@@ -118,3 +119,15 @@ def test_what_others_keep_in_the_state_survives_a_checkpoint(backend):
     other = backend([p])
     other.load_state_dict(opt.state_dict())
     assert other.state[p]["note"] == "mine"
+
+
+def test_a_capture_takes_no_step_that_has_something_to_set_up(backend, monkeypatch):
+    """What a graph captures is not done: state created there would hold no number."""
+    opt = make(backend)
+    feed(opt, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(plans, "_capturing", lambda params: True)
+        with refused(opt, RuntimeError, "take one before the capture"):
+            opt.step()
+    opt.step()
+    assert opt.step_count == 1

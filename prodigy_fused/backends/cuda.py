@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,7 +27,18 @@ def unsupported(p: Tensor, group: dict[str, Any]) -> str | None:
         return "this PyTorch is built for ROCm, not for CUDA: use backend='triton'"
     if _C.CUDA is None:
         return "prodigy_fused was built without CUDA: reinstall it with PRODIGY_FUSED_CUDA=1 in the environment"
+    if problem := _problem(p.device):
+        return (
+            f"the kernels of this build ({_C.CUDA}) cannot run on {p.device} ({problem}): update its driver, or "
+            "reinstall prodigy_fused from source with CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=native, or use fused=False"
+        )
     return unfit(p, group)
+
+
+@cache
+def _problem(device: torch.device) -> str:
+    with torch.cuda.device(device):
+        return str(_C.cuda_problem())
 
 
 class CudaPlan(DevicePlan):

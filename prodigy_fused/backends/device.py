@@ -31,9 +31,8 @@ class DevicePlan(CompiledPlan):
         self.device = self.sums.device
         self._uploads: list[Tensor] = []  # what a captured graph copies anew at every replay
         self._captured = False
+        self._outdated = True  # until an upload has succeeded
         self._spare: Tensor | None = None  # pinned memory for the next capture, which should not allocate it
-        if self._capturing():
-            raise RuntimeError("a step that has tables to set up cannot be captured: take a step before the capture")
         self._step_table = torch.empty(0, dtype=torch.uint8, device=self.device)
 
     def _upload_table(self, size: int, write: Callable[[int], None]) -> Tensor:
@@ -44,12 +43,14 @@ class DevicePlan(CompiledPlan):
 
     def _upload_step(self, size: int, write: Callable[[int], None], changed: bool) -> None:
         """The table of the groups and gradients, in ``_step_table``."""
+        self._outdated |= changed
         # A graph must bring its own gradients' addresses; and once there is one, replays may have done so.
         self._captured |= self._capturing()
-        if changed or self._captured:
+        if self._outdated or self._captured:
             if self._step_table.numel() != size:
                 self._step_table = self.sums.new_empty(size, dtype=torch.uint8)
             self._upload(self._step_table, write)
+            self._outdated = False
         if self._spare is None and not self._capturing():
             self._spare = self._host_memory(size)
 
@@ -75,4 +76,7 @@ class DevicePlan(CompiledPlan):
         return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
     def _guard(self) -> AbstractContextManager[None]:
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        if self.device.type == "cpu":
+            return nullcontext()
+        guard: AbstractContextManager[None] = torch.get_device_module(self.device).device(self.device)
+        return guard
