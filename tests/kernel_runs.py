@@ -38,7 +38,7 @@ def train(opt: Prodigy, steps: int = 4, first: int = 0) -> Prodigy:
     for k in range(first, first + steps):
         xs = params(opt)
         for p, g in zip(xs, values([p.numel() for p in xs], 1 + k, xs[0].dtype), strict=True):
-            p.grad = 0.02 * g + 1  # a drift, so that d grows
+            p.grad = 0.02 * g.view(p.shape) + 1  # a drift, so that d grows
         opt.step()
     return opt
 

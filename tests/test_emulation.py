@@ -163,6 +163,12 @@ def test_a_step_shared_with_a_backend_that_waits_for_numbers(backend):
     assert all((p < 1).all() for p in pair)
 
 
+def test_samples_are_row_major_in_any_memory_order(backend):
+    ours, theirs = (nn.Parameter(values([120], 0)[0].view(2, 3, 4, 5).permute(3, 0, 2, 1)) for _ in range(2))
+    both = [Prodigy([p], backend=name, d0=1e-3, slice_p=3) for p, name in ((ours, backend), (theirs, "reference"))]
+    agree(*map(train, both))
+
+
 # -- lists of tensors --------------------------------------------------------------------------------------------------
 
 size = st.sampled_from([0, 1, 3, 4, 5, 63, 64, 255, 256, 257, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 2])
