@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from importlib import metadata
 
 import torch
 
@@ -11,7 +12,15 @@ from .prodigy import Prodigy
 
 
 def _devices() -> list[torch.device]:
-    return [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
+    gpus = {"cuda": torch.cuda.device_count(), "xpu": torch.xpu.device_count()}
+    return [torch.device("cpu"), *(torch.device(kind, i) for kind, count in gpus.items() for i in range(count))]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _status(name: str, device: torch.device) -> str:
@@ -32,6 +41,7 @@ def report() -> str:
 
         lines.append(f"compiled      instruction set {_C.instruction_set()}, threads of {_C.threading()}")
         lines.append(f"cuda          {_C.CUDA or 'left out of the compiled module'}")
+    lines.append(f"triton        {_version('triton')}")
     for device in _devices():
         lines += [f"{device!s:<5} {name:<9} {_status(name, device)}" for name in backends.NAMES]
     return "\n".join(lines)

@@ -17,8 +17,10 @@ from prodigy_fused import Prodigy, backends
 
 sys.path.append(str(Path(__file__).parent / "emulation"))
 import emulated
+import interpreted
 
 emulated.register()
+interpreted.register()
 pytest.register_assert_rewrite("oracle")
 torch.set_num_threads(1)
 
@@ -30,6 +32,7 @@ class Backend:
     one_pass: bool = False  # x is final after `update` unless d moved; nothing of parameter size is allocated
     dense_only: bool = False  # refuses tensors with gaps or more than 8 dimensions
     small: bool = False  # too slow for more than a few steps and elements (an interpreter)
+    crawls: bool = False  # slower still: by default only a few variants of each test
 
     def __str__(self) -> str:
         return self.name
@@ -46,7 +49,11 @@ TRAITS = {
     "cpu": {"one_pass": True, "dense_only": True},
     "cuda": {"device": "cuda", "one_pass": True, "dense_only": True},
     "emulated": {"one_pass": True, "dense_only": True, "small": True},
-    "triton": {"device": "cuda" if GPU else "cpu", "one_pass": True, "dense_only": True, "small": not GPU},
+    "triton": {
+        "one_pass": True,
+        "dense_only": True,
+        **({"device": "cuda"} if GPU else {"small": True, "crawls": True}),
+    },
 }
 BACKENDS = [Backend(name, **TRAITS.get(name, {})) for name in backends.NAMES]
 # A backend that must be there (in CI: all that the machine can run) fails where it would be skipped.
@@ -71,6 +78,32 @@ def backend(request) -> Backend:
     if reason is not None:
         (pytest.fail if request.param.name in REQUIRED else pytest.skip)(reason)
     return request.param
+
+
+# Of each test so many variants, evenly spaced, run on a backend that crawls; the others are slow tests.
+VARIANTS = 2
+FEWER = {
+    **dict.fromkeys(["test_layouts", "test_partitions", "test_threads"], 1),
+    # Of hundreds of tensors or steps.
+    **dict.fromkeys(["test_any_list_of_tensors", "test_any_step", "test_corrections_are_rare", "test_float32"], 0),
+    **dict.fromkeys(["test_state_of_one_among_many_parameters_is_changed", "test_thousands_of_tensors"], 0),
+    **dict.fromkeys(["test_two_threads_cannot_step_at_once"], 0),
+}
+
+
+def pytest_collection_modifyitems(items) -> None:
+    crawling = {backend.name for backend in BACKENDS if backend.crawls}
+    variants: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        name = str(getattr(item, "callspec", None) and item.callspec.params.get("backend"))
+        if name in crawling:
+            variants.setdefault(f"{item.path}:{item.originalname}", []).append(item)
+    for same in variants.values():
+        count = FEWER.get(same[0].originalname, VARIANTS)
+        kept = {i * len(same) // count for i in range(count)}
+        for i, item in enumerate(same):
+            if i not in kept:
+                item.add_marker("slow")
 
 
 # A step's time varies with the load of the machine and says nothing about the numbers.

@@ -30,7 +30,9 @@ SCENARIOS = {
     "warm-up from zero": ({}, {0: EVERY, 1: EVERY}, {(r, t): t / 4 for r in (0, 1) for t in range(4)}),
     "rank 1 has lr 0": ({}, {0: EVERY, 1: EVERY}, {(1, 2): 0.0, (1, 3): 0.0, (1, 7): 0.0}),
 }
-RUNS = [(name, backend) for name in SCENARIOS for backend in ON_CPU]
+# An interpreter is too slow for all of them.
+RUNS = [(name, backend) for name in SCENARIOS for backend in ON_CPU if backend != "triton"]
+RUNS += [(name, "triton") for name in ("plain", "rank 1 pauses") if "triton" in ON_CPU]
 
 
 def shards(rank):

@@ -1,4 +1,4 @@
-"""The CUDA kernels, run by the CPU: what the common suite does not ask of every backend."""
+"""The kernels for GPUs, run by the CPU: what the common suite does not ask of every backend."""
 
 import os
 import subprocess
@@ -6,23 +6,29 @@ import sys
 from pathlib import Path
 
 import emulated
+import interpreted
+import kernel_runs
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kernel_runs import OPTIONS, agree, at_offset, params, train, values
 from oracle import same, snapshot
+from toolbox import device_of
 from torch import nn
 
 from prodigy_fused import Prodigy, hyper
+from prodigy_fused.backends import device, triton
 
-pytestmark = pytest.mark.skipif(emulated.native is None, reason=str(emulated.MISSING))
-CHUNK = emulated.native.CHUNK if emulated.native else 0
-SIZES = [3 * CHUNK + 5, 1, 70, CHUNK, CHUNK - 1, 0, 2 * CHUNK + 1]
-OPTIONS = {
-    "default": {},
-    "no momentum": {"betas": (0.0, 0.99), "use_bias_correction": True},
-    "sampled": {"slice_p": 3, "weight_decay": 0.1},
-}
+CHUNK = interpreted.SIZES.chunk
+assert emulated.native is None or emulated.native.CHUNK == CHUNK
+
+
+@pytest.fixture(params=["emulated", "triton"])
+def backend(request):
+    if device_of(request.param) != "cpu":
+        pytest.skip(f"the kernels of {request.param} are not run by the CPU here")
+    return request.param
 
 
 @pytest.fixture(params=OPTIONS.values(), ids=OPTIONS.keys())
@@ -30,95 +36,75 @@ def options(request):
     return request.param
 
 
-def values(sizes, seed, dtype=torch.float64):
-    draw = torch.Generator().manual_seed(seed)
-    return [torch.randn(n, generator=draw, dtype=torch.float64).to(dtype) * 3.0 ** (i % 5) for i, n in enumerate(sizes)]
-
-
-def start(name, sizes=SIZES, dtype=torch.float64, each_its_group=False, **options):
-    params = [nn.Parameter(x) for x in values(sizes, 0, dtype)]
-    groups = [{"params": p, "lr": 1 / (1 + i % 7)} for i, p in enumerate(params)] if each_its_group else params
-    return Prodigy(groups, backend=name, d0=1e-3, **options)
-
-
-def params(opt):
-    return [p for group in opt.param_groups for p in group["params"]]
-
-
-def train(opt, steps=4, first=0):
-    for k in range(first, first + steps):
-        xs = params(opt)
-        for p, g in zip(xs, values([p.numel() for p in xs], 1 + k, xs[0].dtype), strict=True):
-            p.grad = 0.02 * g + 1  # a drift, so that d grows
-        opt.step()
-    return opt
-
-
-def agree(a, b, tolerance=1e-12):
-    assert a.d == pytest.approx(b.d, rel=tolerance)
-    for p, q in zip(params(a), params(b), strict=True):
-        assert torch.allclose(p, q, rtol=tolerance, atol=tolerance)
+def start(backend, sizes=None, name=None, **options):
+    """On the backend, or on that of another name with the same tensors."""
+    more = [] if backend == "triton" else [CHUNK, CHUNK - 1, 2 * CHUNK + 1, 3 * CHUNK + 2]
+    return kernel_runs.start(name or backend, sizes or [2 * CHUNK + 5, 1, 70, 0, *more], **options)
 
 
 # -- the grid ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_bits_do_not_depend_on_the_grid_or_the_order_of_blocks(monkeypatch, options, dtype):
+def test_bits_do_not_depend_on_the_grid_or_the_order_of_blocks(monkeypatch, backend, options, dtype):
     seen = []
-    for grid in [(1, 0), (1, 1), (2, 2), (3, 3), (7, 4), (7, 5), (1000, 6)]:
+    for grid in [(1, 0), (2, 2), (1000, 6), *([(1, 1), (3, 3), (7, 4), (7, 5)] if backend == "emulated" else [])]:
         monkeypatch.setattr(emulated, "grid", grid)
-        seen.append(snapshot(train(start("emulated", dtype=dtype, **options))))
+        monkeypatch.setattr(triton, "PROGRAMS_PER_UNIT", grid[0])
+        seen.append(snapshot(train(start(backend, dtype=dtype, **options))))
     assert seen[0][2][0]["d"] > 1e-3
     assert all(same(seen[0], other) for other in seen)
 
 
 @pytest.mark.parametrize("offset", [1, 2, 3])
-def test_bits_do_not_depend_on_the_alignment(options, offset):
-    aligned, odd = start("emulated", dtype=torch.float32, **options), start("emulated", dtype=torch.float32, **options)
+def test_bits_do_not_depend_on_the_alignment(backend, options, offset):
+    aligned, odd = start(backend, dtype=torch.float32, **options), start(backend, dtype=torch.float32, **options)
     for p in params(odd):
         p.data = torch.cat([torch.zeros(offset), p.data])[offset:]
     assert same(snapshot(train(aligned)), snapshot(train(odd)))
 
 
-def test_more_groups_than_a_block_keeps():
-    sizes = [7, 40, CHUNK + 3] * 30
-    agree(*(train(start(name, sizes, each_its_group=True), steps=3) for name in ("emulated", "reference")))
+def test_more_groups_than_a_block_keeps(backend):
+    sizes = [7, 40, CHUNK + 3] * (30 if backend == "emulated" else 2)
+    agree(*(train(start(backend, sizes, name, each_its_group=True), steps=3) for name in (backend, "reference")))
 
 
 @pytest.mark.parametrize("hard_to_undo", [{"weight_decay": 700.0}, {"beta3": 0.0}], ids=str)
-def test_x_that_waits_for_finish_although_d_stays(hard_to_undo):
-    agree(*(train(start(name, d_coef=1e-9, **hard_to_undo)) for name in ("emulated", "reference")))
+def test_x_that_waits_for_finish_although_d_stays(backend, hard_to_undo):
+    agree(*(train(start(backend, name=name, d_coef=1e-9, **hard_to_undo)) for name in (backend, "reference")))
 
 
 # -- launches and uploads ----------------------------------------------------------------------------------------------
 
 
-def test_two_launches_a_step(options):
-    opt = train(start("emulated", **options))
-    before = emulated.native.launches()
+def test_two_launches_a_step(backend, monkeypatch, options):
+    launches = []
+    if backend == "triton":
+        launch = triton.TritonPlan._launch
+        monkeypatch.setattr(triton.TritonPlan, "_launch", lambda *a, **k: launches.append(1) or launch(*a, **k))
+    opt = train(start(backend, **options), steps=2)
+    before = emulated.native.launches() if backend == "emulated" else len(launches)
     train(opt, steps=3, first=4)
-    assert emulated.native.launches() - before == 6
+    assert (emulated.native.launches() if backend == "emulated" else len(launches)) - before == 6
 
 
-def test_tables_are_uploaded_when_they_change(monkeypatch):
-    uploads, original = [], emulated.EmulatedPlan._upload
-    monkeypatch.setattr(emulated.EmulatedPlan, "_upload", lambda *args: uploads.append(1) or original(*args))
-    opt = train(start("emulated", [50, 60]), steps=1)
-    assert len(uploads) == 2  # the tensors; the groups and gradients
-    for _ in range(3):
+def test_tables_are_uploaded_when_they_change(backend, monkeypatch):
+    opt = train(start(backend, [50, 60]), steps=1)
+    uploads, original = [], device.DevicePlan._upload
+    monkeypatch.setattr(device.DevicePlan, "_upload", lambda *args: uploads.append(1) or original(*args))
+    for _ in range(2):
         opt.step()  # with the same gradients
-    assert len(uploads) == 2
+    assert len(uploads) == 0
     params(opt)[0].grad = torch.ones(50, dtype=torch.float64)
     opt.step()
-    assert len(uploads) == 3
+    assert len(uploads) == 1
     opt.param_groups[0]["lr"] = 0.5
     opt.step()
-    assert len(uploads) == 4
+    assert len(uploads) == 2
 
 
-def test_an_upload_that_failed_is_made_up_for(monkeypatch):
-    whole, broken = (train(start("emulated"), steps=1) for _ in range(2))
+def test_an_upload_that_failed_is_made_up_for(backend, monkeypatch):
+    whole, broken = (train(start(backend), steps=1) for _ in range(2))
     before = snapshot(broken)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", None)  # no pinned memory left, say
@@ -133,9 +119,9 @@ def test_an_upload_that_failed_is_made_up_for(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_lr_in_a_tensor(options, dtype, monkeypatch):
-    plain = train(start("emulated", **options))
-    tensor = start("emulated", lr=torch.ones((), dtype=dtype), **options)
+def test_lr_in_a_tensor(backend, options, dtype, monkeypatch):
+    plain = train(start(backend, **options))
+    tensor = start(backend, lr=torch.ones((), dtype=dtype), **options)
     monkeypatch.setattr(hyper, "on_device", lambda value: isinstance(value, torch.Tensor))
     train(tensor)
     assert same(snapshot(plain)[:2], snapshot(tensor)[:2])
@@ -149,8 +135,8 @@ def test_lr_in_a_tensor(options, dtype, monkeypatch):
         assert same(before, snapshot(tensor)) == (lr == 0)
 
 
-def test_grad_scale_and_found_inf_on_the_device(options, monkeypatch):
-    plain, scaled = start("emulated", **options), start("emulated", **options)
+def test_grad_scale_and_found_inf_on_the_device(backend, options, monkeypatch):
+    plain, scaled = start(backend, **options), start(backend, **options)
     train(plain, 1), train(scaled, 1)
     monkeypatch.setattr(hyper, "on_device", lambda value: isinstance(value, torch.Tensor))
     scaled.grad_scale = torch.tensor(4.0)
@@ -167,11 +153,27 @@ def test_grad_scale_and_found_inf_on_the_device(options, monkeypatch):
     assert same(snapshot(plain), snapshot(scaled))
 
 
+def test_a_step_shared_with_a_backend_that_waits_for_numbers(backend):
+    pair = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    groups = [{"params": p, "backend": name} for p, name in zip(pair, (backend, "foreach"), strict=True)]
+    opt = train(Prodigy(groups, d0=1e-3), steps=1)
+    for _ in range(3):
+        opt.step()
+    assert opt.d > 1e-3
+    assert all((p < 1).all() for p in pair)
+
+
+def test_samples_are_row_major_in_any_memory_order(backend):
+    ours, theirs = (nn.Parameter(values([120], 0)[0].view(2, 3, 4, 5).permute(3, 0, 2, 1)) for _ in range(2))
+    both = [Prodigy([p], backend=name, d0=1e-3, slice_p=3) for p, name in ((ours, backend), (theirs, "reference"))]
+    agree(*map(train, both))
+
+
 # -- lists of tensors --------------------------------------------------------------------------------------------------
 
-around = st.sampled_from([0, 1, 3, 4, 5, 63, 64, 255, 256, 257, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 2])
+size = st.sampled_from([0, 1, 3, 4, 5, 63, 64, 255, 256, 257, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 2])
 tensor = st.tuples(
-    around | st.integers(0, 2 * CHUNK + 9),
+    size | st.integers(0, 2 * CHUNK + 9),
     st.integers(0, 5),  # its offset in memory
     st.integers(0, 5),  # its gradient's
     st.lists(st.booleans(), min_size=3, max_size=3),  # in which steps it has one
@@ -179,21 +181,17 @@ tensor = st.tuples(
 )
 
 
-def at_offset(t, offset):
-    return torch.cat([t.new_full((offset,), 7.25), t, t.new_full((3,), 7.25)])[offset : offset + t.numel()]
-
-
-@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=40)
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], max_examples=40)
 @given(
     tensors=st.lists(tensor, min_size=1, max_size=12),
     slice_p=st.sampled_from([1, 1, 2, 3, 11, CHUNK - 1, CHUNK, CHUNK + 1, 1 << 40]),
     lrs=st.lists(st.sampled_from([1.0, 0.3, 0.0]), min_size=3, max_size=3),
     beta1=st.sampled_from([0.9, 0.0]),
 )
-def test_any_list_of_tensors(tensors, slice_p, lrs, beta1):
+def test_any_list_of_tensors(backend, tensors, slice_p, lrs, beta1):
     xs = values([size for size, *_ in tensors], 0)
     both = []
-    for name in ("emulated", "reference"):
+    for name in (backend, "reference"):
         groups = [{"params": [], "lr": lr} for lr in lrs]
         for (_, offset, _, _, group), x in zip(tensors, xs, strict=True):
             groups[group]["params"].append(nn.Parameter(at_offset(x, offset)))

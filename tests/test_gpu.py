@@ -1,7 +1,10 @@
 """What only a GPU can show: no synchronisation, the launches of a step, CUDA graphs, AMP. `bench/gpu_check` runs it."""
 
+from functools import partial
+
 import pytest
 import torch
+from conftest import BACKENDS, REQUIRED, missing
 from torch import nn
 
 from prodigy_fused import Prodigy
@@ -21,10 +24,18 @@ def options(request):
     return {**request.param, "lr": torch.ones((), device="cuda")} if tensor else request.param
 
 
-def start(sizes=(70_001, 3, 4096), **options):
+@pytest.fixture(params=["cuda", "triton"])
+def start(request):
+    reason = missing(next(backend for backend in BACKENDS if backend.name == request.param))
+    if reason is not None:
+        (pytest.fail if request.param in REQUIRED else pytest.skip)(reason)
+    return partial(started, request.param)
+
+
+def started(backend, sizes=(70_001, 3, 4096), **options):
     draw = torch.Generator().manual_seed(0)
     params = [nn.Parameter(torch.randn(n, generator=draw).cuda()) for n in sizes]
-    return params, Prodigy(params, backend="cuda", d0=1e-3, **options)
+    return params, Prodigy(params, backend=backend, d0=1e-3, **options)
 
 
 def give_gradients(params, k):
@@ -40,7 +51,7 @@ def no_synchronisation():
 
 
 @pytest.mark.parametrize("amp", [False, True])
-def test_the_host_never_waits(options, amp, no_synchronisation):
+def test_the_host_never_waits(start, options, amp, no_synchronisation):
     params, opt = start(**options)
     give_gradients(params, 0)
     opt.step()
@@ -55,7 +66,7 @@ def test_the_host_never_waits(options, amp, no_synchronisation):
     assert opt.d > 1e-3
 
 
-def test_launches(options):
+def test_launches(start, options):
     params, opt = start(sizes=[1000] * 100, **options)
     give_gradients(params, 0)
     opt.step()
@@ -69,7 +80,7 @@ def test_launches(options):
     assert all("prodigy" in name for name in names)
 
 
-def test_a_step_takes_no_memory(options):
+def test_a_step_takes_no_memory(start, options):
     params, opt = start(sizes=[1 << 20] * 4, **options)
     give_gradients(params, 0)
     opt.step()
@@ -80,7 +91,7 @@ def test_a_step_takes_no_memory(options):
 
 
 @pytest.mark.parametrize("tensor_lr", [False, True])
-def test_cuda_graph(tensor_lr):
+def test_cuda_graph(start, tensor_lr):
     def lr():
         return torch.ones((), device="cuda") if tensor_lr else 1.0
 
@@ -110,7 +121,7 @@ def test_cuda_graph(tensor_lr):
     assert opt.d == plain.d > 1e-3
 
 
-def test_grad_scaler():
+def test_grad_scaler(start):
     params, opt = start(fused=True)
     scaler = torch.amp.GradScaler("cuda", init_scale=1024.0)
     twins, plain = start()
@@ -131,10 +142,10 @@ def test_grad_scaler():
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
-def test_two_devices():
-    params, _ = start()
+def test_two_devices(start):
+    params, one = start()
     more = [nn.Parameter(p.detach().to("cuda:1")) for p in params]
-    both = Prodigy([*params, *more], backend="cuda", d0=1e-3)
+    both = Prodigy([*params, *more], backend=one.defaults["backend"], d0=1e-3)
     for k in range(5):
         give_gradients(params, k)
         for p, q in zip(params, more, strict=True):

@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 import emulated
+import interpreted
 import prodigyopt
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from prodigy_fused import Prodigy, backends
 
 emulated.register()  # here, too, for the processes that tests start
+interpreted.register()
 # Agreement with prodigyopt in float64: the two round in different orders, and 1e-12 is some 5,000 roundings.
 TIGHT = 1e-12
 # With d0 = 1e-6 and x of about 1 the estimate rests on x0 - x of about 1e-6, of which float64 keeps ten
@@ -96,8 +98,9 @@ def device_of(backend: Any) -> str | None:
     """The device on which this machine can run a backend, None if on none."""
     if backend is None:
         return "cpu"
-    unsupported = backends.load(getattr(backend, "name", backend)).unsupported
-    group = Prodigy([torch.zeros(1)], fused=False).param_groups[0]
+    name = getattr(backend, "name", backend)
+    unsupported = backends.load(name).unsupported
+    group = {**Prodigy([torch.zeros(1)], fused=False).param_groups[0], "backend": name}
     for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
         if unsupported(torch.zeros(1, device=device), group) is None:
             return device

@@ -71,6 +71,24 @@ class CpuPlan {
   std::variant<cpu::Plan<float>, cpu::Plan<double>> plan_{cpu::Plan<float>({})};
 };
 
+// The addresses of a plan whose kernels are not in this module (triton_kernels/).
+class AddressList {
+ public:
+  AddressList(const py::list& slots, const py::type& tensor_class) : list_(slots, tensor_class) {}
+
+  bool unchanged() { return list_.unchanged(); }
+
+  long read_grads(const py::list& grads) { return list_.read_grads(grads, addresses_); }
+
+  py::bytes addresses() const {
+    return py::bytes(reinterpret_cast<const char*>(addresses_.data()), addresses_.size() * sizeof(void*));
+  }
+
+ private:
+  TensorList list_;
+  std::vector<const void*> addresses_;
+};
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -85,6 +103,11 @@ PYBIND11_MODULE(_C, m) {
       .def("read_grads", &CpuPlan::read_grads, "The index of the first gradient laid out otherwise, or -1.")
       .def("update", &CpuPlan::update)
       .def("finish", &CpuPlan::finish);
+  py::class_<AddressList>(m, "TensorList", "The tensors of one bucket, as prodigy_fused.backends.addresses has them.")
+      .def(py::init<py::list, py::type>(), py::arg("slots"), py::arg("tensor_class"))
+      .def("unchanged", &AddressList::unchanged, "Whether every parameter and state tensor is where it was.")
+      .def("read_grads", &AddressList::read_grads, "The index of the first gradient laid out otherwise, or -1.")
+      .def("addresses", &AddressList::addresses, "The gradients' addresses, 0 for None, 8 bytes each.");
 #ifdef PRODIGY_FUSED_CUDA
   m.attr("CUDA") = PRODIGY_FUSED_CUDA;
   m.def("cuda_problem", &cuda::problem, "Why the kernels cannot run on the current CUDA device; empty if they can.");

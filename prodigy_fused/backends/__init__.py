@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..step import Plan, Slot
 
-COMPILED = ("cuda", "cpu")
+COMPILED = ("cuda", "triton", "cpu")
 NAMES = (*COMPILED, "foreach", "reference")
 
 
@@ -63,7 +63,7 @@ def choose(p: Tensor, group: dict[str, Any]) -> str:
         if reason is None:
             return name
     if named is None and group["fused"] is None:
-        if p.device.type == "cpu" and (missing := load("cpu").MISSING):
+        if missing := load("cpu" if p.device.type == "cpu" else "triton").missing(p.device):
             _say_once(f"prodigy_fused runs on its slower foreach backend: {missing}")
         return "foreach"
     asked = "fused=True" if named is None else f"backend={named[0]!r}"

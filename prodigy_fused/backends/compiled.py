@@ -13,14 +13,15 @@ from ..state import state_dtype
 from ..step import Slot
 from ..tensors import check_gradient, is_dense
 
+MAX_DIMS = 8  # of a tensor in another memory order than row-major
+
 try:
     from .. import _C
 
     assert len(FIELDS) == _C.ESTIMATE_FIELDS, "prodigy_fused._C was built from other sources: reinstall the package"
-    MAX_DIMS = _C.MAX_DIMS
+    assert MAX_DIMS == _C.MAX_DIMS, "prodigy_fused._C was built from other sources: reinstall the package"
     MISSING = None
 except ImportError as error:  # no C++ compiler when the package was installed
-    MAX_DIMS = 0
     MISSING = f"the compiled module is missing ({error}): reinstall prodigy-fused where there is a C++ compiler"
 
 

@@ -15,6 +15,11 @@ if not MISSING:
     from .. import _C
 
 
+def missing(device: torch.device) -> str | None:
+    """Why this backend cannot be used on the CPU, and the remedy; None if it can."""
+    return MISSING
+
+
 def unsupported(p: Tensor, group: dict[str, Any]) -> str | None:
     """Why this backend cannot take the parameter, and the remedy; None if it can."""
     if MISSING:

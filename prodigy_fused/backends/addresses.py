@@ -1,0 +1,69 @@
+"""Where the tensors of a plan lie in memory: ``_C.TensorList`` in Python, for where there is no ``_C``."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..step import Slot
+from ..tensors import same_layout
+
+STATES = ("exp_avg", "exp_avg_sq", "s", "p0")
+
+
+def memory_order(t: Tensor) -> list[tuple[int, int]]:
+    """For each dimension, from the outermost in memory inwards, its stride and its row-major stride.
+
+    Empty if ``t`` is row-major. ``t`` must be dense (:func:`prodigy_fused.tensors.is_dense`).
+    """
+    order, row_major = [], 1
+    for stride, size in zip(reversed(t.stride()), reversed(t.shape), strict=True):
+        if size > 1:
+            order.append((stride, row_major))
+        row_major *= size
+    if all(stride == expected for stride, expected in order) or t.numel() == 0:
+        return []
+    return sorted(order, reverse=True)
+
+
+class TensorList:
+    """The tensors of a plan as they were when it was made, and the gradients of a step."""
+
+    def __init__(self, slots: Sequence[Slot], tensor_class: type) -> None:
+        self._slots = slots
+        self._known = self._look()
+        self._addresses = array("q")
+
+    def unchanged(self) -> bool:
+        """Whether every parameter and state tensor is where it was."""
+        return self._look() == self._known
+
+    def read_grads(self, grads: list[Tensor | None]) -> int:
+        """The index of the first gradient laid out otherwise than its parameter, or -1."""
+        addresses = array("q", bytes(8 * len(grads)))
+        for i, (slot, grad) in enumerate(zip(self._slots, grads, strict=True)):
+            if grad is None:
+                continue
+            p = slot.param
+            if type(grad).__torch_dispatch__ is not Tensor.__torch_dispatch__ or grad.is_sparse:
+                return i
+            if grad.dtype != p.dtype or grad.device != p.device or not same_layout(grad, p):
+                return i
+            addresses[i] = grad.data_ptr()
+        self._addresses = addresses
+        return -1
+
+    def addresses(self) -> bytes:
+        """The gradients' addresses, 0 for None, 8 bytes each."""
+        return self._addresses.tobytes()
+
+    def _look(self) -> list[Any]:
+        states = [[slot.state.get(key) for key in STATES] for slot in self._slots]
+        return [list(map(_where, [slot.param, *state])) for slot, state in zip(self._slots, states, strict=True)]
+
+
+def _where(t: Tensor | None) -> Any:
+    return None if t is None else (t.data_ptr(), t.shape, t.stride(), t.dtype, t.device)

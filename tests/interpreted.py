@@ -1,0 +1,56 @@
+"""The backend ``triton`` where there is no GPU: its kernels run by Triton's interpreter, on CPU tensors."""
+
+import functools
+import os
+
+import numpy as np
+import torch
+
+from prodigy_fused.backends import triton as backend
+
+# The emulation's chunk. Blocks are large, because the interpreter's time is one of operations, not of elements.
+SIZES = backend.Sizes(chunk=1 << 10, block=1 << 9, lanes=16, warps=1)
+PROGRAMS = 2
+
+
+def register():
+    """Lets ``backend="triton"`` take CPU tensors. To be called before triton is imported."""
+    if torch.cuda.is_available():
+        return
+    os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        from triton.runtime import interpreter
+    except ImportError:
+        return  # the tests of the backend are skipped, or fail if it is required
+    backend.SIZES, backend.PROGRAMS_PER_UNIT = SIZES, PROGRAMS
+    backend._units = lambda device: 1
+    _hasten(interpreter)
+
+
+def _hasten(interpreter):
+    """Without what takes two thirds of the interpreter's time, and says nothing about kernels."""
+
+    # A launch prepares the language for our kernels; once is enough, not again for every function they call.
+    def call(self, *args, **kwargs):
+        if self.fn.__module__.startswith("triton."):
+            interpreter._patch_lang(self.fn)
+        return self.rewrite()(*args, **kwargs)
+
+    # NumPy warns of what IEEE arithmetic is for: x / 0, inf - inf.
+    def launch(self, *args, **kwargs):
+        with np.errstate(all="ignore"):
+            return original(self, *args, **kwargs)
+
+    original = interpreter.GridExecutor.__call__
+    if getattr(original, "hastened", False):
+        return
+    launch.hastened = True
+    interpreter.GridExecutor.__call__ = launch
+    interpreter.InterpretedFunction.__call__ = call
+    interpreter._get_np_dtype = _remembered(interpreter._get_np_dtype)
+
+
+def _remembered(dtype_of):
+    """Of scalar types only: pointers and blocks cannot be looked up by their content."""
+    remembered = functools.cache(dtype_of)
+    return lambda t: dtype_of(t) if t.is_ptr() or t.is_block() else remembered(t)

@@ -1,0 +1,339 @@
+"""The Triton backend beside what the common suite and ``test_emulation.py`` ask: compilation, choice, installation."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from kernel_runs import agree, start, train
+from toolbox import device_of
+
+from prodigy_fused import Prodigy, backends
+from prodigy_fused.backends import addresses, compiled, triton
+from prodigy_fused.step import Slot
+
+ROOT = Path(__file__).parents[1]
+needs_triton = pytest.mark.skipif(device_of("triton") is None, reason="no Triton here")
+
+
+def python(code, *arguments, **environment):
+    """What another process prints, in which Triton compiles instead of interpreting."""
+    inherited = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    cache = str(ROOT / "build" / "triton")
+    environment = {**inherited, "PYTHONPATH": path, "TRITON_CACHE_DIR": cache, **environment}
+    done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+# -- compilation, without a GPU ----------------------------------------------------------------------------------------
+
+COMPILE = """
+import json, re, sys
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from prodigy_fused.backends.triton import SIZES
+from prodigy_fused.triton_kernels import kernels
+
+TYPES = dict.fromkeys(["tensors", "owners", "grads"], "*i64") | dict.fromkeys(["last", "chunk_count"], "i32")
+TYPES |= {"counters": "*i32", "found_inf": "*fp32"}
+rows = []
+for kernel, bits, target in json.loads(sys.argv[1]):
+    function = getattr(kernels, kernel)
+    constants = dict(T=tl.float32 if bits == 32 else tl.float64, CHUNK=SIZES.chunk, BLOCK=SIZES.block * 32 // bits)
+    constants |= {"LANES": SIZES.lanes} if "LANES" in function.arg_names else {}
+    signature = {name: TYPES.get(name, "*fp64") for name in function.arg_names if name not in constants}
+    built = triton.compile(
+        ASTSource(function, signature, constants), target=GPUTarget(*target),
+        options={"num_warps": SIZES.warps, "enable_fp_fusion": False},
+    )
+    count = lambda pattern: len(re.findall(pattern, built.asm.get("ptx", "")))
+    rows.append({
+        "binary": len(built.asm.get("cubin") or built.asm.get("hsaco")),
+        "loads": [count(r"ld\\.global\\.v4\\.b32"), count(r"ld\\.global\\.v2\\.b64")],
+        "stores": [count(r"st\\.global\\.v4\\.b32"), count(r"st\\.global\\.v2\\.b64")],
+        "inexact": count(r"fma\\.rn\\.f|\\.ftz|\\.approx|div\\.full"),
+        "exact": count(r"(sqrt|div)\\.rn\\.f%d" % bits),
+    })
+print(json.dumps(rows))
+"""
+NVIDIA = [("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32)]
+AMD = ("hip", "gfx942", 64)
+# (kernel, 16-byte loads, 16-byte stores): x, grad, m, v, s, x0 and four written; for slice_p > 1 two and one less.
+KERNELS = [("prodigy_update_kernel", 10, 7), ("prodigy_finish_kernel", 3, 1)]
+
+
+@needs_triton
+def test_kernels_compile_to_16_byte_accesses_and_exact_arithmetic():
+    targets = [(32, target) for target in (*NVIDIA, AMD)] + [(64, NVIDIA[1])]
+    wanted = [(*kernel, bits, target) for kernel in KERNELS for bits, target in targets]
+    rows = json.loads(python(COMPILE, json.dumps([(kernel, bits, target) for kernel, _, _, bits, target in wanted])))
+    for (kernel, loads, stores, bits, target), row in zip(wanted, rows, strict=True):
+        assert row["binary"] > 1000, (kernel, target)
+        if target is AMD:
+            continue
+        which = 0 if bits == 32 else 1
+        assert (row["loads"][which], row["stores"][which]) == (loads, stores), (kernel, bits, target)
+        assert row["inexact"] == 0 and row["exact"] > 0, (kernel, bits, target)
+
+
+COUNT = """
+import os
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from prodigy_fused import Prodigy
+from prodigy_fused.backends import triton as backend
+from prodigy_fused.triton_kernels import kernels
+
+class Driver:  # of a GPU that is not there: kernels are compiled for it, and not launched
+    get_current_device = staticmethod(lambda: 0)
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+    get_current_stream = staticmethod(lambda device: 0)
+
+triton.runtime.driver.set_active(Driver())
+compiled, launches, run = set(), [], triton.runtime.JITFunction.run
+
+def warm_up(self, *args, warmup, **kwargs):
+    launches.append(self)
+    compiled.add(run(self, *args, warmup=True, **kwargs))
+
+triton.runtime.JITFunction.run = warm_up
+backend._broken, backend._units = lambda device: None, lambda device: 4
+os.environ["TRITON_INTERPRET"] = "1"  # too late for triton, which has been imported; lets CPU tensors in
+
+def steps(sizes, options):
+    params = [torch.nn.Parameter(torch.ones(n)) for n in sizes]
+    opt = Prodigy(params, backend="triton", **options)
+    changes = [{"lr": 0.5}, {"weight_decay": 0.1}, {"eps": 1e-6}, {"d": 0.01}, {"betas": (0.5, 0.9)}, {"d_coef": 2}]
+    for change in [{}, *changes]:
+        opt.param_groups[0].update(change)
+        for p in params:
+            p.grad = torch.ones_like(p)
+        opt.step()
+
+steps([3, 40, 17], {})
+steps([1], {"slice_p": 3, "maximize": True})
+steps([16] * 16, {"decouple": False, "use_bias_correction": True, "betas": (0.0, 0.9), "beta3": 0.5})
+print(len(launches), len(compiled))
+"""
+
+
+@needs_triton
+def test_nothing_that_changes_between_steps_compiles_anew():
+    assert python(COUNT).split() == ["42", "2"]
+
+
+# -- the choice --------------------------------------------------------------------------------------------------------
+
+
+class OnGpu(torch.Tensor):
+    """As far as the choice of a backend looks at it."""
+
+    device = torch.device("cuda", 0)
+
+
+def choose(**options):
+    group = {**Prodigy([torch.zeros(1)]).param_groups[0], **options}
+    return backends.choose(torch.zeros(3).as_subclass(OnGpu), group)
+
+
+@pytest.fixture
+def no_cuda(monkeypatch):
+    monkeypatch.setattr(backends.load("cuda"), "unsupported", lambda p, group: "built without CUDA")
+
+
+def test_on_a_gpu_it_is_chosen_where_cuda_was_not_built(monkeypatch, no_cuda):
+    monkeypatch.setattr(triton, "_broken", lambda device: None)
+    for options in ({}, {"fused": True}, {"backend": "triton"}):
+        assert choose(**options) == "triton"
+    assert choose(fused=False) == "foreach"
+    monkeypatch.setattr(backends.load("cuda"), "unsupported", lambda p, group: None)
+    assert choose() == "cuda"
+
+
+def test_a_triton_that_does_not_work_is_said_once_and_never_when_it_was_asked_for(monkeypatch, no_cuda, recwarn):
+    monkeypatch.setattr(triton, "_broken", lambda device: "Triton is out of order (test)")
+    assert [choose(), choose()] == ["foreach", "foreach"]
+    (warning,) = recwarn
+    assert "foreach" in str(warning.message) and "out of order (test)" in str(warning.message)
+    for options in ({"fused": True}, {"backend": "triton"}):
+        with pytest.raises(RuntimeError, match=r"triton: Triton is out of order \(test\)"):
+            choose(**options)
+
+
+def test_float16_on_a_gpu_is_no_fault_of_triton(monkeypatch, no_cuda, recwarn):
+    monkeypatch.setattr(triton, "_broken", lambda device: None)
+    p = torch.zeros(3, dtype=torch.float16).as_subclass(OnGpu)
+    assert backends.choose(p, Prodigy([torch.zeros(1)]).param_groups[0]) == "foreach"
+    assert not list(recwarn)
+
+
+def raise_compile_error(device):
+    raise OSError("Failed to find C compiler.\nmore")
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (lambda m: m.setitem(sys.modules, "triton", None), ["missing", "pip install triton"]),
+        (lambda m: m.setattr("triton.__version__", "3.1.0"), ["3.1.0 is too old", "3.6"]),
+        (lambda m: m.setattr(triton, "_try_out", raise_compile_error), ["Failed to find C compiler.)", "gcc"]),
+    ],
+    ids=["missing", "old", "no compiler"],
+)
+def test_why_triton_cannot_be_used(monkeypatch, break_it, words):
+    break_it(monkeypatch)
+    reason = triton._broken.__wrapped__(torch.device("cpu"))
+    assert [word for word in (*words, "fused=False") if word not in reason] == []
+
+
+def test_a_parameter_on_the_cpu_is_taken_only_when_the_tests_name_the_backend(monkeypatch):
+    assert "not on a GPU" in triton.unsupported(torch.zeros(1), {"backend": None})
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "not on a GPU" in triton.unsupported(torch.zeros(1), {"backend": "triton"})
+
+
+# -- addresses ---------------------------------------------------------------------------------------------------------
+
+
+def slots():
+    tensors = [torch.zeros(4, 3), torch.zeros(5, 7).t(), torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last)]
+    opt = Prodigy(tensors, backend="reference")
+    for p in tensors:
+        p.grad = torch.ones_like(p)
+    opt.step()
+    return [Slot(i, p, opt.state[p], 0, 1) for i, p in enumerate(tensors)]
+
+
+@pytest.mark.skipif(bool(compiled.MISSING), reason="no compiled module")
+def test_addresses_in_python_are_those_in_cpp():
+    entries = slots()
+    lists = [kind(entries, torch.Tensor) for kind in (addresses.TensorList, compiled._C.TensorList)]
+    first, second, third = (entry.param.grad for entry in entries)
+    for grads in ([first, second, third], [None, second, None]):
+        assert [tensors.read_grads(grads) for tensors in lists] == [-1, -1]
+        assert lists[0].addresses() == lists[1].addresses() != b""
+    for wrong in (first.double(), first.t().contiguous().t(), first[:2], first.to_sparse()):
+        assert [tensors.read_grads([wrong, second, third]) for tensors in lists] == [0, 0]
+    assert [tensors.unchanged() for tensors in lists] == [True, True]
+    entries[1].state["s"] = entries[1].state["s"].clone()
+    assert [tensors.unchanged() for tensors in lists] == [False, False]
+
+
+@needs_triton
+def test_it_needs_no_compiled_module(monkeypatch):
+    monkeypatch.setattr(compiled, "MISSING", "no C++ compiler (test)")
+    ours = train(start("triton", [50, 7], slice_p=3), steps=2)
+    assert type(ours._plans.plans[0][0]._plan) is addresses.TensorList
+    agree(ours, train(start("reference", [50, 7], slice_p=3), steps=2))
+
+
+# -- installation ------------------------------------------------------------------------------------------------------
+
+SOURCES = (
+    "prodigy_fused",
+    "triton_kernels",
+    "csrc",
+    "setup.py",
+    "pyproject.toml",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+)
+IMPORTED = """
+import prodigy_fused.triton_kernels.kernels as ours, triton_kernels
+print(ours.__file__, triton_kernels.OTHER, sep="\\n")
+"""
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """The sources without anything built, and beside them what another package of that name would install."""
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("*.so", "__pycache__")
+            shutil.copytree(ROOT / name, tmp_path / "tree" / name, symlinks=True, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, tmp_path / "tree" / name)
+    (tmp_path / "other" / "triton_kernels").mkdir(parents=True)
+    (tmp_path / "other" / "triton_kernels" / "__init__.py").write_text("OTHER = 'the other package'\n")
+    return tmp_path / "tree"
+
+
+def packages():
+    """Where everything but the source tree is installed."""
+    return [entry for entry in sys.path if entry and ("site-packages" in entry or not Path(entry).is_relative_to(ROOT))]
+
+
+def build(tree, *command):
+    """Without C++, whose compiler here fails: it would take a minute."""
+    environment = {**os.environ, "CXX": shutil.which("false"), "PRODIGY_FUSED_CUDA": "0"}
+    done = subprocess.run([sys.executable, *command], cwd=tree, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def check_import(interpreter, path, tree):
+    """The package's own kernels, and the other package's module, each under its name; outside of the source tree."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+    command = [interpreter, "-c", IMPORTED]
+    done = subprocess.run(command, cwd=tree.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ours, other = done.stdout.splitlines()
+    assert Path(ours).is_relative_to(tree.parent) and ours.endswith("prodigy_fused/triton_kernels/kernels.py")
+    assert other == "the other package"
+
+
+@needs_triton
+@pytest.mark.parametrize(("through_sdist", "order"), [(False, 1), (True, -1)], ids=["ours first", "sdist, ours last"])
+def test_wheel(tree, through_sdist, order):
+    other = tree.parent / "other"
+    if through_sdist:
+        build(tree, "setup.py", "-q", "sdist", "-d", "dist")
+        (archive,) = (tree / "dist").glob("*.tar.gz")
+        shutil.unpack_archive(archive, tree.parent / "unpacked", filter="data")
+        (tree,) = (tree.parent / "unpacked").iterdir()
+    build(tree, "setup.py", "-q", "bdist_wheel", "-d", "dist")
+    (wheel,) = (tree / "dist").glob("*.whl")
+    installed = tree.parent / "installed"
+    shutil.unpack_archive(wheel, installed, "zip")
+    assert {path.name for path in installed.iterdir() if path.suffix != ".dist-info"} == {"prodigy_fused"}
+    check_import(sys.executable, [*[installed, other][::order], *packages()], tree)
+
+
+@needs_triton
+def test_editable_install(tree):
+    folder = tree.parent / "venv"
+    build(tree, "-m", "venv", "--without-pip", folder)
+    interpreter = folder / "bin" / "python"
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "others.pth").write_text("\n".join([*packages(), str(tree.parent / "other")]))
+    pip = ["-m", "pip", "--python", interpreter, "install", "-q", "--no-deps", "--no-build-isolation", "-e", "."]
+    build(tree, *pip)
+    check_import(interpreter, [], tree)
+
+
+def test_the_source_tree_does_not_pass_for_the_other_package():
+    code = "import importlib\ntry:\n import triton_kernels\nexcept ModuleNotFoundError as e: print(e)"
+    assert "triton_kernels of PyPI" in python(code)
+
+
+def test_neither_the_import_nor_a_step_on_the_cpu_imports_triton():
+    code = """
+import sys, torch, prodigy_fused
+print("triton" in sys.modules)
+p = torch.nn.Parameter(torch.ones(3))
+p.grad = torch.ones(3)
+prodigy_fused.Prodigy([p]).step()  # in which torch imports triton for purposes of its own
+print("prodigy_fused.triton_kernels.kernels" in sys.modules)
+"""
+    assert python(code).split() == ["False", "False"]

@@ -1,0 +1,364 @@
+"""The two kernels of a step: how all chunks of all tensors are walked. The mathematics is in rule.py.
+
+*update* makes m, v, s, and x with the old d, in one pass, and gathers the sums; *finish* derives d_new from them and
+brings x to where the reference has it. Both are persistent: some programs walk the chunks of all tensors.
+
+Note [The number of programs is not in the result]
+A chunk's sums go to its own place in `partials`, whichever program took it, and one program adds them up, in a way
+that does not depend on their order. So neither the size of the device nor the order of programs is in the bits.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .rule import (
+    CORRECT,
+    NOTHING,
+    STEP,
+    Estimate,
+    Hyper,
+    Shared,
+    accumulate,
+    advance,
+    coefficients,
+    correct,
+    finish_of,
+    finite_or_zero,
+    gradient,
+    moments,
+    sample,
+    step,
+    undo,
+    without_step,
+)
+
+# -- tables and arrays: one 8-byte word a field, in this order ---------------------------------------------------------
+
+MAX_DIMS = 8
+
+
+class Tensor(NamedTuple):
+    """One tensor: addresses (0: there is none, and x0 is zero everywhere), sizes, and the order of its memory."""
+
+    x: Any
+    m: Any
+    v: Any
+    s: Any
+    x0: Any
+    numel: Any
+    slice_p: Any  # with slice_p > 1, s and x0 are packed samples
+    group: Any
+    first_chunk: Any
+    dims: Any  # 0: row-major; else so many strides follow, and as many row-major ones, from the outermost inwards
+
+
+ORDER = tl.constexpr(10)  # where a tensor's strides begin
+STRIDES = tl.constexpr(MAX_DIMS)
+TENSOR_WORDS = tl.constexpr(10 + 2 * MAX_DIMS)
+GROUP_WORDS = tl.constexpr(12)
+
+
+@triton.jit
+def load_number(word, place):
+    """The number in a word, or the one whose address and bits are at `place`."""
+    number = tl.load(word)
+    place = place.to(tl.pointer_type(tl.int64))
+    address = tl.load(place)
+    if address != 0:
+        if tl.load(place + 1) == 32:
+            number = tl.load(address.to(tl.pointer_type(tl.float32))).to(tl.float64)
+        else:
+            number = tl.load(address.to(tl.pointer_type(tl.float64)))
+    return number
+
+
+@triton.jit
+def load_shared(row):
+    return Shared(tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), load_number(row + 4, row + 5))
+
+
+@triton.jit
+def load_estimate(row):
+    return Estimate(
+        tl.load(row),
+        tl.load(row + 1),
+        tl.load(row + 2),
+        tl.load(row + 3),
+        tl.load(row + 4),
+        tl.load(row + 5),
+        tl.load(row + 6),
+        tl.load(row + 7),
+    )
+
+
+@triton.jit
+def store_estimate(row, e):
+    tl.store(row, e.d)
+    tl.store(row + 1, e.d_max)
+    tl.store(row + 2, e.d_hat)
+    tl.store(row + 3, e.d_numerator)
+    tl.store(row + 4, e.d_denom)
+    tl.store(row + 5, e.k)
+    tl.store(row + 6, e.nonfinite_steps)
+    tl.store(row + 7, e.corrections)
+
+
+@triton.jit
+def load_hyper(groups, group):
+    row = groups + group * GROUP_WORDS
+    return Hyper(
+        load_number(row, row + 9),
+        tl.load(row + 1),
+        tl.load(row + 2),
+        tl.load(row + 3),
+        tl.load(row + 4),
+        tl.load(row + 5),
+        tl.load(row + 6),
+        tl.load(row + 7),
+        tl.load(row + 8),
+    )
+
+
+@triton.jit
+def load_tensor(tensors, index):
+    row = tensors + index * TENSOR_WORDS
+    return Tensor(
+        tl.load(row),
+        tl.load(row + 1),
+        tl.load(row + 2),
+        tl.load(row + 3),
+        tl.load(row + 4),
+        tl.load(row + 5),
+        tl.load(row + 6),
+        tl.load(row + 7),
+        tl.load(row + 8),
+        tl.load(row + 9),
+    )
+
+
+@triton.jit
+def array(address, begin, T: tl.constexpr, FULL: tl.constexpr):
+    """A pointer to the element `begin` of the array at an address; FULL: known to be a multiple of 16 bytes."""
+    pointer = address.to(tl.pointer_type(T)) + begin
+    return tl.multiple_of(pointer, 16) if FULL else pointer
+
+
+@triton.jit
+def is_full(t, grad, begin, CHUNK: tl.constexpr):
+    """Whether a chunk has all its elements, and all arrays that are walked with one index start at 16 bytes."""
+    addresses = t.x | grad | t.m | t.v | tl.where(t.slice_p == 1, t.s | t.x0, 0)
+    return (begin + CHUNK <= t.numel) & (addresses % 16 == 0)
+
+
+@triton.jit
+def inside(i, size, FULL: tl.constexpr):
+    """Which elements of a block are there. FULL: all, so that no mask is in the way of 16-byte accesses."""
+    return tl.full(i.shape, True, tl.int1) if FULL else i < size
+
+
+@triton.jit
+def sampled_at(order, t, begin, i, CHUNK: tl.constexpr):
+    """Whether the element at memory position begin + i is one of the row-major 0, p, 2p, ..., and its place in s."""
+    if t.dims == 0:
+        first_sample = (begin + t.slice_p - 1) // t.slice_p
+        # Within the chunk, so that 32 bits do: 64-bit divisions would cost more than the memory. Beyond the chunk any
+        # number says the same: no sample, or no second one.
+        behind = i - tl.minimum(first_sample * t.slice_p - begin, CHUNK).to(tl.int32)
+        period = tl.minimum(t.slice_p, CHUNK).to(tl.int32)
+        taken = (behind >= 0) & (behind % period == 0)
+        index = first_sample + behind // period
+    else:
+        left = begin + i
+        position = left * 0
+        for k in tl.range(0, t.dims):
+            stride = tl.load(order + k)
+            position += left // stride * tl.load(order + STRIDES + k)
+            left = left % stride
+        taken = position % t.slice_p == 0
+        index = position // t.slice_p
+    return taken, index
+
+
+# -- the two passes over a chunk ---------------------------------------------------------------------------------------
+
+
+@triton.jit
+def update_walk(
+    order, t, grad, begin, c, T: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr,
+    SAMPLED: tl.constexpr,
+):  # fmt: skip
+    """m, v, s and x of a chunk, x with the old d; returns each lane's part of sum <g, x0 - x> and sum |s|."""
+    grad, x = array(grad, begin, T, FULL), array(t.x, begin, T, FULL)
+    m, v = array(t.m, begin, T, FULL), array(t.v, begin, T, FULL)
+    s = array(t.s, 0 if SAMPLED else begin, T, FULL and not SAMPLED)
+    x0 = array(t.x0, 0 if SAMPLED else begin, T, FULL and not SAMPLED)
+    decay, dlr = without_step(c.decay, c), without_step(c.dlr, c)
+    dot = tl.zeros([BLOCK], T)
+    norm = tl.zeros([BLOCK], T)
+    size = tl.minimum(t.numel - begin, CHUNK).to(tl.int32)
+    for first in tl.range(0, size, BLOCK):
+        i = first + tl.arange(0, BLOCK)
+        here = inside(i, size, FULL)
+        taken, index = here, i
+        if SAMPLED:
+            taken, index = sampled_at(order, t, begin, i, CHUNK)
+            taken = taken & here
+        old_x = tl.load(x + i, here, 0.0)
+        old_v = tl.load(v + i, here, 0.0)
+        kept = tl.where(c.momentum, here, False)  # without momentum m is not kept, and x waits
+        old_m = tl.load(m + i, kept, 0.0)
+        old_s = tl.load(s + index, taken, 0.0)
+        start = tl.load(x0 + index, tl.where(t.x0 != 0, taken, False), 0.0)
+
+        g = gradient(tl.load(grad + i, here, 0.0), old_x, c)
+        new_s, my_dot, my_norm = sample(g, old_x, start, old_s, c)
+        dot += tl.where(taken, my_dot, 0.0)
+        norm += tl.where(taken, my_norm, 0.0)
+        new_m, new_v = moments(g, old_m, old_v, c)
+        tl.store(s + index, new_s, taken)
+        tl.store(v + i, new_v, here)
+        tl.store(m + i, new_m, kept)
+        tl.store(x + i, step(old_x, new_m, new_v, decay, dlr, c.d_eps), kept)
+    return dot, norm
+
+
+@triton.jit
+def update_chunk(order, t, grad, begin, c, T: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    """The chunk's part of lr*bc * sum <g, x0 - x> and of sum |s|, in float64; which lane has which element is fixed."""
+    full = is_full(t, grad, begin, CHUNK)
+    if t.slice_p == 1:
+        if full:
+            dot, norm = update_walk(order, t, grad, begin, c, T, CHUNK, BLOCK, True, False)
+        else:
+            dot, norm = update_walk(order, t, grad, begin, c, T, CHUNK, BLOCK, False, False)
+    else:
+        if full:
+            dot, norm = update_walk(order, t, grad, begin, c, T, CHUNK, BLOCK, True, True)
+        else:
+            dot, norm = update_walk(order, t, grad, begin, c, T, CHUNK, BLOCK, False, True)
+    return tl.sum(dot.to(tl.float64)) * c.dot_weight, tl.sum(norm.to(tl.float64))
+
+
+@triton.jit
+def finish_walk(
+    t, grad, begin, c, how, T: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr
+):  # fmt: skip
+    """x of a chunk: the step that was deferred, the correction, or the step taken back."""
+    x, v = array(t.x, begin, T, FULL), array(t.v, begin, T, FULL)
+    direction = array(tl.where(c.momentum, t.m, grad), begin, T, FULL)
+    size = tl.minimum(t.numel - begin, CHUNK).to(tl.int32)
+    for first in tl.range(0, size, BLOCK):
+        i = first + tl.arange(0, BLOCK)
+        here = inside(i, size, FULL)
+        old_x = tl.load(x + i, here, 0.0)
+        new_v = tl.load(v + i, here, 0.0)
+        new_m = tl.load(direction + i, here, 0.0)
+        if how == STEP:
+            if not c.momentum:
+                new_m = c.d_new * finite_or_zero(gradient(new_m, old_x, c))
+            new_x = step(old_x, new_m, new_v, c.decay, c.dlr, c.d_eps)
+        elif how == CORRECT:
+            new_x = correct(old_x, new_m, new_v, c)
+        else:
+            new_x = undo(old_x, new_m, new_v, c)
+        tl.store(x + i, new_x, here)
+
+
+# -- the kernels -------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def is_last_program(arrived):
+    """Whether all other programs of the launch have come here before; this one then sees what they wrote."""
+    tl.debug_barrier()  # all threads of this program are through with what they read and wrote
+    return tl.atomic_add(arrived, 1) == tl.num_programs(0) - 1
+
+
+@triton.jit
+def total(partials, count, LANES: tl.constexpr):
+    """The sum of all partial sums."""
+    sums = tl.zeros([LANES], tl.float64)
+    errors = tl.zeros([LANES], tl.float64)
+    for first in tl.range(0, count, LANES):
+        n = first + tl.arange(0, LANES)
+        # Past the first-level cache, which does not see the writes of other multiprocessors.
+        part = tl.load(partials + n, n < count, 0.0, cache_modifier=".cg")
+        sums, errors = accumulate(sums, errors, part, 0.0)
+    whole, error = tl.reduce((sums, errors), 0, accumulate)
+    return whole + error
+
+
+@triton.jit(do_not_specialize=["chunk_count"])
+def prodigy_update_kernel(
+    tensors, owners, row, sums, counters, partials, chunk_count, shared, groups, grads, found_inf,
+    T: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """m, v, s, x with the old d in d*eps; sums = (sum lr*bc*<g, x0 - x>, sum |s|).
+
+    Chunk n belongs to tensor owners[n], whose gradient is at address grads[owners[n]], or 0. A found_inf that is not
+    zero means: no step. counters = (programs that are through, whether some x waits for the second kernel).
+    """
+    if tl.load(found_inf) != 0:
+        return
+    old, common = load_estimate(row), load_shared(shared)
+    current = tl.load(tensors) * 0
+    c = coefficients(load_hyper(groups, current), common, old, old.d, T)
+    for n in tl.range(tl.program_id(0), chunk_count, tl.num_programs(0)):
+        owner = tl.load(owners + n)
+        t = load_tensor(tensors, owner)
+        grad = tl.load(grads + owner)
+        if t.group != current:
+            current = t.group
+            c = coefficients(load_hyper(groups, current), common, old, old.d, T)
+        dot = c.dot_weight * 0
+        norm = c.dot_weight * 0
+        if (grad != 0) & c.active:
+            begin = (n - t.first_chunk) * CHUNK
+            order = tensors + owner * TENSOR_WORDS + ORDER
+            dot, norm = update_chunk(order, t, grad, begin, c, T, CHUNK, BLOCK)
+            if c.deferred:
+                tl.store(counters + 1, 1)
+        tl.store(partials + n, dot)
+        tl.store(partials + chunk_count + n, norm)
+    if is_last_program(counters):
+        tl.store(counters, 0)
+        tl.store(sums, total(partials, chunk_count, LANES))
+        tl.store(sums + 1, total(partials + chunk_count, chunk_count, LANES))
+
+
+@triton.jit(do_not_specialize=["last", "chunk_count"])
+def prodigy_finish_kernel(
+    tensors, owners, row, sums, counters, last, chunk_count, shared, groups, grads, found_inf,
+    T: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """d_new of the sums; x as it would be had the first kernel known d_new. last != 0: the estimate is written, too."""
+    if tl.load(found_inf) != 0:
+        return
+    # Every program derives the same estimate. The last to have read the old one overwrites it.
+    old, common = load_estimate(row), load_shared(shared)
+    now, stepped = advance(old, tl.load(sums), tl.load(sums + 1), common)
+    moved = now.d != old.d
+    if moved | ~stepped | (tl.load(counters + 1) != 0):
+        current = tl.load(tensors) * 0
+        c = coefficients(load_hyper(groups, current), common, old, now.d, T)
+        for n in tl.range(tl.program_id(0), chunk_count, tl.num_programs(0)):
+            owner = tl.load(owners + n)
+            t = load_tensor(tensors, owner)
+            grad = tl.load(grads + owner)
+            if t.group != current:
+                current = t.group
+                c = coefficients(load_hyper(groups, current), common, old, now.d, T)
+            how = finish_of(c.deferred, stepped, moved)
+            if (grad != 0) & c.active & (how != NOTHING):
+                begin = (n - t.first_chunk) * CHUNK
+                if is_full(t, grad, begin, CHUNK):
+                    finish_walk(t, grad, begin, c, how, T, CHUNK, BLOCK, True)
+                else:
+                    finish_walk(t, grad, begin, c, how, T, CHUNK, BLOCK, False)
+    if is_last_program(counters):
+        tl.store(counters, 0)
+        tl.store(counters + 1, 0)
+        if last != 0:
+            store_estimate(row, now)
