@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from peers import ANCHOR, COPY, IN_PLACE, Copier, Peer
 from torch import Tensor, nn
-from workloads import Shapes
+from workloads import Shapes, numel
 
 WARM_UP = 3  # creates state, fills tables, compiles
 LEAST_ROUNDS = 5  # quartiles of fewer mean nothing
@@ -169,7 +168,7 @@ class Race:
         self, shapes: Shapes, peers: list[Peer], device: torch.device, dtype: torch.dtype, limit: int = 1 << 26
     ) -> None:
         self.shapes, self.device, self.dtype = shapes, device, dtype
-        self.elements = sum(math.prod(shape) for shape in shapes)
+        self.elements = numel(shapes)
         self.time = time_on_cuda if device.type == "cuda" else time_on_cpu
         self.racers = [Racer(name, optimizer=Copier(name, limit, device)) for name in (COPY, IN_PLACE)]
         self.racers += [self._enter(peer) for peer in peers]
@@ -213,6 +212,9 @@ class Race:
         self._turns(self._gradients(), self._count)
         for racer in self.racers:
             racer.params, racer.optimizer = [], None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # or the next heat would not see the memory as free
         return self.racers
 
     def _count(self, racer: Racer) -> None:

@@ -93,7 +93,7 @@ def own(device: torch.device) -> list[Peer]:
         *fused,
         *sampled,
         Peer("prodigy_fused(foreach)", ours("foreach"), "prodigy-fused", spare=1),
-        Peer("compiled foreach", compiled, most_tensors={"cpu": 20, "cuda": 250}, trains=False),
+        Peer("compiled foreach", compiled, most_tensors={"cpu": 20, "cuda": 150}, trains=False),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Pictures of the results: time against size with the roofline, ratios per workload, what a training step is made of."""
+"""Pictures of the results: time against size with the roofline, ratios per workload, the parts of a training step."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import rows
 from peers import ANCHOR, COPY, IN_PLACE
+from report import plot_stem
 from rows import Row
 
 OURS, THEIRS, OTHER = "#d55e00", "#0072b2", "#9a9a9a"
@@ -35,7 +36,7 @@ def _finish(figure: plt.Figure, path: Path) -> Path:
 
 
 def sizes(measured: list[Row], path: Path) -> Path:
-    """Time of a step against the number of parameters, and the time in which a copy moves the same bytes."""
+    """Time of a step against the number of parameters, and the time that its bytes take at least."""
     figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
     scan = [row for row in measured if row["workload"].startswith("scan")]
     for peer in dict.fromkeys(row["peer"] for row in scan if row["peer"] not in (COPY, IN_PLACE)):
@@ -44,8 +45,8 @@ def sizes(measured: list[Row], path: Path) -> Path:
         low, high = ([abs(row[q] - row["ms"]) for row in own] for q in ("ms_25", "ms_75"))
         axes.errorbar(x, y, [low, high], marker="o", capsize=3, color=colour(peer), label=peer)
         if own[0]["bytes"] and own[0]["copy_gb_s"]:
-            ideal = [row["parameters"] * row["bytes"] / row["copy_gb_s"] / 1e6 for row in own]
-            label = f"{own[0]['bytes']:g} bytes per parameter, copied"
+            ideal = [row["parameters"] * row["bytes"] / rows.limit_gb_s(row) / 1e6 for row in own]
+            label = f"{own[0]['bytes']:g} bytes per parameter at the bandwidth of the same race"
             axes.plot(x, ideal, linestyle="--", color=colour(peer), alpha=0.7, label=label)
     axes.set(xscale="log", yscale="log", xlabel="parameters, in tensors of 1 Mi", ylabel="ms per step")
     axes.set_title(f"Time of a step, {_machine(scan)}")
@@ -55,7 +56,7 @@ def sizes(measured: list[Row], path: Path) -> Path:
 
 def ratios(measured: list[Row], path: Path) -> Path:
     """Per workload a panel: the time of every peer's step to AdamW(fused)'s in the same race."""
-    steps = [row for row in measured if row["kind"] == "step" and not row["workload"].startswith("scan")]
+    steps = [row for row in measured if _compared(row, measured)]
     workloads = list(dict.fromkeys(row["workload"] for row in steps))
     columns = min(3, len(workloads))
     lines = math.ceil(len(workloads) / columns)
@@ -63,9 +64,8 @@ def ratios(measured: list[Row], path: Path) -> Path:
     panels = [panels] if len(workloads) == 1 else list(panels.flat)
     for axes, workload in zip(panels, workloads, strict=False):
         own = [row for row in steps if row["workload"] == workload]
-        values = {row["peer"]: rows.ratio(row, own, ANCHOR) for row in own if row["peer"] not in (COPY, IN_PLACE)}
-        shown = sorted(((name, value) for name, value in values.items() if value), key=lambda pair: -pair[1])
-        names, lengths = zip(*shown, strict=True)
+        values = {row["peer"]: rows.ratio(row, measured, ANCHOR) for row in own}
+        names, lengths = zip(*sorted(values.items(), key=lambda pair: -pair[1]), strict=True)
         axes.barh(names, lengths, WIDTH, color=[colour(name) for name in names])
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set(title=workload, xscale="log", xlabel=f"time to {ANCHOR}")
@@ -93,9 +93,16 @@ def training(measured: list[Row], path: Path) -> Path:
     return _finish(figure, path)
 
 
+def _compared(row: Row, measured: list[Row]) -> bool:
+    """Whether a row belongs into the picture of ratios."""
+    optimizer = row["kind"] == "step" and row["peer"] not in (COPY, IN_PLACE, ANCHOR)
+    return optimizer and not row["workload"].startswith("scan") and rows.ratio(row, measured, ANCHOR) is not None
+
+
 def _machine(measured: list[Row]) -> str:
     row = measured[0]
-    return f"{row['device']}{'' if row['cuda'] else f', {row["threads"]} threads'}, {row['dtype']}"
+    threads = "" if row["cuda"] else f", {row['threads']} threads"
+    return f"{row['device']}{threads}, {row['dtype']}"
 
 
 def draw(measured: list[Row], folder: Path) -> list[Path]:
@@ -104,14 +111,14 @@ def draw(measured: list[Row], folder: Path) -> list[Path]:
     good = [row for row in measured if row["status"] == "ok"]
     for device, dtype in dict.fromkeys((row["device"], row["dtype"]) for row in good):
         own = [row for row in good if (row["device"], row["dtype"]) == (device, dtype)]
-        stem = "".join(c if c.isalnum() else "-" for c in device)
-        suffix = "" if dtype == "float32" else f"-{dtype}"
         kinds = {
             sizes: any(row["workload"].startswith("scan") for row in own),
-            ratios: any(row["kind"] == "step" and not row["workload"].startswith("scan") for row in own),
+            ratios: any(_compared(row, own) for row in own),
             training: any(row["kind"] == "train" for row in own),
         }
         found += [
-            draw_one(own, folder / f"{stem}{suffix}-{draw_one.__name__}.png") for draw_one, has in kinds.items() if has
+            draw_one(own, folder / f"{plot_stem(own[0])}-{draw_one.__name__}.png")
+            for draw_one, has in kinds.items()
+            if has
         ]
     return found

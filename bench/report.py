@@ -6,9 +6,11 @@ python bench/report.py [FILE.csv ...] [--readme] [--plots FOLDER]
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Callable
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import rows
@@ -20,7 +22,8 @@ from rows import Row
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 REFERENCE = "prodigyopt"
-MARK = re.compile(r"(<!-- (\w+): written by bench/report.py -->\n).*?(\n<!-- end of \2 -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- (\w+): written by bench/report.py -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
+HEAD = "# Measurements\n\nWritten by `make figures` from the rows beside it.\n"
 Cells = dict[str, Callable[[Row, list[Row]], str]]
 
 
@@ -37,16 +40,20 @@ def _ratio(row: Row, measured: list[Row]) -> str:
     return "" if value is None else f"{value:.2f} x"
 
 
-def _share(row: Row, _: list[Row]) -> str:
-    value = rows.share_of_copy(row)
-    return "" if value is None else f"{value:.0%}"
+def _share(bandwidth: Callable[[Row], float | None]) -> Callable[[Row, list[Row]], str]:
+    def cell(row: Row, _: list[Row]) -> str:
+        value = rows.share(row, bandwidth(row))
+        return "" if value is None else f"{value:.0%}"
+
+    return cell
 
 
 STEP: Cells = {
     "ms": _number("ms", ".3f"),
     "quartiles": _quartiles,
     f"to {ANCHOR}": _ratio,
-    "of copy bandwidth": _share,
+    "of copy": _share(itemgetter("copy_gb_s")),
+    "of best bandwidth": _share(rows.limit_gb_s),
     "host ms": _number("host_ms", ".3f"),
     "wall ms": _number("wall_ms", ".3f"),
     "launches": _number("launches", "d"),
@@ -119,6 +126,12 @@ def _sheet(header: list[str], lines: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(header) + " |", rule, *("| " + " | ".join(line) + " |" for line in lines)]
 
 
+def plot_stem(row: Row) -> str:
+    """What the names of the plots of a machine and dtype begin with."""
+    stem = "".join(c if c.isalnum() else "-" for c in row["device"])
+    return stem if row["dtype"] == "float32" else f"{stem}-{row['dtype']}"
+
+
 def where_line(row: Row) -> str:
     """Machine and versions of a row, in a sentence."""
     threads = f", {row['threads']} threads" if not row["cuda"] else f", CUDA {row['cuda']}, driver {row['driver']}"
@@ -142,23 +155,44 @@ def _best(row: Row) -> bool:
 
 
 def cost(measured: list[Row]) -> str:
-    """README's table: our step beside AdamW(fused) and prodigyopt on every workload that has all three."""
-    header = ["parameters", "prodigy-fused", "torch AdamW(fused=True)", "prodigyopt", "to AdamW", "to prodigyopt"]
-    lines, last = [], None
-    for _, _, own in groups([row for row in measured if row["kind"] == "step" and row["status"] == "ok"]):
-        mine = next((row for row in own if _best(row) and not row["workload"].startswith("scan")), None)
-        if mine is None:
-            continue
-        others = {name: _in_heat_of(mine, own, name) for name in (ANCHOR, REFERENCE)}
-        ratios = [_times(rows.ratio(mine, own, ANCHOR)), _faster(own, mine)]
-        times = ["-" if row is None else f"{row['ms']:.3g} ms" for row in (mine, *others.values())]
-        title = mine["workload"] + (f" ({mine['device']})" if mine["cuda"] else "")
-        lines.append([title, *times, *ratios])
-        last = mine
-    if last is None:
-        return "Not measured yet."
-    source = f"Medians of the last full run: {where_line(last)}."
-    return "\n".join([*_sheet(header, lines), "", source])
+    """README's table: our step beside AdamW(fused) and prodigyopt, on every workload that has all three."""
+    steps = [row for row in measured if row["kind"] == "step" and row["status"] == "ok" and row["dtype"] == "float32"]
+    text = []
+    for device in dict.fromkeys(row["device"] for row in steps):
+        here = [row for row in steps if row["device"] == device and not row["workload"].startswith("scan")]
+        lines = [line for _, _, own in groups(here) if (line := _cost_line(own))]
+        header = ["parameters", "prodigy-fused", "AdamW(fused)", "prodigyopt", "to AdamW", "faster than prodigyopt"]
+        text += [*_sheet(header, lines), "", f"Medians; {where_line(here[-1])}.", ""]
+        picture = plot_stem(here[-1]) + "-ratios.png"
+        if (RESULTS / picture).exists():
+            text += [f"![Time of a step to AdamW(fused)'s](bench/results/{picture})", ""]
+    if not any(row["cuda"] for row in steps):
+        text.append("On a GPU: not measured yet.")
+    return "\n".join(text).strip()
+
+
+def _cost_line(own: list[Row]) -> list[str] | None:
+    mine = next((row for row in own if _best(row)), None)
+    if mine is None:
+        return None
+    anchor, reference = (_in_heat_of(mine, own, name) for name in (ANCHOR, REFERENCE))
+    times = ["-" if row is None else f"{row['ms']:.3g} ms" for row in (mine, anchor, reference)]
+    to_anchor, of_reference = (rows.ratio(row, own, ANCHOR) if row else None for row in (mine, reference))
+    # Through AdamW, because the two may have run in different heats.
+    faster = f"{of_reference / to_anchor:.1f} x" if to_anchor and of_reference else "-"
+    return [mine["workload"], *times, f"{to_anchor:.2f} x" if to_anchor else "-", faster]
+
+
+def demo(_: list[Row]) -> str:
+    """README's sentence on the picture of the demo."""
+    figures = json.loads((RESULTS / "demo.json").read_text())
+    racers = figures["optimizers"].values()
+    losses, times = (", ".join(f"{r[key]:.{n}f}" for r in racers) for key, n in (("val_loss", 3), ("optimizer_ms", 2)))
+    return (
+        f"The picture above is of `make demo`, {figures['options']['steps']:,} steps on {figures['machine']['cpu']}, "
+        f"{figures['machine']['threads']} threads.\nFor {', '.join(r['label'] for r in racers)} the validation "
+        f"losses are {losses}, and a step of the optimizer took {times} ms ([figures](bench/results/demo.json))."
+    )
 
 
 def _in_heat_of(mine: Row, own: list[Row], name: str) -> Row | None:
@@ -167,47 +201,37 @@ def _in_heat_of(mine: Row, own: list[Row], name: str) -> Row | None:
     return next((row for row in found if row["heat"] == mine["heat"]), found[0] if found else None)
 
 
-def _faster(own: list[Row], mine: Row) -> str:
-    """How many times faster we are than prodigyopt; through AdamW where the two ran in different heats."""
-    reference = _in_heat_of(mine, own, REFERENCE)
-    ratios = [rows.ratio(row, own, ANCHOR) if row else None for row in (reference, mine)]
-    return f"{ratios[0] / ratios[1]:.1f} x faster" if ratios[0] and ratios[1] else "-"
-
-
-def _times(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f} x"
-
-
 def for_the_record(files: list[Path] | None = None) -> list[Row]:
-    """The last full run of each workload, of the committed files: the CPU's and every GPU's."""
-    files = files or [RESULTS / "bench.csv", *sorted(RESULTS.glob("*/*/bench.csv"))]
-    everything = [row for file in files if file.exists() for row in rows.read(file)]
-    return rows.latest([row for row in everything if row["mode"] == "full"])
+    """The last run of each workload in some files, or the last full one in the committed files, GPUs' included."""
+    if files:
+        return rows.latest([row for file in files for row in rows.read(file)])
+    committed = [file for file in (RESULTS / "bench.csv", *sorted(RESULTS.glob("*/*/bench.csv"))) if file.exists()]
+    return rows.latest([row for file in committed for row in rows.read(file) if row["mode"] == "full"])
 
 
 def with_figures(readme: str, measured: list[Row]) -> str:
     """README's text with everything between the marks written anew."""
-    blocks = {"cost": cost}
-    return MARK.sub(lambda found: found[1] + blocks[found[2]](measured) + found[3], readme)
+    blocks = {"cost": cost, "demo": demo}
+    return MARK.sub(lambda found: found[1] + blocks[found[2]](measured) + "\n" + found[3], readme)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", type=Path, nargs="*", help="default: all committed ones")
-    parser.add_argument("--readme", action="store_true", help="write README.md's figures anew")
-    parser.add_argument("--plots", type=Path, help="write the plots to this folder")
+    parser.add_argument("--write", action="store_true", help="write plots, summary.md and README.md's figures anew")
     args = parser.parse_args()
     measured = for_the_record(args.files)
-    if args.readme:
-        path = ROOT / "README.md"
-        path.write_text(with_figures(path.read_text(), measured))
-    if args.plots:
-        import plots
-
-        for path in plots.draw(measured, args.plots):
-            print(path)
-    if not (args.readme or args.plots):
+    if not args.write:
         print(markdown(measured))
+        return
+    import plots
+    import roofline
+
+    plots.draw(measured, RESULTS)
+    model = ["## The cost model against the measurements", "", roofline.report(measured), "", roofline.table()]
+    (RESULTS / "summary.md").write_text("\n".join([HEAD, markdown(measured), *model, ""]))
+    readme = ROOT / "README.md"
+    readme.write_text(with_figures(readme.read_text(), measured))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import rows
+from workloads import Shapes, llama3, numel, shard
 
 
 def prodigy_bytes(x: int = 4, state: int = 4, slice_p: int = 1, displacement: bool = False) -> float:
@@ -67,50 +68,78 @@ def training_seconds(parameters: float, tokens: float, machine: Machine) -> floa
     return 6 * parameters * tokens / (1e12 * machine.tflops)
 
 
-def prediction(parameters: float, ranks: int, machine: Machine = H200, tokens: int = 8192) -> dict[str, float]:
-    """One line of the table: fully sharded float32 parameters, `tokens` per rank and step."""
-    elements = parameters / ranks
-    step = {
-        name: step_seconds(elements, per_element, machine, ranks=ranks)
-        for name, per_element in (
-            ("slice_p=1", prodigy_bytes()),
-            ("slice_p=11", prodigy_bytes(slice_p=11)),
-            ("prodigyopt", prodigyopt_bytes()),
-        )
-    }
-    adamw = step_seconds(elements, adamw_bytes(), machine, launches=1)
-    rest = training_seconds(parameters, tokens, machine)
-    shares = {f"share of {name}": s / (s + rest) for name, s in step.items()}
-    # x, g, m, v, s, x0: what must fit before anything else does.
-    return {"GB": 24e-9 * elements, "AdamW": adamw, **step, **shares}
+@dataclass(frozen=True)
+class Prediction:
+    """Of one rank of a fully sharded run."""
+
+    gb: float  # x, g and the state: what must fit before anything else does
+    step: float  # seconds
+    share: float  # of a training step
 
 
-def table() -> str:
+def predict(
+    shapes: Shapes,
+    machine: Machine,
+    ranks: int,
+    tokens: int,
+    kept: float,
+    moved: float,
+    launches: int = 2,
+    reduces: bool = True,
+) -> Prediction:
+    """A step on `shapes`, split over `ranks`.
+
+    Args:
+        tokens: that each rank trains on between two steps.
+        kept: bytes per parameter in memory.
+        moved: bytes per parameter that a step reads and writes, as one of the functions above counts them.
+    """
+    elements = numel(shard(shapes, ranks))
+    seconds = step_seconds(elements, moved, machine, launches, ranks if reduces else 1)
+    rest = training_seconds(numel(shapes), tokens, machine)
+    return Prediction(1e-9 * elements * kept, seconds, seconds / (seconds + rest))
+
+
+MODELS = {"8 B": llama3(), "70 B": llama3(80, 8192, 1024, 28672), "405 B": llama3(126, 16384, 1024, 53248)}
+RANKS, TOKENS, MEMORY_GB = (8, 64, 512, 4096), 8192, 141
+# Name: bytes kept and moved per parameter, launches, whether sums are all-reduced. In bfloat16, x, g and x0 take half
+# the bytes, and x - x0 is kept in float32.
+OPTIMIZERS = {
+    "AdamW(fused)": (16, adamw_bytes(), 1, False),
+    "slice_p=1": (24, prodigy_bytes(), 2),
+    "slice_p=11": (16 + 8 / 11, prodigy_bytes(slice_p=11), 2),
+    "bfloat16": (22, prodigy_bytes(x=2, displacement=True), 2),
+    "prodigyopt": (24, prodigyopt_bytes(), 2),
+}
+
+
+def table(machine: Machine = H200) -> str:
     """The predictions as Markdown."""
+    head = " | ".join(f"{name} {what}" for what in ("ms", "share") for name in OPTIMIZERS)
     lines = [
-        f"**Prediction, not measured.** {H200.name}: {H200.gb_s:.0f} GB/s, {H200.launch_us:g} us a launch, "
-        f"{H200.hop_us:g} us a hop, {H200.tflops:.0f} TFLOP/s reached; float32, fully sharded, 8,192 tokens a GPU; the "
-        "reference without its host synchronisations.",
+        f"**Prediction, not measured.** Llama-3 shapes, fully sharded, {TOKENS:,} tokens a GPU and step. "
+        f"{machine.name}: {machine.gb_s:.0f} GB/s, {machine.launch_us:g} us a launch, {machine.hop_us:g} us a hop of "
+        f"the all-reduce, {machine.tflops:.0f} TFLOP/s reached. float32 but for the column bfloat16 (displacement in "
+        "float32); "
+        "prodigyopt without its waits for the device; GB are those of slice_p=1; share: of a training step.",
         "",
-        "| parameters | GPUs | GB a GPU | AdamW(fused) ms | slice_p=1 ms | slice_p=11 ms | prodigyopt ms | "
-        "share of a training step: slice_p=1 | slice_p=11 | prodigyopt |",
-        "|---|" + "---:|" * 9,
+        f"| parameters | GPUs | GB a GPU | {head} |",
+        "|---|" + "---:|" * (2 + 2 * len(OPTIMIZERS)),
     ]
-    for billions in (8, 70, 405):
-        for ranks in (8, 64, 512, 4096):
-            p = prediction(1e9 * billions, ranks)
-            if p["GB"] > 141:
-                lines.append(f"| {billions} B | {ranks:,} | {p['GB']:.0f} | does not fit |" + " |" * 6)
-                continue
-            times = [f"{1e3 * p[name]:.3f}" for name in ("AdamW", "slice_p=1", "slice_p=11", "prodigyopt")]
-            shares = [f"{p[f'share of {name}']:.2%}" for name in ("slice_p=1", "slice_p=11", "prodigyopt")]
-            lines.append(f"| {billions} B | {ranks:,} | {p['GB']:.1f} | {' | '.join([*times, *shares])} |")
+    for model, shapes in MODELS.items():
+        for ranks in RANKS:
+            found = {name: predict(shapes, machine, ranks, TOKENS, *how) for name, how in OPTIMIZERS.items()}
+            fits = {name: p.gb <= MEMORY_GB for name, p in found.items()}
+            times = [f"{1e3 * p.step:.3f}" if fits[name] else "too large" for name, p in found.items()]
+            shares = [f"{p.share:.2%}" if fits[name] else "" for name, p in found.items()]
+            cells = [model, f"{ranks:,}", f"{found['slice_p=1'].gb:.1f}", *times, *shares]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def predicted_ms(row: dict[str, Any]) -> float | None:
     """What the model says for a measured row, given the bandwidth of its own run; None without a count of its bytes."""
-    if row["status"] != "ok" or not row["bytes"] or not row["copy_gb_s"]:
+    if row["status"] != "ok" or not row["bytes"] or not rows.limit_gb_s(row):
         return None
     machine = Machine(row["device"], rows.limit_gb_s(row), H200.launch_us if row["cuda"] else 0)
     return 1e3 * step_seconds(row["parameters"], row["bytes"], machine, row["launches"] or 0)

@@ -119,11 +119,11 @@ def ratio(row: Row, rows: list[Row], anchor: str) -> float | None:
 
 def limit_gb_s(row: Row) -> float:
     """The bandwidth that nothing can beat: of the copy, or of scaling in place where that is faster (CPUs)."""
-    return max(row["copy_gb_s"], row["in_place_gb_s"] or 0)
+    return max(row["copy_gb_s"] or 0, row["in_place_gb_s"] or 0)
 
 
-def share_of_copy(row: Row) -> float | None:
-    """The bytes that a step must move, over its time, to the copy bandwidth of the same race."""
-    if not (row["bytes"] and row["ms"] and row["copy_gb_s"]):
+def share(row: Row, gb_s: float | None) -> float | None:
+    """The bytes that a step must move, over its time, to a bandwidth; None where one of them is not known."""
+    if not (row["bytes"] and row["ms"] and gb_s):
         return None
-    return row["bytes"] * row["parameters"] / row["ms"] / 1e6 / row["copy_gb_s"]
+    return row["bytes"] * row["parameters"] / row["ms"] / 1e6 / gb_s

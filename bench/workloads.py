@@ -10,6 +10,10 @@ Shapes = list[tuple[int, ...]]
 MILLION = 1 << 20
 
 
+def numel(shapes: Shapes) -> int:
+    return sum(math.prod(shape) for shape in shapes)
+
+
 def linear(inputs: int, outputs: int, bias: bool = True) -> Shapes:
     return [(outputs, inputs), (outputs,)] if bias else [(outputs, inputs)]
 
@@ -125,7 +129,7 @@ class Workload:
 
     @property
     def elements(self) -> int:
-        return sum(math.prod(shape) for shape in self.make())
+        return numel(self.make())
 
 
 def _scan(millions: int) -> Workload:
