@@ -78,7 +78,7 @@ def append(path: Path, rows: Iterable[Row]) -> None:
         ValueError: the file has other columns, or a row has one that is not in FIELDS.
     """
     new = not path.exists()
-    if not new and path.open().readline().strip().split(",") != list(FIELDS):
+    if not new and path.read_text().partition("\n")[0].split(",") != list(FIELDS):
         raise ValueError(f"{path} has other columns than this version writes: give another file")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="") as file:

@@ -94,7 +94,7 @@ def measured(workload: Workload, args: argparse.Namespace, peers: list[Peer], ti
     what = {"kind": "step", "workload": workload.name, "tensors": len(shapes), "parameters": workload.elements}
     what["dtype"] = str(args.dtype).removeprefix("torch.")
     copied = COPIED[args.device.type] >> (8 if args.quick else 0)
-    budget = int(0.9 * measure.free_bytes(args.device)) - 12 * copied
+    budget = int(0.8 * measure.free_bytes(args.device)) - 12 * copied
     heats, rejected = measure.heats(peers, size * workload.elements, budget)
     for peer in rejected:
         gigabytes = measure.needed([peer], size * workload.elements) / 1e9
