@@ -66,9 +66,11 @@ def ratios(measured: list[Row], path: Path) -> Path:
         own = [row for row in steps if row["workload"] == workload]
         values = {row["peer"]: rows.ratio(row, measured, ANCHOR) for row in own}
         names, lengths = zip(*sorted(values.items(), key=lambda pair: -pair[1]), strict=True)
-        axes.barh(names, lengths, WIDTH, color=[colour(name) for name in names])
+        bars = axes.barh(names, lengths, WIDTH, color=[colour(name) for name in names])
+        axes.bar_label(bars, fmt=" %.2f x", fontsize=8)
+        axes.margins(x=0.15)  # room for the labels
         axes.axvline(1, color="black", linewidth=0.8)
-        axes.set(title=workload, xscale="log", xlabel=f"time to {ANCHOR}")
+        axes.set(title=workload, xlabel=f"time to {ANCHOR}")
         axes.tick_params(axis="y", labelsize=8)
     for axes in panels[len(workloads) :]:
         axes.remove()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import importlib.metadata
+import os
 import platform
 import subprocess
 from collections.abc import Iterable
@@ -28,11 +29,12 @@ BEYOND_CACHE = 1 << 24
 
 
 def processor() -> str:
-    """The CPU's model name and the number of its threads."""
+    """The model name of the CPU, as well as this system tells it."""
+    # platform.processor() is empty or just "x86_64" on Linux.
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _output(*command: str) -> str:
@@ -53,6 +55,7 @@ def version(package: str) -> str:
 def environment(device: torch.device, mode: str) -> Row:
     """Where and with what a run measures."""
     now, cuda = datetime.datetime.now(), device.type == "cuda"
+    cpu = f"{os.cpu_count()} x {processor()}"
     commit = _output("git", "describe", "--always", "--dirty", "--exclude=*")
     driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else ""
     return {
@@ -62,8 +65,8 @@ def environment(device: torch.device, mode: str) -> Row:
         "version": version("prodigy-fused"),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if cuda else processor(),
-        "cpu": processor(),
+        "device": torch.cuda.get_device_name(device) if cuda else cpu,
+        "cpu": cpu,
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda if cuda else "",
         "driver": driver,

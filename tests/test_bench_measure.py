@@ -196,6 +196,33 @@ def test_launches_and_synchronisations_of_a_gpu_are_counted(monkeypatch):
     assert modes == ["warn", "default"]
 
 
+def test_memory_and_machine_of_a_gpu_are_read_from_torch(monkeypatch):
+    device = torch.device("cuda", 0)
+    for name, value in {"reset_peak_memory_stats": None, "synchronize": None, "memory_allocated": 100}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 123)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (7, 9))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    assert measure.extra_bytes(lambda: None, device) == 23
+    assert measure.free_bytes(device) == 7
+    where = rows.environment(device, "full")
+    assert where["device"] == "a GPU" != where["cpu"]
+
+
+def test_on_a_gpu_a_row_has_launches_and_synchronisations(monkeypatch, log):
+    monkeypatch.setattr(measure, "count_syncs", lambda step: 3)
+    monkeypatch.setattr(measure, "count_launches", lambda step: 2)
+    race = Race([(3,)], [recorder("a")], CPU, torch.float32, 1 << 10)
+    race.device = SimpleNamespace(type="cuda")
+    racer = race.racers[-1]
+    race._count(racer)
+    racer.samples = [measure.Sample(1.0, 4.0, 0.1), measure.Sample(3.0, 6.0, 0.3)]
+    row = run.outcome(racer, racer.peer)
+    assert {key: row[key] for key in ("launches", "syncs", "ms", "wall_ms", "host_ms")} == {
+        "launches": 2, "syncs": 3, "ms": 2.0, "wall_ms": 5.0, "host_ms": 0.2,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("really", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_compiled_foreach_makes_the_same_steps(monkeypatch, really):
     monkeypatch.setattr(backends, "NAMES", backends.NAMES)
