@@ -13,6 +13,7 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
+import goals
 import rows
 from peers import ANCHOR, COPY, IN_PLACE
 from rich.console import Console
@@ -166,8 +167,6 @@ def cost(measured: list[Row]) -> str:
         picture = plot_stem(here[-1]) + "-ratios.png"
         if (RESULTS / picture).exists():
             text += [f"![Time of a step to AdamW(fused)'s](bench/results/{picture})", ""]
-    if not any(row["cuda"] for row in steps):
-        text.append("On a GPU: not measured yet.")
     return "\n".join(text).strip()
 
 
@@ -177,10 +176,16 @@ def _cost_line(own: list[Row]) -> list[str] | None:
         return None
     anchor, reference = (_in_heat_of(mine, own, name) for name in (ANCHOR, REFERENCE))
     times = ["-" if row is None else f"{row['ms']:.3g} ms" for row in (mine, anchor, reference)]
-    to_anchor, of_reference = (rows.ratio(row, own, ANCHOR) if row else None for row in (mine, reference))
-    # Through AdamW, because the two may have run in different heats.
-    faster = f"{of_reference / to_anchor:.1f} x" if to_anchor and of_reference else "-"
+    to_anchor = rows.ratio(mine, own, ANCHOR)
+    times_faster = goals.faster_than(REFERENCE)(mine, own)
+    faster = f"{times_faster:.1f} x" if times_faster else "-"
     return [mine["workload"], *times, f"{to_anchor:.2f} x" if to_anchor else "-", faster]
+
+
+def gpu(measured: list[Row]) -> str:
+    """README's table of what a GPU is to show."""
+    lines = goals.table(measured)
+    return "\n".join(_sheet(["on a GPU, float32", "parameters", "goal", "measured"], lines))
 
 
 def demo(_: list[Row]) -> str:
@@ -211,7 +216,7 @@ def for_the_record(files: list[Path] | None = None) -> list[Row]:
 
 def with_figures(readme: str, measured: list[Row]) -> str:
     """README's text with everything between the marks written anew."""
-    blocks = {"cost": cost, "demo": demo}
+    blocks = {"cost": cost, "gpu": gpu, "demo": demo}
     return MARK.sub(lambda found: found[1] + blocks[found[2]](measured) + "\n" + found[3], readme)
 
 

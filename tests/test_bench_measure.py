@@ -147,6 +147,12 @@ def test_state_bytes(slice_p, expected):
     assert measure.state_bytes(optimizer) / 3000 == expected
 
 
+def test_a_storage_that_two_states_share_is_counted_once():
+    shared = torch.zeros(10)
+    optimizer = SimpleNamespace(state={0: {"a": shared, "b": [shared[:5], torch.zeros(1)]}, 1: {"k": 3}})
+    assert measure.state_bytes(optimizer) == 44
+
+
 def test_extra_memory_is_the_peak_and_not_the_sum():
     def step():
         for _ in range(3):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import benchmarks
 import compare
+import goals
 import peers
 import plots
 import pytest
@@ -102,7 +103,7 @@ def test_tables_show_what_is_known_and_who_is_absent():
 
 def test_the_readme_has_the_figures_of_the_committed_rows():
     text = README.read_text()
-    assert len(report.MARK.findall(text)) == 2
+    assert len(report.MARK.findall(text)) == 3
     assert report.with_figures(text, report.for_the_record()) == text, "run: make figures"
 
 
@@ -110,8 +111,32 @@ def test_the_readme_is_written_from_rows():
     text = report.with_figures(README.read_text(), race(fused=12.34) + race(fused=5.6, **GPU, workload="1 B"))
     assert "| 16 x 4 Mi | 12.3 ms | 8 ms | 40 ms | 1.54 x | 3.2 x |" in text
     assert "| 1 B | 5.6 ms |" in text
-    assert "not measured yet" not in text
-    assert "On a GPU: not measured yet." in report.with_figures(text, race())
+
+
+def test_the_goals_on_a_gpu_are_shown_as_measured_or_not():
+    assert {line[-1] for line in goals.table(race(workload=goals.MANY))} == {"not measured yet"}  # a CPU's
+    many = GPU | {"workload": goals.MANY}
+    measured = [
+        row(goals.OURS, 2.0, **many),
+        row(ANCHOR, 4.0, **many | {"host_ms": 2.0}),
+        row(ANCHOR, 5.0, heat=1, **many),
+        row("prodigyopt", 500.0, heat=1, **many),
+        row(goals.OURS, 10.0, **GPU | {"workload": goals.BILLION}, bytes=40.0, parameters=10**9, copy_gb_s=5e3),
+    ]
+    shown = {(what, workload): value for what, workload, _, value in goals.table(measured) if "not" not in value}
+    assert shown == {
+        ("faster than prodigyopt", goals.MANY): "200.0 x",
+        ("host time", goals.MANY): "0.100 ms",
+        ("host time to AdamW(fused)", goals.MANY): "0.05 x",
+        ("launches", goals.MANY): "2",
+        ("host synchronisations", goals.MANY): "0",
+        ("share of the copy bandwidth", goals.BILLION): "80.0%",
+    }
+
+
+@pytest.mark.parametrize("goal", goals.GOALS, ids=lambda goal: f"{goal.what}, {goal.workload}")
+def test_a_goal_is_about_something_that_is_measured(goal):
+    assert goal.workload in [workload.name for workload in run.WORKLOADS]
 
 
 def test_across_heats_prodigyopt_is_compared_through_the_anchor():
@@ -157,6 +182,7 @@ GUARDED = {
     "slower": (race(), race(fused=13, run="2"), 1),
     "faster": (race(), race(fused=5, run="2"), 0),
     "slower within the noise": (race(spread=0.3), race(fused=13, spread=0.3, run="2"), 0),
+    "slower by less than the floor": (race(spread=0.001), race(fused=10.3, spread=0.001, run="2"), 0),
     "slower than a small noise": (race(spread=0.01), race(fused=10.8, spread=0.01, run="2"), 1),
     "only AdamW is faster": (race(), race(adamw=5, run="2"), 0),
     "AdamW itself is slower": (race(), race(adamw=12, run="2"), 1),
