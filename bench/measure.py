@@ -60,15 +60,15 @@ def time_on_cuda(step: Callable[[], Any]) -> Sample:
 
 @dataclass
 class Racer:
-    """A peer on tensors of its own, or a copy (without a peer); out of the race once it has a reason."""
+    """A peer on tensors of its own, or a copy (without a peer); out of the race once its status is not "ok"."""
 
     name: str
     peer: Peer | None = None
     params: list[nn.Parameter] = field(default_factory=list)
     optimizer: Any = None
     samples: list[Sample] = field(default_factory=list)
+    status: str = "ok"  # or "not run", "missing" (not installed), "failed"
     reason: str = ""
-    missing: bool = False  # the reason is that it is not installed
     counts: dict[str, int | float | None] = field(default_factory=dict)
 
     @contextlib.contextmanager
@@ -77,7 +77,7 @@ class Racer:
         try:
             yield
         except Exception as error:
-            self.missing = isinstance(error, ModuleNotFoundError)
+            self.status = "missing" if isinstance(error, ModuleNotFoundError) else "failed"
             lines = str(error).strip().splitlines()
             self.reason = f"{type(error).__name__}: {lines[0] if lines else ''}"
             self.params, self.optimizer = [], None
@@ -175,13 +175,13 @@ class Race:
 
     def _enter(self, peer: Peer) -> Racer:
         torch.manual_seed(0)
+        if reason := peer.unfit(len(self.shapes), self.device):
+            return Racer(peer.name, peer, status="not run", reason=reason)
         racer = Racer(peer.name, peer)
-        racer.reason = peer.unfit(len(self.shapes), self.device) or ""
         with racer.trying():
-            if not racer.reason:
-                make = {"device": self.device, "dtype": self.dtype}
-                racer.params = [nn.Parameter(torch.randn(shape, **make)) for shape in self.shapes]
-                racer.optimizer = peer.make(racer.params)
+            make = {"device": self.device, "dtype": self.dtype}
+            racer.params = [nn.Parameter(torch.randn(shape, **make)) for shape in self.shapes]
+            racer.optimizer = peer.make(racer.params)
         return racer
 
     def _gradients(self) -> list[Tensor]:
@@ -189,9 +189,7 @@ class Race:
 
     def _turns(self, gradients: list[Tensor], take: Callable[[Racer], None]) -> None:
         """Every racer in turn with its own copy of the gradients."""
-        for racer in self.racers:
-            if racer.reason:
-                continue
+        for racer in (r for r in self.racers if r.status == "ok"):
             with racer.trying():
                 racer.give(gradients)
                 take(racer)

@@ -40,7 +40,7 @@ class Peer:
     def unfit(self, tensors: int, device: torch.device) -> str | None:
         """Why the peer is not measured on so many tensors."""
         most = (self.most_tensors or {}).get(device.type, tensors)
-        return None if tensors <= most else f"not run on more than {most} tensors: it would take minutes"
+        return None if tensors <= most else f"not on more than {most} tensors: it would take minutes"
 
 
 def imported(module: str, name: str, **options: Any) -> Make:

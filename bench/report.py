@@ -117,7 +117,7 @@ def absent(measured: list[Row]) -> list[str]:
         if row["status"] != "ok":
             where.setdefault((row["peer"], row["status"], row["reason"]), []).append(row["workload"])
     return [
-        f"{peer}: {reason if status == 'not run' else f'{status}: {reason}'} ({'; '.join(dict.fromkeys(workloads))})"
+        f"{peer}: {status}: {reason} ({'; '.join(dict.fromkeys(workloads))})"
         for (peer, status, reason), workloads in where.items()
     ]
 

@@ -62,14 +62,11 @@ def spread(values: list[float]) -> tuple[float, float, float]:
 
 def outcome(racer: Racer, peer: Peer | None) -> rows.Row:
     """Status, and the figures of the timed turns."""
-    row = {"peer": racer.name, "package": "", "slice_p": "", "status": "ok", "reason": racer.reason, **racer.counts}
+    row = {"peer": racer.name, "package": "", "slice_p": "", "status": racer.status, "reason": racer.reason}
+    row |= racer.counts
     if peer is not None:
         row |= {"package": f"{peer.package} {rows.version(peer.package)}".strip(), "slice_p": peer.slice_p}
-    if racer.missing:
-        row["status"] = "missing"
-    elif racer.reason:
-        row["status"] = "failed" if not racer.reason.startswith("not run") else "not run"
-    if len(racer.samples) < 2 or racer.reason:
+    if len(racer.samples) < 2 or racer.status != "ok":
         return row
     low, median, high = spread([sample.ms for sample in racer.samples])
     row |= {"rounds": len(racer.samples), "ms": median, "ms_25": low, "ms_75": high}
@@ -99,8 +96,8 @@ def measured(workload: Workload, args: argparse.Namespace, peers: list[Peer], ti
     heats, rejected = measure.heats(peers, size * workload.elements, budget)
     for peer in rejected:
         gigabytes = measure.needed([peer], size * workload.elements) / 1e9
-        racer = Racer(peer.name, reason=f"not run: needs {gigabytes:.0f} GB, {max(budget, 0) / 1e9:.0f} GB are free")
-        yield {**what, **outcome(racer, peer)}
+        reason = f"needs {gigabytes:.0f} GB, {max(budget, 0) / 1e9:.0f} GB are free"
+        yield {**what, **outcome(Racer(peer.name, status="not run", reason=reason), peer)}
     for heat, group in enumerate(heats):
         race = Race(shapes, group, args.device, args.dtype, copied)
         racers = race.run(args.rounds or workload.rounds, args.seconds, tick)
@@ -112,14 +109,18 @@ def measured(workload: Workload, args: argparse.Namespace, peers: list[Peer], ti
             yield {**own, "heat": heat, **limits, "bytes": per_parameter, **outcome(racer, racer.peer)}
 
 
+def training_rounds(args: argparse.Namespace) -> int:
+    return args.rounds or (5 if args.quick else 100)
+
+
 def trained(args: argparse.Namespace, peers: list[Peer], tick: Any) -> Iterator[rows.Row]:
     """The rows of the training of the demo's GPT."""
-    trainers = train.train(peers, args.device, args.rounds or (5 if args.quick else 100), tick)
+    trainers = train.train(peers, args.device, training_rounds(args), tick)
     for trainer in trainers:
         params = list(trainer.model.parameters())
         row = {"kind": "train", "workload": TRAINING, "tensors": len(params), "dtype": "float32", "heat": 0}
         row |= {"parameters": sum(p.numel() for p in params), **outcome(trainer.racer, trainer.racer.peer)}
-        if trainer.train_ms and not trainer.racer.reason:
+        if row["status"] == "ok":
             train_ms = statistics.median(trainer.train_ms)
             tokens = train.BATCH * train.SIZES["block"]
             row |= {"train_ms": round(train_ms, 4), "tokens_per_s": round(1e3 * tokens / (train_ms + row["ms"]), 1)}
@@ -138,7 +139,7 @@ def jobs(args: argparse.Namespace) -> list[tuple[str, int, Any]]:
         found.append((workload.name, turns, lambda tick, w=workload, p=who: measured(w, args, p, tick)))
     if chosen(args.workload, TRAINING) and args.dtype == torch.float32:
         who = [peer for peer in peers if peer.trains]
-        turns = train.WARM_UP + (args.rounds or (5 if args.quick else 100))
+        turns = train.WARM_UP + training_rounds(args)
         found.append((TRAINING, turns, lambda tick: trained(args, who, tick)))
     return found
 
@@ -156,8 +157,10 @@ def main(argv: list[str] | None = None) -> None:
         for name, turns, work in jobs(args):
             task = progress.add_task(name, total=turns)
 
-            def tick(task: Any = task) -> None:
-                progress.update(task, advance=1, refresh=progress.console.is_terminal)
+            def tick(task: Any = task, turns: int = turns) -> None:
+                done = progress.tasks[task].completed + 1
+                # More than announced where a workload takes several heats.
+                progress.update(task, completed=done, total=max(turns, done), refresh=progress.console.is_terminal)
 
             new = [{**where, **row} for row in work(tick)]
             rows.append(args.csv, new)

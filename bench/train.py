@@ -60,7 +60,7 @@ def train(
     with uncollected():
         for turn in range(WARM_UP + rounds):
             tokens = torch.randint(SIZES["vocabulary"], (BATCH, SIZES["block"] + 1), device=device)
-            for trainer in (t for t in trainers if not t.racer.reason):
+            for trainer in (t for t in trainers if t.racer.status == "ok"):
                 with trainer.racer.trying():
                     training, optimizer = step(trainer, tokens, device)
                     if turn >= WARM_UP:

@@ -254,7 +254,7 @@ def test_training_takes_turns_and_splits_its_time(monkeypatch, log):
     monkeypatch.setattr(train, "SIZES", {"vocabulary": 9, "block": 4, "layers": 1, "heads": 1, "embd": 4})
     trainers = train.train([recorder("a"), recorder("late", fails=2), recorder("b")], CPU, rounds=3)
     assert [len(trainer.train_ms) for trainer in trainers] == [3, 0, 3]
-    assert trainers[1].racer.reason
+    assert trainers[1].racer.status == "failed"
     assert [name for name, _ in log[-4:]] == ["a", "b", "a", "b"]
 
 
