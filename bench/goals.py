@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 
 import rows
 from peers import ANCHOR
@@ -68,8 +69,10 @@ GOALS = [
 
 
 def table(measured: Rows) -> list[list[str]]:
-    """Cells of a line per goal: what, on which parameters, wanted, measured."""
+    """Cells of a line per goal: what, on which parameters, wanted, measured on the GPU that was measured last."""
     steps = [row for row in measured if row["cuda"] and row["dtype"] == "float32" and row["status"] == "ok"]
+    last = max(steps, key=itemgetter("run"))["device"] if steps else ""
+    steps = [row for row in steps if row["device"] == last]
     lines = []
     for goal in GOALS:
         same = [row for row in steps if row["workload"] == goal.workload and row["kind"] == "step"]

@@ -117,9 +117,11 @@ def test_the_goals_on_a_gpu_are_shown_as_measured_or_not():
     assert {line[-1] for line in goals.table(race(workload=goals.MANY))} == {"not measured yet"}  # a CPU's
     many = GPU | {"workload": goals.MANY}
     measured = [
+        *race(workload=goals.MANY),
+        *race(**many | {"device": "an older GPU", "run": "0"}),
+        row(ANCHOR, 5.0, heat=1, **many),
         row(goals.OURS, 2.0, **many),
         row(ANCHOR, 4.0, **many | {"host_ms": 2.0}),
-        row(ANCHOR, 5.0, heat=1, **many),
         row("prodigyopt", 500.0, heat=1, **many),
         row(goals.OURS, 10.0, **GPU | {"workload": goals.BILLION}, bytes=40.0, parameters=10**9, copy_gb_s=5e3),
     ]
