@@ -22,7 +22,7 @@ COPY, IN_PLACE = "copy", "in place"
 SLOW_BACKENDS = ("reference", "emulated", compiled_foreach.NAME)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Peer:
     """An optimizer and how to make it."""
 
@@ -119,8 +119,8 @@ def others() -> list[Peer]:
 
 
 def table(device: torch.device) -> list[Peer]:
-    """All peers on a device, in the order of their turns."""
-    return [*own(device), *others()]
+    """All peers on a device, in the order of their turns: first those that should meet in one heat."""
+    return sorted([*own(device), *others()], key=lambda peer: not peer.scans)
 
 
 class Copier:

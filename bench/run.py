@@ -93,10 +93,12 @@ def measured(workload: Workload, args: argparse.Namespace, peers: list[Peer], ti
     what["dtype"] = str(args.dtype).removeprefix("torch.")
     copied = COPIED[args.device.type] >> (8 if args.quick else 0)
     budget = int(0.8 * measure.free_bytes(args.device)) - 12 * copied
-    heats, rejected = measure.heats(peers, size * workload.elements, budget)
-    for peer in rejected:
+    unfit = {peer: reason for peer in peers if (reason := peer.unfit(len(shapes), args.device))}
+    heats, large = measure.heats([peer for peer in peers if peer not in unfit], size * workload.elements, budget)
+    for peer in large:
         gigabytes = measure.needed([peer], size * workload.elements) / 1e9
-        reason = f"needs {gigabytes:.0f} GB, {max(budget, 0) / 1e9:.0f} GB are free"
+        unfit[peer] = f"needs {gigabytes:.0f} GB, {max(budget, 0) / 1e9:.0f} GB are free"
+    for peer, reason in unfit.items():
         yield {**what, **outcome(Racer(peer.name, status="not run", reason=reason), peer)}
     for heat, group in enumerate(heats):
         race = Race(shapes, group, args.device, args.dtype, copied)

@@ -98,11 +98,10 @@ def test_a_race_without_time_still_has_quartiles(log):
 def test_who_is_missing_or_fails_is_listed_and_the_others_go_on(log):
     absent = Peer("absent", peers.imported("no_such_package", "Adam"))
     refusing = Peer("refusing", peers.ours("cuda"))
-    large = Peer("large", recorder("large").make, most_tensors={"cpu": 1})
-    racers = raced(absent, recorder("late", fails=6), refusing, large, recorder("good"))
+    racers = raced(absent, recorder("late", fails=6), refusing, recorder("good"))
     outcomes = {name: run.outcome(racers[name], racers[name].peer) for name in racers}
     assert {name: o["status"] for name, o in outcomes.items() if name not in (peers.COPY, peers.IN_PLACE)} == {
-        "absent": "missing", "late": "failed", "refusing": "failed", "large": "not run", "good": "ok",
+        "absent": "missing", "late": "failed", "refusing": "failed", "good": "ok",
     }  # fmt: skip
     assert outcomes["late"]["reason"] == "RuntimeError: step 6"
     assert "no_such_package" in outcomes["absent"]["reason"]
@@ -129,6 +128,21 @@ def test_what_does_not_fit_into_memory_is_rejected(budget, fit):
     raced = {peer.name for group in groups for peer in group}
     assert raced == set(names if fit == "all" else fit)
     assert raced | {peer.name for peer in rejected} == set(names)
+
+
+def test_too_many_tensors_are_listed_and_take_no_place_in_a_heat(monkeypatch, tmp_path, log):
+    everybody = [recorder(ANCHOR), Peer("limited", recorder("limited").make, most_tensors={"cpu": 49})]
+    monkeypatch.setattr(run, "table", lambda device: everybody)
+    run.main(["--quick", "--workload=50 x", f"--csv={tmp_path / 'a.csv'}"])
+    found = {row["peer"]: (row["status"], row["reason"]) for row in rows.read(tmp_path / "a.csv")}
+    assert found["limited"] == ("not run", "not on more than 49 tensors: it would take minutes")
+    assert found[ANCHOR] == ("ok", "")
+    assert {name for name, _ in log} == {ANCHOR}
+
+
+def test_bandwidth_counts_what_is_read_and_what_is_written():
+    racers = [measure.Racer(name, samples=[measure.Sample(ms)]) for name, ms in ((peers.COPY, 1), (peers.IN_PLACE, 2))]
+    assert run.bandwidths(racers, 10**6) == {"copy_gb_s": 8, "in_place_gb_s": 4}
 
 
 def test_a_workload_without_room_is_listed(monkeypatch, tmp_path):
