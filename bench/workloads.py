@@ -141,7 +141,7 @@ WORKLOADS = [
     Workload("16 x 4 Mi", lambda: [(4 * MILLION,)] * 16, 10),
     Workload("200 x 100,000", lambda: [(100_000,)] * 200, 25),
     Workload("1,000 x 1,000", lambda: [(1000,)] * 1000, 80),
-    Workload("one tensor of 64 Mi", lambda: [(64 * MILLION,)]),
+    Workload("one tensor of 32 Mi", lambda: [(32 * MILLION,)]),
     Workload("GPT-2 124 M", lambda: gpt2(12, 768), 6),
     Workload("ViT-B/16", vit),
     Workload("SDXL LoRA, rank 16", sdxl_lora, 15),
