@@ -58,6 +58,12 @@ def time_on_cuda(step: Callable[[], Any]) -> Sample:
     return Sample(first.elapsed_time(last), wall, host)
 
 
+def first_line(error: Exception) -> str:
+    """What was raised, in a line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
 @dataclass
 class Racer:
     """A peer on tensors of its own, or a copy (without a peer); out of the race once its status is not "ok"."""
@@ -78,8 +84,7 @@ class Racer:
             yield
         except Exception as error:
             self.status = "missing" if isinstance(error, ModuleNotFoundError) else "failed"
-            lines = str(error).strip().splitlines()
-            self.reason = f"{type(error).__name__}: {lines[0] if lines else ''}"
+            self.reason = first_line(error)
             self.params, self.optimizer = [], None
 
     def give(self, gradients: list[Tensor]) -> None:
@@ -214,14 +219,20 @@ class Race:
         return self.racers
 
     def _count(self, racer: Racer) -> None:
-        step = racer.optimizer.step
         if racer.peer is None:
             return
-        racer.counts["state_bytes"] = round(state_bytes(racer.optimizer) / self.elements, 3)
-        racer.counts["extra_bytes"] = extra_bytes(step, self.device)
+        step = racer.optimizer.step
+        counters = {
+            "state_bytes": lambda: round(state_bytes(racer.optimizer) / self.elements, 3),
+            "extra_bytes": lambda: extra_bytes(step, self.device),
+        }
         if self.device.type == "cuda":
-            racer.counts["syncs"] = count_syncs(step)
-            racer.counts["launches"] = count_launches(step)
+            counters |= {"syncs": lambda: count_syncs(step), "launches": lambda: count_launches(step)}
+        for name, count in counters.items():
+            try:
+                racer.counts[name] = count()
+            except Exception as error:  # such as a profiler without permission; the times are none the worse for it
+                racer.reason = f"no {name}: {first_line(error)}"
 
 
 @contextlib.contextmanager

@@ -111,10 +111,10 @@ def print_table(measured: list[Row]) -> None:
 
 
 def absent(measured: list[Row]) -> list[str]:
-    """Who was not measured, where and why: a line per reason."""
+    """Who was not measured, or not wholly, where and why: a line per reason."""
     where: dict[tuple[str, str, str], list[str]] = {}
     for row in measured:
-        if row["status"] != "ok":
+        if row["reason"]:
             where.setdefault((row["peer"], row["status"], row["reason"]), []).append(row["workload"])
     return [
         f"{peer}: {status}: {reason} ({'; '.join(dict.fromkeys(workloads))})"

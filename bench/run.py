@@ -94,9 +94,10 @@ def measured(workload: Workload, args: argparse.Namespace, peers: list[Peer], ti
     copied = COPIED[args.device.type] >> (8 if args.quick else 0)
     budget = int(0.8 * measure.free_bytes(args.device)) - 12 * copied
     unfit = {peer: reason for peer in peers if (reason := peer.unfit(len(shapes), args.device))}
-    heats, large = measure.heats([peer for peer in peers if peer not in unfit], size * workload.elements, budget)
+    tensor_bytes = max(size, 4) * workload.elements  # state is in float32 or better
+    heats, large = measure.heats([peer for peer in peers if peer not in unfit], tensor_bytes, budget)
     for peer in large:
-        gigabytes = measure.needed([peer], size * workload.elements) / 1e9
+        gigabytes = measure.needed([peer], tensor_bytes) / 1e9
         unfit[peer] = f"needs {gigabytes:.0f} GB, {max(budget, 0) / 1e9:.0f} GB are free"
     for peer, reason in unfit.items():
         yield {**what, **outcome(Racer(peer.name, status="not run", reason=reason), peer)}

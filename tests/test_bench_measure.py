@@ -109,6 +109,19 @@ def test_who_is_missing_or_fails_is_listed_and_the_others_go_on(log):
     assert outcomes["good"]["rounds"] == 5
 
 
+def test_what_cannot_be_counted_is_said_and_the_times_stay(log, monkeypatch):
+    def refused(step, device):
+        raise RuntimeError("no permission to profile")
+
+    monkeypatch.setattr(measure, "extra_bytes", refused)
+    racer = raced(recorder("a"))["a"]
+    row = run.outcome(racer, racer.peer)
+    assert (row["status"], row["reason"]) == ("ok", "no extra_bytes: RuntimeError: no permission to profile")
+    assert row["ms"] > 0
+    assert row["state_bytes"] == 0
+    assert "extra_bytes" not in row
+
+
 def test_every_heat_has_the_anchor_and_fits():
     everybody = peers.table(CPU)
     (anchor,) = (peer for peer in everybody if peer.name == ANCHOR)
