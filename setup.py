@@ -90,8 +90,9 @@ def cuda_mode() -> str:
 
 def find_nvcc() -> Path | None:
     """The CUDA compiler: the one asked for, the toolkit's, or the one from PyPI."""
-    on_path = os.environ.get("CUDACXX") or shutil.which("nvcc")
-    places = [on_path, "/usr/local/cuda/bin/nvcc"]
+    places = [os.environ.get("CUDACXX")]
+    places += [Path(os.environ[name], "bin/nvcc") for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    places += [shutil.which("nvcc"), Path("/usr/local/cuda/bin/nvcc")]
     places += [Path(folder, "nvidia/cu13/bin/nvcc") for folder in sys.path if folder]
     return next((Path(place) for place in places if place and Path(place).is_file()), None)
 

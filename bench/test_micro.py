@@ -34,7 +34,7 @@ def ready(sizes: list[int], backend: str = "cpu") -> Prodigy:
 def parts(optimizer: Prodigy) -> tuple[object, list, Step]:
     """The one plan, the gradients, and a step to take."""
     plans = optimizer._current_plans()
-    ((plan, grads),) = plans.work()
+    ((plan, grads),) = plans.work(optimizer.param_groups)
     groups = optimizer.param_groups
     step = Step([hyper_of(group) for group in groups], shared_of(groups), optimizer._estimate.row.clone())
     step.sums = plan.sums

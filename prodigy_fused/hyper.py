@@ -58,7 +58,10 @@ def _require(ok: bool, name: str, value: Any, wanted: str) -> None:
 
 
 def check(group: dict[str, Any]) -> None:
-    """Raises ``ValueError`` naming the first hyper-parameter of ``group`` that is out of range or NaN."""
+    """Raises ``ValueError`` naming the first hyper-parameter of ``group`` that is out of range or reach, or NaN."""
+    for name in SETTINGS:
+        values = group[name] if isinstance(group[name], (tuple, list)) else [group[name]]
+        _require(not any(map(on_device, values)), name, group[name], "a number: of tensors on a device, only lr may be")
     for name in ("lr", "weight_decay"):
         _require(0 <= number(group[name]) < math.inf, name, group[name], "a finite number >= 0")
     for name in ("eps", "d0", "d_coef"):

@@ -7,6 +7,7 @@ loaded.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain
 from operator import is_
 from typing import Any
@@ -24,6 +25,11 @@ Groups = list[dict[str, Any]]
 def parameters(groups: Groups) -> list[Tensor]:
     """All parameters, in the order in which messages and checkpoints number them."""
     return list(chain.from_iterable(group["params"] for group in groups))
+
+
+def capturing(tensors: Iterable[Tensor]) -> bool:
+    """Whether what is done with these tensors becomes part of a CUDA graph."""
+    return any(t.is_cuda for t in tensors) and torch.cuda.is_current_stream_capturing()
 
 
 class Plans:
@@ -53,6 +59,8 @@ class Plans:
                 check_gradient(index, p, p.grad)
             chosen[index] = backends.choose(p, groups[g])
 
+        if capturing(self.params[index] for index in chosen):
+            raise RuntimeError("a step that has something to set up cannot be captured: take one before the capture")
         followed = {
             index: state.follow(index, p, states[p], groups[owner[index]])
             for index, p in ((index, self.params[index]) for index in chosen)
@@ -69,8 +77,7 @@ class Plans:
             key = (name, str(p.device), str(p.dtype), str(state.state_dtype(p, group)))
             slot = Slot(index, p, states[p], owner[index], group["slice_p"])
             buckets.setdefault(key, []).append(slot)
-        self.planned = [self.params[index] for index in chosen]
-        self.planned_states = [states[p] for p in self.planned]
+        self.with_state, self.state = list(states.keys()), list(states.values())
         # In the order of their keys, so that regrouping the same parameters does not reorder the sums.
         self.plans = [
             (backends.make_plan(key[0], slots), [s.index for s in slots]) for key, slots in sorted(buckets.items())
@@ -90,13 +97,23 @@ class Plans:
             self.sizes == [len(group["params"]) for group in groups]
             and all(map(is_, params, self.params))
             and states is self.states
-            and all(map(is_, map(states.get, self.planned), self.planned_states))
+            # By identity: to look a tensor up in a dictionary is slow.
+            and len(states) == len(self.state)
+            and all(map(is_, states.keys(), self.with_state))
+            and all(map(is_, states.values(), self.state))
             and all(self.params[i].grad is None for i in self.waiting)
             and all(plan.unchanged() for plan, _ in self.plans)
         )
 
-    def work(self) -> list[tuple[Plan, list[Tensor | None]]]:
-        """Every plan with its gradients, all checked."""
+    def work(self, groups: Groups) -> list[tuple[Plan, list[Tensor | None]]]:
+        """Every plan with its gradients, all checked.
+
+        Raises:
+            ValueError: a bad gradient.
+            RuntimeError: the step is captured in a CUDA graph, and a group is not ``capturable``.
+        """
+        if capturing(plan.sums for plan, _ in self.plans) and not all(group["capturable"] for group in groups):
+            raise RuntimeError("a step is captured in a CUDA graph: construct the optimizer with capturable=True")
         work = [(plan, [self.params[i].grad for i in indices]) for plan, indices in self.plans]
         for plan, grads in work:
             plan.check(grads)

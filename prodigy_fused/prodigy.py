@@ -43,8 +43,9 @@ class Prodigy(Optimizer):
         foreach: True: the ``torch._foreach`` backend; False: a loop over tensors.
         fused: True: a compiled backend, or RuntimeError with the reason; False: never one; None: where there is one.
         maximize: maximize the objective.
-        capturable: for use in a CUDA graph: take a step before the capture, and make ``lr`` a tensor on the device
-            if it is to change between replays. Of no effect on the CPU.
+        capturable: steps may be captured in a CUDA graph: take one before the capture, make ``lr`` a tensor on the
+            device if it is to change between replays, and capture anew after whatever replaces tensors
+            (``load_state_dict``, a new group, a first gradient). Of no effect on the CPU.
         state_dtype: float32: the state of bfloat16 and float16 parameters is float32; None: it has the parameter's
             dtype, as the reference's. The state of a float64 parameter is always float64.
         backend: the name of a backend, for tests and benchmarks; never falls back.
@@ -184,7 +185,7 @@ class Prodigy(Optimizer):
         hypers = self._hypers()
         changes(groups, self._estimate.published if self._estimate else {})  # raises before anything is changed
         plans = self._current_plans()
-        work = plans.work()
+        work = plans.work(groups)
         step_on_device = bool(work) and all(plan.reads_device for plan, _ in work)
         if self._estimate is None or self._estimate.row.device != plans.device:
             self._estimate = Estimate(plans.device)
@@ -194,12 +195,16 @@ class Prodigy(Optimizer):
             return
 
         for plan, grads in work:
-            plan.update(grads, step)
+            plan.update(grads, step.to(plan.sums.device))
         step.sums = _add([plan.sums for plan, _ in work], plans.device)
         if plans.sharded and dist.is_initialized():
             dist.all_reduce(step.sums)
+        near = step
         for i, (plan, grads) in enumerate(work):
-            plan.finish(grads, step, last=i == len(work) - 1)
+            near = step.to(plan.sums.device)
+            plan.finish(grads, near, last=i == len(work) - 1)
+        if near.row is not step.row:  # the last plan is on another device than the first
+            step.row.copy_(near.row)
         if not work:  # a rank without gradients follows the others
             step.row.copy_(advance(step.row, step.sums, step.shared))
         self._estimate.publish(groups)

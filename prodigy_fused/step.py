@@ -8,6 +8,7 @@ brings x to where the reference has it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -65,6 +66,17 @@ class Step:
     device_scale: Tensor | None = None
     found_inf: Tensor | None = None  # not zero: the step changes nothing, the estimate included
     sums: Tensor = field(init=False)  # float64[2], the total over all plans; set between the phases
+
+    def to(self, device: torch.device) -> Step:
+        """The step with its tensors on ``device``, as they are where they are there. Waits for copies to the CPU."""
+        near = copy(self)
+        for name, value in vars(self).items():
+            setattr(near, name, [_near(v, device) for v in value] if name == "lrs" else _near(value, device))
+        return near
+
+
+def _near(value: Any, device: torch.device) -> Any:
+    return value.to(device, non_blocking=device.type != "cpu") if isinstance(value, Tensor) else value
 
 
 class Plan(Protocol):

@@ -75,6 +75,13 @@ def test_hyper_parameters_are_checked_when_they_were_written_between_steps(name,
     opt.step()
 
 
+@pytest.mark.parametrize("name", ["betas", "eps", "weight_decay", "d_coef"])
+def test_only_lr_may_be_a_tensor_on_a_device(name):
+    there = torch.ones((), device="meta")
+    with pytest.raises(ValueError, match=f"Invalid {name}.*only lr"):
+        Prodigy([GOOD], **{name: (0.9, there) if name == "betas" else there})
+
+
 def test_slice_p_cannot_change_under_way():
     opt = make()
     train(opt, steps=2)

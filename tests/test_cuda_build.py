@@ -72,6 +72,7 @@ def test_16_byte_accesses_to_global_memory(compiled, kernel, kind):
 def test_without_a_gpu_it_imports_and_says_what_is_wrong():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
+    assert "CUDA" in cuda._C.cuda_problem()
     code = """
 import torch
 from prodigy_fused import _C, Prodigy

@@ -117,6 +117,18 @@ def test_tables_are_uploaded_when_they_change(monkeypatch):
     assert len(uploads) == 4
 
 
+def test_an_upload_that_failed_is_made_up_for(monkeypatch):
+    whole, broken = (train(start("emulated"), steps=1) for _ in range(2))
+    before = snapshot(broken)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", None)  # no pinned memory left, say
+        with pytest.raises(TypeError):
+            train(broken, steps=1, first=1)
+    assert same(before, snapshot(broken))
+    broken.step()
+    assert same(snapshot(train(whole, steps=1, first=1)), snapshot(broken))
+
+
 # -- numbers that only the device knows --------------------------------------------------------------------------------
 
 

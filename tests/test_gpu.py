@@ -142,3 +142,24 @@ def test_two_devices():
         both.step()
         assert all(torch.equal(p.cpu(), q.cpu()) for p, q in zip(params, more, strict=True))
     assert both.d > 1e-3
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": False}, {"foreach": False}], ids=str)
+def test_cpu_and_gpu_together(options):
+    """The estimate is with the first plan; every other gets it, and the last one sends it back."""
+    draw = torch.Generator().manual_seed(0)
+    xs = [torch.randn(n, generator=draw) for n in (300, 5)]
+    mixed, alone = ([nn.Parameter(x.clone().to(device)) for x, device in zip(xs, devices, strict=True)]
+                    for devices in (("cpu", "cuda"), ("cpu", "cpu")))  # fmt: skip
+    groups = [[{"params": [p], **({} if p.is_cuda else options)} for p in params] for params in (mixed, alone)]
+    both, cpu = (Prodigy(g, d0=1e-3) for g in groups)
+    for k in range(6):
+        draw.manual_seed(k)
+        for p, q in zip(mixed, alone, strict=True):
+            q.grad = 1 + torch.randn(q.shape, generator=draw)
+            p.grad = q.grad.to(p.device)
+        both.step()
+        cpu.step()
+        assert both.d == pytest.approx(cpu.d, rel=1e-6)
+        assert all(torch.allclose(p.cpu(), q, rtol=1e-5) for p, q in zip(mixed, alone, strict=True))
+    assert both.d > 1e-3

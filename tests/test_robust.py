@@ -6,9 +6,12 @@ import weakref
 
 import pytest
 import torch
+from toolbox import feed, make, refused
 from torch import nn
 
-from prodigy_fused import Prodigy
+from prodigy_fused import Prodigy, plans
+from prodigy_fused.hyper import hyper_of, shared_of
+from prodigy_fused.step import Step
 
 
 def stepped(backend, params, **options):
@@ -27,6 +30,16 @@ def test_a_step_under_another_default_device(backend):
         opt.step()
     assert opt.step_count == 2
     assert (params[0] < 1).all()
+
+
+def test_a_step_follows_a_plan_to_its_device():
+    groups = Prodigy([torch.ones(2)]).param_groups
+    step = Step([hyper_of(g) for g in groups], shared_of(groups), torch.zeros(8), lrs=[None, torch.ones(())])
+    step.found_inf, step.sums = torch.zeros(()), torch.zeros(2)
+    there, here = step.to(torch.device("meta")), step.to(torch.device("cpu"))
+    assert all(t.is_meta for t in (there.row, there.sums, there.found_inf, there.lrs[1]))
+    assert there.lrs[0] is there.device_scale is None and there.hypers is step.hypers
+    assert here.row is step.row and here.sums is step.sums and here.lrs[1] is step.lrs[1]
 
 
 @pytest.mark.parametrize("freed", ["parameter", "gradient"])
@@ -106,3 +119,29 @@ def test_what_others_keep_in_the_state_survives_a_checkpoint(backend):
     other = backend([p])
     other.load_state_dict(opt.state_dict())
     assert other.state[p]["note"] == "mine"
+
+
+def test_a_capture_takes_no_step_that_has_something_to_set_up(backend, monkeypatch):
+    """What a graph captures is not done: state created there would hold no number."""
+    opt = make(backend)
+    feed(opt, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(plans, "capturing", lambda params: True)
+        with refused(opt, RuntimeError, "take one before the capture"):
+            opt.step()
+    opt.step()
+    assert opt.step_count == 1
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_capture_is_for_those_who_asked_for_it(backend, monkeypatch, capturable):
+    opt = make(backend, capturable=capturable)
+    feed(opt, 0)
+    opt.step()
+    monkeypatch.setattr(plans, "capturing", lambda tensors: True)
+    if capturable:
+        opt.step()
+    else:
+        with refused(opt, RuntimeError, "capturable=True"):
+            opt.step()
+    assert opt.step_count == 1 + capturable

@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from types import SimpleNamespace
 
 import prodigyopt
 import pytest
@@ -25,6 +26,7 @@ from toolbox import (
 from torch import nn
 
 from prodigy_fused import Prodigy, backends
+from prodigy_fused.backends import load
 
 # All parameters here are on the CPU, so these do not ask for a GPU's backends.
 BEST = ON_CPU[0]
@@ -131,6 +133,16 @@ def test_a_missing_module_is_a_reason_and_not_a_failure(monkeypatch):
     assert step_once(make_params()) == {"foreach"}  # said once
     with pytest.raises(RuntimeError, match=r"the compiled module is missing \(test\)"):
         Prodigy(make_params(), fused=True)
+
+
+@pytest.mark.skipif(load("cuda").MISSING is not None or load("cuda")._C.CUDA is None, reason="no CUDA half here")
+def test_a_gpu_that_this_build_has_no_code_for(monkeypatch):
+    """It is a reason, for the message or to fall back, and not an error in the first step."""
+    old = SimpleNamespace(device=torch.device("cuda", 0))
+    monkeypatch.setattr(load("cuda"), "_problem", lambda device: "no kernel image")
+    reason = load("cuda").unsupported(old, {})
+    assert "cuda:0 (no kernel image)" in reason
+    assert "CMAKE_CUDA_ARCHITECTURES" in reason
 
 
 @each_compiled

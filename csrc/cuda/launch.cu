@@ -30,6 +30,14 @@ void check(cudaError_t error, const char* what) {
 
 }  // namespace
 
+std::string problem() {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, entry(Kernel::kUpdate, 32).function);
+  if (error == cudaSuccess) return "";
+  cudaGetLastError();
+  return cudaGetErrorString(error);
+}
+
 int resident_blocks(Kernel kernel, int bits) {
   const Entry e = entry(kernel, bits);
   int device = 0, multiprocessors = 0, per_multiprocessor = 0;

@@ -35,7 +35,7 @@ class CudaPlan {
     std::size_t i = 0;
     for (const py::handle& h : step.attr("hypers")) {
       const Hyper hyper = read_hyper(h);
-      groups.push_back({hyper, read_scalar(py::object(lrs[i++]), hyper.lr)});
+      groups.push_back({hyper, read_scalar("lr", py::object(lrs[i++]), hyper.lr)});
     }
     shared_ = read_shared(step.attr("shared"));
     return plan_.pack_step(groups, addresses_);
@@ -56,14 +56,14 @@ class CudaPlan {
   }
 
  private:
-  Scalar read_scalar(const py::object& value, double number) {
+  Scalar read_scalar(const std::string& name, const py::object& value, double number) {
     if (value.is_none()) return {number, nullptr, 0};
     if (py::isinstance<py::float_>(value) || py::isinstance<py::int_>(value)) {
       return {value.cast<double>(), nullptr, 0};
     }
     TensorView view;
     const bool fits = list_.read(value, view) && view.numel() == 1 && (view.bits == 32 || view.bits == 64);
-    if (!fits) throw py::value_error("a float32 or float64 tensor with one element, on the plan's device, is needed");
+    if (!fits) throw py::value_error(name + " must be a number or a float32 or float64 tensor with one element");
     return {0.0, view.data, view.bits};
   }
 
@@ -79,8 +79,8 @@ class CudaPlan {
     a.sums = buffer<Sums<double>>(buffers, "sums");
     a.row = buffer<Estimate>(buffers, "row");
     a.shared = shared_;
-    a.grad_scale = read_scalar(grad_scale, 1.0);
-    a.found_inf = read_scalar(found_inf, 0.0);
+    a.grad_scale = read_scalar("grad_scale", grad_scale, 1.0);
+    a.found_inf = read_scalar("found_inf", found_inf, 0.0);
     return a;
   }
 

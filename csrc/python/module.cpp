@@ -6,6 +6,7 @@
 
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
+#include "cuda/launch.h"
 #include "python/cuda_plan.h"
 #include "python/read_step.h"
 #include "python/tensor_list.h"
@@ -86,6 +87,7 @@ PYBIND11_MODULE(_C, m) {
       .def("finish", &CpuPlan::finish);
 #ifdef PRODIGY_FUSED_CUDA
   m.attr("CUDA") = PRODIGY_FUSED_CUDA;
+  m.def("cuda_problem", &cuda::problem, "Why the kernels cannot run on the current CUDA device; empty if they can.");
   bind_cuda_plan(m);
 #else
   m.attr("CUDA") = py::none();

@@ -9,13 +9,19 @@ namespace {
 
 enum State { kM, kV, kS, kX0 };
 
+// How many tensors ahead of the one that is looked at memory is fetched.
+constexpr std::size_t kFetchAhead = 4;
+
+// The very object that a dictionary written in Python has as its key, so that finding it compares no characters.
+py::str interned(const char* key) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(key)); }
+
 // Sets `order` if the tensor is not row-major. Raises ValueError if its elements do not fill one run of memory.
 MemoryOrder memory_order(const TensorView& view) {
   std::vector<int> dims;
-  std::vector<std::int64_t> row_major(view.shape.size());
+  std::vector<std::int64_t> row_major(view.dims);
   std::int64_t expected = 1;
   bool is_row_major = true;
-  for (int k = int(view.shape.size()) - 1; k >= 0; --k) {
+  for (int k = view.dims - 1; k >= 0; --k) {
     row_major[k] = expected;
     if (view.shape[k] == 1) continue;
     is_row_major &= view.strides[k] == expected;
@@ -39,7 +45,8 @@ MemoryOrder memory_order(const TensorView& view) {
 }  // namespace
 
 TensorList::TensorList(const py::list& slots, py::type tensor_class)
-    : reader_(std::move(tensor_class)), keys_{"exp_avg", "exp_avg_sq", "s", "p0"} {
+    : reader_(std::move(tensor_class)),
+      keys_{interned("exp_avg"), interned("exp_avg_sq"), interned("s"), interned("p0")} {
   entries_.resize(slots.size());
   table_.reserve(slots.size());
   for (std::size_t i = 0; i < slots.size(); ++i) table_.push_back(read_slot(slots[i], entries_[i]));
@@ -48,54 +55,66 @@ TensorList::TensorList(const py::list& slots, py::type tensor_class)
 Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
   entry.param = slot.attr("param");
   entry.state = slot.attr("state");
-  const bool readable = reader_.read(entry.param.ptr(), entry.view) && entry.view.device != kOtherDevice;
+  TensorView view;
+  const bool readable = reader_.read(entry.param.ptr(), view) && view.device != kOtherDevice;
   const bool first = table_.empty();
-  if (!readable || (!first && (entry.view.bits != bits_ || entry.view.device != device_))) {
+  if (!readable || (!first && (view.bits != bits_ || view.device != device_))) {
     throw py::value_error("unsupported parameter");
   }
-  bits_ = entry.view.bits;
-  device_ = entry.view.device;
+  bits_ = view.bits;
+  device_ = view.device;
+  entry.data = view.data;
+  entry.layout = view.layout();
+  entry.footprint.add_tensor(entry.param);
+  entry.footprint.add_dict(entry.state);
   Tensor t{};
-  t.x = entry.view.data;
-  t.numel = entry.view.numel();
+  t.x = view.data;
+  t.numel = view.numel();
   t.slice_p = slot.attr("slice_p").cast<std::int64_t>();
   t.group = slot.attr("group").cast<int>();
-  t.order = memory_order(entry.view);
-  for (int which = 0; which < kStates; ++which) entry.addresses[which] = read_state(entry, t, which);
-  t.m = entry.addresses[kM];
-  t.v = entry.addresses[kV];
-  t.s = entry.addresses[kS];
-  t.x0 = entry.addresses[kX0];
+  t.order = memory_order(view);
+  for (int which = 0; which < kStates; ++which) {
+    entry.states[which] = read_state(entry, t, which);
+    if (PyObject* state = find_state(entry, which)) entry.footprint.add_tensor(state);
+  }
+  t.m = entry.states[kM];
+  t.v = entry.states[kV];
+  t.s = entry.states[kS];
+  t.x0 = entry.states[kX0];
   return t;
 }
 
+PyObject* TensorList::find_state(const Entry& entry, int which) const {
+  return PyDict_GetItemWithError(entry.state.ptr(), keys_[which].ptr());
+}
+
 void* TensorList::read_state(const Entry& entry, const Tensor& tensor, int which) {
-  PyObject* object = PyDict_GetItemWithError(entry.state.ptr(), keys_[which].ptr());
+  PyObject* object = find_state(entry, which);
   if (object == nullptr && which == kM) return nullptr;  // beta1 is 0
-  TensorView& view = scratch_;
+  TensorView view;
   if (object == nullptr || !reader_.read(object, view) || view.device != device_ || view.bits != bits_) {
     throw py::value_error("unsupported state");
   }
   const bool packed = tensor.slice_p > 1 && which >= kS;
-  if (which == kX0 && view.shape.empty() && (packed || !entry.view.shape.empty())) return nullptr;
+  if (which == kX0 && view.dims == 0 && (packed || !entry.layout.shape.empty())) return nullptr;
   const std::int64_t samples = (tensor.numel + tensor.slice_p - 1) / tensor.slice_p;
-  const bool fits = packed
-                        ? view.shape.size() == 1 && view.shape[0] == samples && (samples <= 1 || view.strides[0] == 1)
-                        : view.same_layout(entry.view);
+  const bool fits = packed ? view.dims == 1 && view.shape[0] == samples && (samples <= 1 || view.strides[0] == 1)
+                           : view.has(entry.layout);
   if (!fits) throw py::value_error("state of another shape");
   return view.data;
 }
 
 bool TensorList::unchanged() {
   for (std::size_t i = 0; i < entries_.size(); ++i) {
+    if (i + kFetchAhead < entries_.size()) entries_[i + kFetchAhead].footprint.fetch();
     const Entry& entry = entries_[i];
-    TensorView& now = scratch_;
-    const bool same = reader_.read(entry.param.ptr(), now) && now.data == entry.view.data && now.device == device_ &&
-                      now.bits == bits_ && now.same_layout(entry.view);
+    TensorView now;
+    const bool same = reader_.read(entry.param.ptr(), now) && now.data == entry.data && now.device == device_ &&
+                      now.bits == bits_ && now.has(entry.layout);
     if (!same) return false;
     for (int which = 0; which < kStates; ++which) {
       try {
-        if (read_state(entry, table_[i], which) != entry.addresses[which]) return false;
+        if (read_state(entry, table_[i], which) != entry.states[which]) return false;
       } catch (const py::value_error&) {
         return false;
       }
@@ -111,10 +130,11 @@ long TensorList::read_grads(const py::list& grads, std::vector<const void*>& add
     PyObject* grad = PyList_GET_ITEM(grads.ptr(), i);
     addresses[i] = nullptr;
     if (grad == Py_None) continue;
-    const bool fits = reader_.read(grad, scratch_) && scratch_.device == device_ && scratch_.bits == bits_ &&
-                      scratch_.same_layout(entries_[i].view);
+    TensorView view;
+    const bool fits =
+        reader_.read(grad, view) && view.device == device_ && view.bits == bits_ && view.has(entries_[i].layout);
     if (!fits) return long(i);
-    addresses[i] = scratch_.data;
+    addresses[i] = view.data;
   }
   return -1;
 }

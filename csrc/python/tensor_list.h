@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "prodigy/chunk.h"
+#include "python/footprint.h"
 #include "python/tensor_view.h"
 
 namespace prodigy {
@@ -37,11 +38,14 @@ class TensorList {
   // Borrowed: the Python plan keeps its slots, and a reference from here would hide cycles from the garbage collector.
   struct Entry {
     pybind11::handle param, state;
-    TensorView view;
-    std::array<void*, kStates> addresses;
+    void* data;
+    Layout layout;
+    std::array<void*, kStates> states;  // their addresses
+    Footprint footprint;
   };
 
   Tensor read_slot(const pybind11::handle& slot, Entry& entry);
+  PyObject* find_state(const Entry& entry, int which) const;  // null: none
   // The address of a state tensor; null where there is none, or where one number stands for zero everywhere.
   // Raises ValueError if it does not fit its parameter.
   void* read_state(const Entry& entry, const Tensor& tensor, int which);
@@ -50,7 +54,6 @@ class TensorList {
   std::vector<Entry> entries_;
   std::vector<Tensor> table_;
   std::array<pybind11::str, kStates> keys_;
-  TensorView scratch_;
   int bits_ = 0, device_ = kOtherDevice;  // of all tensors
 };
 

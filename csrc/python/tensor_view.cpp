@@ -35,16 +35,16 @@ struct TensorReader::ExchangeApi {
   void* current_work_stream;
 };
 
-bool TensorView::same_layout(const TensorView& other) const {
-  if (shape != other.shape) return false;
-  for (std::size_t i = 0; i < shape.size(); ++i) {
-    if (shape[i] > 1 && strides[i] != other.strides[i]) return false;
+bool TensorView::has(const Layout& layout) const {
+  if (std::size_t(dims) != layout.shape.size()) return false;
+  for (int i = 0; i < dims; ++i) {
+    if (shape[i] != layout.shape[i] || (shape[i] > 1 && strides[i] != layout.strides[i])) return false;
   }
   return true;
 }
 
 std::int64_t TensorView::numel() const {
-  return std::accumulate(shape.begin(), shape.end(), std::int64_t(1), std::multiplies<std::int64_t>());
+  return std::accumulate(shape, shape + dims, std::int64_t(1), std::multiplies<std::int64_t>());
 }
 
 TensorReader::TensorReader(py::type tensor_class) : tensor_class_(std::move(tensor_class)) {
@@ -69,8 +69,9 @@ bool TensorReader::read_exchanged(PyObject* object, TensorView& view) const {
   view.data = static_cast<char*>(t.data) + t.byte_offset;
   view.bits = t.type_code == kFloat && t.type_lanes == 1 ? t.type_bits : 0;
   view.device = t.device_type == kDLCPU ? kCpu : t.device_type == kDLCUDA ? t.device_id : kOtherDevice;
-  view.shape.assign(t.shape, t.shape + t.ndim);
-  view.strides.assign(t.strides, t.strides + t.ndim);
+  view.dims = t.ndim;
+  view.shape = t.shape;
+  view.strides = t.strides;
   return t.data != nullptr || view.numel() == 0;  // null: freed, or a wrapper around other tensors
 }
 
@@ -82,8 +83,11 @@ bool TensorReader::read_methods(PyObject* object, TensorView& view) const {
     view.bits = dtype == "torch.float32" ? 32 : dtype == "torch.float64" ? 64 : 0;
     const bool is_cpu = t.attr("is_cpu").cast<bool>(), is_cuda = t.attr("is_cuda").cast<bool>();
     view.device = is_cpu ? kCpu : is_cuda ? t.attr("get_device")().cast<int>() : kOtherDevice;
-    view.shape = t.attr("shape").cast<std::vector<std::int64_t>>();
-    view.strides = t.attr("stride")().cast<std::vector<std::int64_t>>();
+    scratch_.shape = t.attr("shape").cast<std::vector<std::int64_t>>();
+    scratch_.strides = t.attr("stride")().cast<std::vector<std::int64_t>>();
+    view.dims = int(scratch_.shape.size());
+    view.shape = scratch_.shape.data();
+    view.strides = scratch_.strides.data();
     return view.data != nullptr || view.numel() == 0;
   } catch (const py::error_already_set&) {
     return false;

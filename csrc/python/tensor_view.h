@@ -11,14 +11,21 @@ namespace prodigy {
 
 constexpr int kCpu = -1, kOtherDevice = -2;
 
+// The shape and strides of a tensor, in memory of its own.
+struct Layout {
+  std::vector<std::int64_t> shape, strides;
+};
+
 struct TensorView {
   void* data;
   int bits;    // of a floating-point element; 0: not floating point
   int device;  // a CUDA device's number, or one of these
-  std::vector<std::int64_t> shape, strides;
+  int dims;
+  const std::int64_t *shape, *strides;  // the tensor's own, or the reader's until it reads again
 
   // Whether the element at memory position i is the same element in both; strides of size-1 dimensions mean nothing.
-  bool same_layout(const TensorView& other) const;
+  bool has(const Layout& layout) const;
+  Layout layout() const { return {{shape, shape + dims}, {strides, strides + dims}}; }
   std::int64_t numel() const;
 };
 
@@ -37,6 +44,7 @@ class TensorReader {
 
   pybind11::type tensor_class_;
   const ExchangeApi* api_ = nullptr;
+  mutable Layout scratch_;  // of the tensor that read_methods has read
 };
 
 }  // namespace prodigy

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,7 +31,18 @@ def unsupported(p: Tensor, group: dict[str, Any]) -> str | None:
         return "this PyTorch is built for ROCm, not for CUDA: use fused=False"
     if _C.CUDA is None:
         return "prodigy_fused was built without CUDA: reinstall it with PRODIGY_FUSED_CUDA=1 in the environment"
+    if problem := _problem(p.device):
+        return (
+            f"the kernels of this build ({_C.CUDA}) cannot run on {p.device} ({problem}): update its driver, or "
+            "reinstall prodigy_fused from source with CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=native, or use fused=False"
+        )
     return unfit(p, group)
+
+
+@cache
+def _problem(device: torch.device) -> str:
+    with torch.cuda.device(device):
+        return str(_C.cuda_problem())
 
 
 class CudaPlan(CompiledPlan):
@@ -43,9 +55,8 @@ class CudaPlan(CompiledPlan):
         self.device = self.sums.device
         self._uploads: list[Tensor] = []  # what a captured graph copies anew at every replay
         self._captured = False
+        self._outdated = True  # until an upload has succeeded
         self._spare: Tensor | None = None  # pinned memory for the next capture, which should not allocate it
-        if self._capturing():
-            raise RuntimeError("a step that has tables to set up cannot be captured: take a step before the capture")
         table = torch.empty(self._plan.table_bytes, dtype=torch.uint8, device=self.device)
         self._upload(table, self._plan.write_table)
         self._step_table = torch.empty(0, dtype=torch.uint8, device=self.device)
@@ -58,36 +69,29 @@ class CudaPlan(CompiledPlan):
 
     def update(self, grads: list[Tensor | None], step: Step) -> None:
         with self._guard():
-            changed = self._plan.pack_step(step, [None if lr is None else self._near(lr) for lr in step.lrs])
+            self._outdated |= self._plan.pack_step(step, list(step.lrs))
             # A graph must bring its own gradients' addresses; and once there is one, replays may have done so.
             self._captured |= self._capturing()
-            if changed or self._captured:
+            if self._outdated or self._captured:
                 if self._step_table.numel() != self._plan.step_bytes:
                     self._step_table = self.sums.new_empty(self._plan.step_bytes, dtype=torch.uint8)
                 self._upload(self._step_table, self._plan.write_step)
+                self._outdated = False
             if self._spare is None and not self._capturing():
                 self._spare = self._host_memory(self._plan.step_bytes)
-            row = self._near(step.row)
-            self._plan.update(self._addresses(row=row), *self._amp(step), self._stream())
+            self._plan.update(self._addresses(row=step.row), *self._amp(step), self._stream())
 
     def finish(self, grads: list[Tensor | None], step: Step, last: bool) -> None:
         with self._guard():
-            row, sums = self._near(step.row), self._near(step.sums)
-            self._plan.finish(self._addresses(row=row, sums=sums), *self._amp(step), self._stream(), last)
-            if last and row is not step.row:
-                step.row.copy_(row, non_blocking=row.device.type == step.row.device.type)
+            addresses = self._addresses(row=step.row, sums=step.sums)
+            self._plan.finish(addresses, *self._amp(step), self._stream(), last)
 
     def _addresses(self, **more: Tensor) -> dict[str, int]:
         buffers = {**self._buffers, "step": self._step_table, **more}
         return {name: t.data_ptr() for name, t in buffers.items()}
 
     def _amp(self, step: Step) -> tuple[Any, Any]:
-        scale = step.grad_scale if step.device_scale is None else self._near(step.device_scale)
-        return scale, None if step.found_inf is None else self._near(step.found_inf)
-
-    def _near(self, t: Tensor) -> Tensor:
-        """``t`` on this plan's device; copies are ordered by the streams, not by the host."""
-        return t if t.device == self.device else t.to(self.device, non_blocking=True)
+        return step.grad_scale if step.device_scale is None else step.device_scale, step.found_inf
 
     def _upload(self, to: Tensor, write: Callable[[int], None]) -> None:
         host = self._host_memory(to.numel())

@@ -46,14 +46,14 @@ struct Fiber {
   At at;
   double shuffled[2];  // in turn, so that the next value does not overwrite one that is still to be read
   bool odd;
-  bool voted[2];
+  bool voted[2], odd_vote;
 };
 
 inline std::vector<Fiber> fibers;
 inline ucontext_t scheduler;
 inline std::function<void()> body;
 
-// Waits until every thread of the block is here.
+// Waits until every thread of the block, or of the warp, is here.
 inline void wait(At at) {
   Fiber& self = fibers[threadIdx.x];
   self.at = at;
@@ -71,25 +71,50 @@ inline void start(Fiber& fiber) {
   fiber.context.uc_stack.ss_size = kStack;
   fiber.context.uc_link = &scheduler;
   fiber.at = At::kStart;
-  fiber.odd = false;
+  fiber.odd = fiber.odd_vote = false;
   makecontext(&fiber.context, run_thread, 0);
 }
 
+// Whether all threads from `begin` on are at the same place.
+inline bool together(std::size_t begin, std::size_t count, At at) {
+  const auto first = fibers.begin() + std::ptrdiff_t(begin);
+  return std::all_of(first, first + std::ptrdiff_t(count), [at](const Fiber& f) { return f.at == at; });
+}
+
+// Takes a warp to its next barrier or shuffle. Another warp may be far behind: only barriers hold a block together.
+inline void run_warp(unsigned warp, std::mt19937& draw) {
+  std::vector<unsigned> order(kWarp);
+  std::iota(order.begin(), order.end(), warp * kWarp);
+  std::shuffle(order.begin(), order.end(), draw);
+  for (unsigned thread : order) {
+    threadIdx.x = thread;
+    swapcontext(&scheduler, &fibers[thread].context);
+  }
+  if (together(warp * kWarp, kWarp, fibers[warp * kWarp].at)) return;
+  std::fprintf(stderr, "emulation: the threads of a warp are at different barriers\n");
+  std::abort();
+}
+
 inline void run_block(std::mt19937& draw) {
-  std::vector<unsigned> order(fibers.size());
-  std::iota(order.begin(), order.end(), 0u);
   for (Fiber& fiber : fibers) start(fiber);
-  while (fibers[0].at != At::kEnd) {
-    std::shuffle(order.begin(), order.end(), draw);
-    for (unsigned thread : order) {
-      threadIdx.x = thread;
-      swapcontext(&scheduler, &fibers[thread].context);
+  std::vector<unsigned> ready;
+  while (!together(0, fibers.size(), At::kEnd)) {
+    if (together(0, fibers.size(), At::kBarrier)) {
+      for (Fiber& fiber : fibers) fiber.at = At::kStart;
     }
-    for (const Fiber& fiber : fibers) {
-      if (fiber.at == fibers[0].at) continue;
-      std::fprintf(stderr, "emulation: the threads of a block are at different barriers\n");
+    ready.clear();
+    for (unsigned warp = 0; warp * kWarp < fibers.size(); ++warp) {
+      const At at = fibers[warp * kWarp].at;
+      if (at == At::kStart || at == At::kShuffle) ready.push_back(warp);
+    }
+    if (ready.empty()) {
+      std::fprintf(stderr, "emulation: the warps of a block are at different barriers\n");
       std::abort();
     }
+    const unsigned warp = ready[draw() % ready.size()];
+    do {  // often far ahead of the others
+      run_warp(warp, draw);
+    } while (fibers[warp * kWarp].at == At::kShuffle && draw() % 16 != 0);
   }
 }
 
@@ -116,15 +141,19 @@ inline void __syncthreads() { emulation::wait(emulation::At::kBarrier); }
 inline int __syncthreads_or(int mine) {
   using namespace emulation;
   Fiber& self = fibers[threadIdx.x];
-  self.odd = !self.odd;
-  self.voted[self.odd] = mine != 0;
-  const bool turn = self.odd;
+  self.odd_vote = !self.odd_vote;
+  self.voted[self.odd_vote] = mine != 0;
+  const bool turn = self.odd_vote;
   wait(At::kBarrier);
   return std::any_of(fibers.begin(), fibers.end(), [turn](const Fiber& f) { return f.voted[turn]; });
 }
 
-inline double __shfl_down_sync(unsigned, double mine, int offset) {
+inline double __shfl_down_sync(unsigned mask, double mine, int offset) {
   using namespace emulation;
+  if (mask != ~0u) {  // all lanes come here, see `wait`
+    std::fprintf(stderr, "emulation: a shuffle of all lanes with the mask %x\n", mask);
+    std::abort();
+  }
   Fiber& self = fibers[threadIdx.x];
   self.odd = !self.odd;
   self.shuffled[self.odd] = mine;
