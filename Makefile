@@ -53,6 +53,18 @@ emulation: .venv/stamp ## compile the CUDA kernels for the CPU, for the tests
 demo: build ## train a small GPT with Prodigy; ARGS="..." are passed on
 	$(BIN)/python bench/demo.py $(ARGS)
 
+bench: build .venv/bench ## the optimizers side by side, minutes; ARGS="--quick", ARGS="--csv bench/results/bench.csv"
+	$(BIN)/python bench/run.py $(ARGS)
+
+# The peers by themselves: all they depend on is there, and none may bring another torch.
+.venv/bench: .venv/stamp
+	$(BIN)/python -c "$$EXTRAS" bench > .venv/bench-requirements.txt
+	$(PIP) --no-deps -r .venv/bench-requirements.txt
+	touch $@
+
+figures: build ## write the figures of README.md, the plots and the summary from the rows in bench/results/
+	$(BIN)/python bench/report.py --write
+
 test: build test-asan ## the whole suite but the slow tests, then its coverage; and the compiled module under sanitizers
 	$(PYTEST) -n auto --cov --durations=5 $(ARGS)
 
@@ -81,4 +93,4 @@ format: .venv/stamp ## let ruff and clang-format rewrite the sources
 clean: ## remove .venv and everything that was built
 	rm -rf .venv build dist *.egg-info prodigy_fused/_C.*.so .pytest_cache .mypy_cache .ruff_cache .coverage
 
-.PHONY: help build emulation demo test test-slow test-asan lint format clean
+.PHONY: help build emulation demo bench figures test test-slow test-asan lint format clean
