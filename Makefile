@@ -10,9 +10,9 @@ CPP_FILES = $(shell find csrc tests/emulation -name '*.cpp' -o -name '*.h' -o -n
 # first C++ exception. Python never frees all it allocates, hence no leak check.
 ASAN_ENV = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/asan/lib PRODIGY_FUSED_EMULATION=build/emulation-asan
-# Where memory is walked in new ways; the long runs and the words of messages are left to the other leg.
-ASAN_FILES = $(addprefix tests/test_,bad_input.py edges.py emulation.py fuzz.py groups.py memory.py robust.py selection.py shapes.py)
-ASAN_TESTS ?= $(ASAN_FILES) -k "cpu or emulated or emulation"
+# All that the emulated kernels run in; of the CPU's, the tests in which memory is walked in new ways.
+ASAN_CPU = edges or fuzz or groups or memory or robust or selection or shapes
+ASAN_TESTS ?= -k "emulated or emulation or (cpu and ($(ASAN_CPU)))"
 
 # Lists what the named extras ask for: the package itself is installed after them, with the build tools among them.
 define EXTRAS
