@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import backends, state
+from .low_precision import mode_of
 from .step import Plan, Slot
 from .tensors import check_gradient, check_parameter
 
@@ -63,11 +64,12 @@ class Plans:
         for index, name in chosen.items():
             p, group = self.params[index], groups[owner[index]]
             if index in followed:
+                states[p].pop("delta", None)  # the option may have changed
                 states[p].update(followed[index])
             else:
                 states[p] = state.create(p, group, self.sharded)
             key = (name, str(p.device), str(p.dtype), str(state.state_dtype(p, group)))
-            slot = Slot(index, p, states[p], owner[index], group["slice_p"])
+            slot = Slot(index, p, states[p], owner[index], group["slice_p"], mode_of(p, group))
             buckets.setdefault(key, []).append(slot)
         self.planned = [self.params[index] for index in chosen]
         self.planned_states = [states[p] for p in self.planned]

@@ -45,8 +45,11 @@ class Prodigy(Optimizer):
         maximize: maximize the objective.
         capturable: for use in a CUDA graph: take a step before the capture, and make ``lr`` a tensor on the device
             if it is to change between replays. Of no effect on the CPU.
-        state_dtype: float32: the state of bfloat16 and float16 parameters is float32; None: it has the parameter's
-            dtype, as the reference's. The state of a float64 parameter is always float64.
+        state_dtype: dtype of exp_avg, exp_avg_sq and s: float32, bfloat16, or None for the parameter's, as the
+            reference has it. The state of a float64 parameter is always float64.
+        low_precision: how bfloat16 and float16 parameters are rounded: "stochastic", "displacement" (as accurate as
+            float32 master weights; needs a float32 tensor more, and slice_p=1) or "nearest" (the reference's way: most
+            never move). None: "stochastic" for bfloat16, "displacement" for float16, or "stochastic" with slice_p > 1.
         backend: the name of a backend, for tests and benchmarks; never falls back.
 
     Raises:
@@ -92,6 +95,7 @@ class Prodigy(Optimizer):
         maximize: bool = False,
         capturable: bool = False,
         state_dtype: torch.dtype | None = torch.float32,
+        low_precision: str | None = None,
         backend: str | None = None,
     ) -> None:
         defaults = {k: v for k, v in locals().items() if k not in ("self", "params", "__class__")}

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-PARAMETER_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+HALVES = (torch.bfloat16, torch.float16)
+PARAMETER_DTYPES = (torch.float32, torch.float64, *HALVES)
 
 
 def describe(index: int, tensor: Tensor) -> str:
@@ -77,13 +78,13 @@ def check_gradient(index: int, p: Tensor, grad: Tensor) -> None:
     """Raises if ``grad`` is not a gradient of ``p``.
 
     Raises:
-        ValueError: sparse, or of another shape, dtype or device.
+        ValueError: sparse, of another shape or device, or neither of its dtype nor, for 16-bit parameters, float32.
     """
     what = f"the gradient of {describe(index, p)}"
     if grad.layout != torch.strided:
         raise ValueError(f"{what} is sparse ({grad.layout}): use a layer with sparse=False, or grad.to_dense()")
     for name in ("shape", "dtype", "device"):
         got, wanted = getattr(grad, name), getattr(p, name)
-        if got != wanted:
+        if got != wanted and not (got == torch.float32 and wanted in HALVES):
             raise ValueError(f"{what} has {name} {got}, the parameter {wanted}")
     _check_memory(what, grad)

@@ -29,25 +29,24 @@ class CpuPlan {
  public:
   CpuPlan(const py::list& slots, const py::type& tensor_class) : list_(slots, tensor_class) {
     if (list_.device() != kCpu) throw py::value_error("the tensors are not on the CPU");
-    if (list_.bits() == 32) {
-      plan_.emplace<cpu::Plan<float>>(list_.table());
-    } else if (list_.bits() == 64) {
+    if (list_.type() == Type::kOther) throw py::value_error("unsupported dtype");
+    if (list_.type() == Type::kFloat64) {
       plan_.emplace<cpu::Plan<double>>(list_.table());
     } else {
-      throw py::value_error("unsupported dtype");
+      plan_.emplace<cpu::Plan<float>>(list_.table());
     }
   }
 
   bool unchanged() { return list_.unchanged(); }
 
-  long read_grads(const py::list& grads) { return list_.read_grads(grads, addresses_); }
+  long read_grads(const py::list& grads) { return list_.read_grads(grads, grads_); }
 
   void update(const py::object& step, int threads, std::uintptr_t row, std::uintptr_t sums) {
     const auto input = read_step(step, threads);
     py::gil_scoped_release release;
     std::visit(
         [&](auto& plan) {
-          for (std::size_t i = 0; i < addresses_.size(); ++i) plan.set_grad(i, addresses_[i]);
+          for (std::size_t i = 0; i < grads_.size(); ++i) plan.set_grad(i, grads_[i]);
           *at<Sums<double>>(sums) = plan.update(input, *at<Estimate>(row));
         },
         plan_);
@@ -66,7 +65,7 @@ class CpuPlan {
 
  private:
   TensorList list_;
-  std::vector<const void*> addresses_;
+  std::vector<Gradient> grads_;
   std::variant<cpu::Plan<float>, cpu::Plan<double>> plan_{cpu::Plan<float>({})};
 };
 

@@ -7,13 +7,15 @@
 #include <cstdint>
 #include <vector>
 
+#include "prodigy/storage.h"
+
 namespace prodigy {
 
 constexpr int kCpu = -1, kOtherDevice = -2;
 
 struct TensorView {
   void* data;
-  int bits;    // of a floating-point element; 0: not floating point
+  Type type;
   int device;  // a CUDA device's number, or one of these
   std::vector<std::int64_t> shape, strides;
 
