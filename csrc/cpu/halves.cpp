@@ -15,7 +15,7 @@ PRODIGY_INLINE void each(int n, Visit visit) {
 
 template <Type kType>
 PRODIGY_INLINE void displaced(std::uint16_t x, float x0, float& delta, float& wide) {
-  delta = displacement<kType>(x, x0, delta);
+  delta = displacement<kType>(widen<kType>(x), x0, delta);
   wide = x0 + delta;
 }
 

@@ -13,8 +13,8 @@ namespace prodigy {
 
 enum class Type : std::int32_t { kOther, kFloat32, kFloat64, kBFloat16, kFloat16 };
 
-constexpr int size_of(Type type) { return type == Type::kFloat64 ? 8 : type == Type::kFloat32 ? 4 : 2; }
-constexpr bool is_half(Type type) { return type == Type::kBFloat16 || type == Type::kFloat16; }
+PRODIGY_INLINE constexpr int size_of(Type type) { return type == Type::kFloat64 ? 8 : type == Type::kFloat32 ? 4 : 2; }
+PRODIGY_INLINE constexpr bool is_half(Type type) { return type == Type::kBFloat16 || type == Type::kFloat16; }
 
 template <class To, class From>
 PRODIGY_INLINE To bits_as(From from) {
@@ -112,9 +112,8 @@ PRODIGY_INLINE std::uint16_t stochastic(float value, std::uint32_t random) {
 
 // The displacement of an x that is stored rounded: `delta`, unless somebody else has written x since.
 template <Type kType>
-PRODIGY_INLINE float displacement(std::uint16_t x, float x0, float delta) {
-  const float now = widen<kType>(x);
-  return widen<kType>(nearest<kType>(x0 + delta)) == now ? delta : now - x0;
+PRODIGY_INLINE float displacement(float x, float x0, float delta) {
+  return widen<kType>(nearest<kType>(x0 + delta)) == x ? delta : x - x0;
 }
 
 }  // namespace prodigy

@@ -9,12 +9,13 @@
 
 namespace prodigy::cuda {
 
-int resident_blocks(Kernel, int) { return 1 << 20; }
+int resident_blocks(Kernel, Number) { return 1 << 20; }
 
-void launch(Kernel kernel, int bits, int blocks, const Arguments& arguments, void*) {
+void launch(Kernel kernel, Number number, int blocks, const Arguments& arguments, void*) {
   const bool update = kernel == Kernel::kUpdate;
-  const auto function = bits == 32 ? (update ? update_kernel<float> : finish_kernel<float>)
-                                   : (update ? update_kernel<double> : finish_kernel<double>);
+  auto function = update ? update_kernel<float, false> : finish_kernel<float, false>;
+  if (number == Number::kFloat64) function = update ? update_kernel<double, false> : finish_kernel<double, false>;
+  if (number == Number::kMixed) function = update ? update_kernel<float, true> : finish_kernel<float, true>;
   emulation::run(function, unsigned(std::min(blocks, emulation::resident)), kBlockSize, arguments);
 }
 
