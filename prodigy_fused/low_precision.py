@@ -31,19 +31,21 @@ of the bits as it needs from the top.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .tensors import HALVES, is_dense
+from .tensors import HALVES, describe, is_dense, sampled
 
 if TYPE_CHECKING:
     from .step import Slot
 
 MODES = ("stochastic", "displacement", "nearest")
 SEED = 0x9E3779B9
-STEP, CORRECTION = 0, 1  # streams
+PATIENCE = 10  # steps after which rounding to nearest is looked at
 _WORD = 0xFFFFFFFF
 
 
@@ -68,14 +70,14 @@ def _mix(h: Any) -> Any:
     return h ^ h >> 16
 
 
-def random_bits(p: Tensor, step: Any, tensor: int, stream: int = STEP) -> Tensor:
+def random_bits(p: Tensor, step: Any, tensor: int, stream: int = 0) -> Tensor:
     """The random bits of every element of ``p``, see Note [Random bits].
 
     Args:
         p: gives shape, strides and device.
         step: ``k``, a number or a 0-dim tensor.
         tensor: the parameter's index.
-        stream: ``STEP`` or ``CORRECTION``.
+        stream: 0 for a step, 1 for a correction.
 
     Returns:
         int64, 0 to 2**32 - 1, of the shape of ``p``.
@@ -89,7 +91,8 @@ def random_bits(p: Tensor, step: Any, tensor: int, stream: int = STEP) -> Tensor
     h = (element ^ a) & _WORD
     h = (h ^ h >> 16) * 0x7FEB352D & _WORD
     h = ((h ^ h >> 15) + b) * 0x846CA68B & _WORD
-    return h ^ h >> 16
+    bits: Tensor = h ^ h >> 16
+    return bits
 
 
 def exchanged(bits: Tensor) -> Tensor:
@@ -129,7 +132,8 @@ def position(slot: Slot) -> Tensor:
     p = slot.param.detach()
     if slot.low_precision != "displacement":
         return p.to(arithmetic(p))
-    x0, delta = slot.state["p0"].float(), slot.state["delta"]
+    x0: Tensor = slot.state["p0"].float()
+    delta: Tensor = slot.state["delta"]
     delta.copy_(torch.where((x0 + delta).to(p.dtype) == p, delta, p.float() - x0))
     return x0 + delta
 
@@ -155,3 +159,24 @@ def keep(slot: Slot, key: str, value: Tensor, k: Any) -> None:
     if key == "exp_avg_sq" and stored.dtype in HALVES:
         value = stochastic(value, stored.dtype, exchanged(random_bits(slot.param, k, slot.index)))
     stored.copy_(value)
+
+
+def warn_if_stuck(slots: Iterable[Slot]) -> None:
+    """Warns of parameters that rounding to nearest has kept at their start, although they had gradients.
+
+    Waits for the device, once.
+    """
+    watched = [slot for slot in slots if slot.low_precision == "nearest" and slot.param.numel() > 0]
+    flags = [
+        (sampled(slot.param.detach(), slot.slice_p) == slot.state["p0"]).all() & slot.state["exp_avg_sq"].any()
+        for slot in watched
+    ]
+    stuck = torch.stack([flag.to(flags[0].device) for flag in flags]).tolist() if flags else []
+    where = [describe(slot.index, slot.param) for slot, flag in zip(watched, stuck, strict=True) if flag]
+    if where:
+        more = f" and {len(where) - 1} more" if len(where) > 1 else ""
+        warnings.warn(
+            f"{where[0]}{more}: not an element has moved in {PATIENCE} steps, although the gradients are not zero: "
+            'low_precision="nearest" rounds each step away. Use "stochastic" or "displacement"',
+            stacklevel=2,
+        )

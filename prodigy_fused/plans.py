@@ -60,6 +60,7 @@ class Plans:
             if states.get(p)
         }
         # Nothing below can fail for a reason that lies in a tensor.
+        self.slots: list[Slot] = []
         buckets: dict[Any, list[Slot]] = {}
         for index, name in chosen.items():
             p, group = self.params[index], groups[owner[index]]
@@ -70,6 +71,7 @@ class Plans:
                 states[p] = state.create(p, group, self.sharded)
             key = (name, str(p.device), str(p.dtype), str(state.state_dtype(p, group)))
             slot = Slot(index, p, states[p], owner[index], group["slice_p"], mode_of(p, group))
+            self.slots.append(slot)
             buckets.setdefault(key, []).append(slot)
         self.planned = [self.params[index] for index in chosen]
         self.planned_states = [states[p] for p in self.planned]

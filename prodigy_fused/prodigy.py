@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from . import backends, checkpoint, hyper
 from .estimate import FIELDS, Estimate, advance, changes, initial
+from .low_precision import PATIENCE, warn_if_stuck
 from .plans import Plans, parameters
 from .step import Step
 from .tensors import check_parameter, describe
@@ -72,6 +73,7 @@ class Prodigy(Optimizer):
     _layouts: list[Any] | None = None
     _shared: hyper.Shared
     _stepping = False
+    _watched = 0  # steps
 
     def __init__(
         self,
@@ -207,6 +209,14 @@ class Prodigy(Optimizer):
         if not work:  # a rank without gradients follows the others
             step.row.copy_(advance(step.row, step.sums, step.shared))
         self._estimate.publish(groups)
+        self._watch(plans)
+
+    def _watch(self, plans: Plans) -> None:
+        # Not in every step, and never in a capture: it waits for the device.
+        if self._watched < PATIENCE and not (plans.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+            self._watched += 1
+            if self._watched == PATIENCE:
+                warn_if_stuck(plans.slots)
 
     def _take_scalars(self, step: Step, on_device: bool) -> bool:
         """Gives ``step`` what may be on the device, read or, if ``on_device``, as it is; False: skip the step."""

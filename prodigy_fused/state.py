@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .low_precision import mode_of
-from .tensors import describe, is_dense, same_layout
+from .tensors import describe, is_dense, same_layout, sampled
 
 State = dict[str, Any]
 # May be missing where an option has changed; zero then. (A step makes delta fit x and x0.)
@@ -34,11 +34,6 @@ def state_dtype(p: Tensor, group: dict[str, Any]) -> torch.dtype:
     """The dtype of exp_avg, exp_avg_sq and s: the asked one, or the parameter's; float64 for float64 parameters."""
     asked: torch.dtype | None = group["state_dtype"]
     return p.dtype if asked is None or p.dtype == torch.float64 else asked
-
-
-def sampled(t: Tensor, slice_p: int) -> Tensor:
-    """The elements of ``t`` that take part in the estimate: ``t`` itself, or a row-major sample of it."""
-    return t if slice_p == 1 else t.flatten()[::slice_p]
 
 
 def _zeros(p: Tensor, dtype: torch.dtype) -> Tensor:

@@ -44,6 +44,11 @@ def same_layout(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and (a.numel() == 0 or all(s == t for s, t, size in pairs if size > 1))
 
 
+def sampled(t: Tensor, slice_p: int) -> Tensor:
+    """The elements of ``t`` that take part in the estimate: ``t`` itself, or a row-major sample of it."""
+    return t if slice_p == 1 else t.flatten()[::slice_p]
+
+
 def check_parameter(index: int, p: Tensor) -> None:
     """Raises if ``p`` cannot be optimized.
 

@@ -29,6 +29,7 @@ class Backend:
     device: str = "cpu"
     one_pass: bool = False  # x is final after `update` unless d moved; nothing of parameter size is allocated
     dense_only: bool = False  # refuses tensors with gaps or more than 8 dimensions
+    low_precision: bool = True  # takes 16-bit parameters and state
     small: bool = False  # too slow for more than a few steps and elements (an interpreter)
 
     def __str__(self) -> str:
@@ -46,7 +47,13 @@ TRAITS = {
     "cpu": {"one_pass": True, "dense_only": True},
     "cuda": {"device": "cuda", "one_pass": True, "dense_only": True},
     "emulated": {"one_pass": True, "dense_only": True, "small": True},
-    "triton": {"device": "cuda" if GPU else "cpu", "one_pass": True, "dense_only": True, "small": not GPU},
+    "triton": {
+        "device": "cuda" if GPU else "cpu",
+        "one_pass": True,
+        "dense_only": True,
+        "low_precision": False,
+        "small": not GPU,
+    },
 }
 BACKENDS = [Backend(name, **TRAITS.get(name, {})) for name in backends.NAMES]
 # A backend that must be there (in CI: all that the machine can run) fails where it would be skipped.

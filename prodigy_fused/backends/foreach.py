@@ -16,8 +16,8 @@ from torch import Tensor
 from ..estimate import FIELDS, advance, stable_sum
 from ..hyper import Hyper, bias_correction
 from ..low_precision import arithmetic, keep, move, position
-from ..state import sampled
 from ..step import ReadsSlots, Slot, Step
+from ..tensors import sampled
 
 # Temporaries of one run hold at most this many elements (a single larger tensor is a run of its own), so that peak
 # memory does not grow with the model.
@@ -59,7 +59,7 @@ class Run:
         return [sampled(t, slot.slice_p) for t, slot in zip(tensors, self.slots, strict=True)]
 
     def gradients(self, grad_scale: float) -> list[Tensor]:
-        """``g``, new tensors in the arithmetic's precision: unscaled, of the minimised objective, coupled decay added."""
+        """``g``, new tensors in the arithmetic's dtype: unscaled, of the minimised objective, coupled decay added."""
         sign = -1.0 if self.h.maximize else 1.0
         wide = [g.to(arithmetic(slot.param)) for slot, g in zip(self.slots, self.grads, strict=True)]
         gs = torch._foreach_mul(wide, sign / grad_scale)

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..estimate import FIELDS, advance, stable_sum
 from ..hyper import Hyper, bias_correction
 from ..low_precision import arithmetic, keep, move, position
-from ..state import sampled
 from ..step import ReadsSlots, Slot, Step
+from ..tensors import sampled
 
 
 def unsupported(p: Tensor, group: dict[str, Any]) -> str | None:
@@ -79,8 +79,10 @@ def _distance(slot: Slot) -> Tensor:
     """``x0 - x`` at the sampled positions."""
     x = position(slot)
     if slot.low_precision == "displacement":
-        return -slot.state["delta"]
-    return slot.state["p0"].to(x.dtype) - sampled(x, slot.slice_p)
+        delta: Tensor = slot.state["delta"]
+        return -delta
+    x0: Tensor = slot.state["p0"].to(x.dtype)
+    return x0 - sampled(x, slot.slice_p)
 
 
 def _total(terms: list[float]) -> float:
