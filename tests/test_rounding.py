@@ -83,7 +83,7 @@ def test_random_bits():
     drawn = [random_bits(p, *key) for key in keys]
     drawn.append(exchanged(drawn[0]))
     for bits in drawn:
-        assert 0 <= bits.min() and bits.max() < 1 << 32
+        assert bits.min() >= 0 and bits.max() < 1 << 32
         assert abs(bits.double().mean() / 2**32 - 0.5) < 5 * math.sqrt(1 / 12 / p.numel())
         each_bit = torch.stack([bits >> i & 1 for i in range(32)]).double()
         assert (each_bit.mean(1) - 0.5).abs().max() < 5 * 0.5 / 512
