@@ -14,7 +14,8 @@ namespace prodigy::cpu {
 // Elements of a block; also those whose sums float32 has to hold.
 constexpr int kBlock = 1024;
 
-// The arrays of one block; null where there is none. With slice_p > 1, samples are read by `load_sample` instead.
+// The arrays of one block; null where there is none. With slice_p > 1, s and x0 hold its samples; null, if these are
+// not in the order of memory.
 template <class T>
 struct Arrays {
   T* __restrict x;
@@ -24,15 +25,14 @@ struct Arrays {
   T* __restrict delta;
 };
 
-// Where copies are kept. float64 is never copied.
+// Where copies are kept, in the first-level cache. float64 is never copied.
 template <class T>
 struct Scratch {
   static constexpr int kSize = std::is_same_v<T, float> ? kBlock : 1;
-  alignas(64) T x[kSize], grad[kSize], m[kSize], v[kSize], s[kSize], x0[kSize];
+  T x[kSize], grad[kSize], m[kSize], v[kSize], s[kSize], x0[kSize];
 };
 
-// -- to and from tensors
-// -----------------------------------------------------------------------------------------------
+// -- to and from tensors ----------------------------------------------------------------------------------------------
 
 PRODIGY_INLINE std::uint16_t* halves(const void* array, std::int64_t begin) {
   return const_cast<std::uint16_t*>(static_cast<const std::uint16_t*>(array)) + begin;
@@ -50,6 +50,15 @@ PRODIGY_INLINE T* open(Type type, const void* array, std::int64_t begin, int n, 
   }
   return const_cast<T*>(static_cast<const T*>(array)) + begin;
 }
+
+// The samples of a row-major block: which, and how many.
+struct Samples {
+  std::int64_t first;
+  int count;
+
+  PRODIGY_INLINE Samples(const Tensor& t, std::int64_t begin, int n)
+      : first((begin + t.slice_p - 1) / t.slice_p), count(int((begin + n - 1) / t.slice_p + 1 - first)) {}
+};
 
 // x, and what it is made of where that is a displacement.
 template <class T>
@@ -79,8 +88,7 @@ PRODIGY_INLINE void close_position(const Tensor& t, std::int64_t begin, int n, c
   }
 }
 
-// -- the two phases
-// ----------------------------------------------------------------------------------------------------
+// -- the two phases ---------------------------------------------------------------------------------------------------
 
 template <class T>
 PRODIGY_INLINE Arrays<T> open_update(const Tensor& t, std::int64_t begin, int n, bool momentum, Scratch<T>& scratch) {
@@ -89,9 +97,10 @@ PRODIGY_INLINE Arrays<T> open_update(const Tensor& t, std::int64_t begin, int n,
   a.grad = open(t.grad.type, t.grad.at, begin, n, scratch.grad);
   a.v = open(t.state_type, t.v, begin, n, scratch.v);
   if (momentum) a.m = open(t.state_type, t.m, begin, n, scratch.m);
-  if (t.slice_p > 1) return a;
-  a.s = open(t.state_type, t.s, begin, n, scratch.s);
-  if (t.delta == nullptr) a.x0 = open(t.type, t.x0, begin, n, scratch.x0);
+  if (t.slice_p > 1 && t.order.dims > 0) return a;
+  const Samples samples(t, begin, n);
+  a.s = open(t.state_type, t.s, samples.first, samples.count, scratch.s);
+  if (t.delta == nullptr) a.x0 = open(t.type, t.x0, samples.first, samples.count, scratch.x0);
   return a;
 }
 
@@ -102,7 +111,8 @@ PRODIGY_INLINE void close_update(const Tensor& t, std::int64_t begin, int n, con
     const RandomBits random(c.k, t.index, kStepStream, begin);
     exchanged_stochastic_run(t.state_type, a.v, n, halves(t.v, begin), random, std::uint32_t(begin));
     if (c.momentum) nearest_run(t.state_type, a.m, n, halves(t.m, begin));
-    if (a.s != nullptr) nearest_run(t.state_type, a.s, n, halves(t.s, begin));
+    const Samples samples(t, begin, n);
+    if (a.s != nullptr) nearest_run(t.state_type, a.s, samples.count, halves(t.s, samples.first));
   }
   if (c.momentum && is_half(t.type)) close_position(t, begin, n, a, c.k, kStepStream);
 }
@@ -131,10 +141,9 @@ PRODIGY_INLINE Arrays<T> open_finish(const Tensor& t, std::int64_t begin, int n,
   return a;
 }
 
-// -- samples
-// -----------------------------------------------------------------------------------------------------------
+// -- samples ----------------------------------------------------------------------------------------------------------
 
-// Element j of the samples of slice_p > 1.
+// Element j of samples that are not in the order of memory.
 template <class T>
 PRODIGY_INLINE T load_sample(Type type, const void* array, std::int64_t j) {
   if constexpr (std::is_same_v<T, float>) {

@@ -63,17 +63,22 @@ PRODIGY_INLINE Sums<T> sample_element(const Arrays<T>& a, int i, const Coefficie
   } else {
     distance = (kDistance == Distance::kZeroStart ? T(0) : a.x0[i]) - a.x[i];
   }
-  return sample(gradient_at(a, i, c), distance, a.s[i], c);
+  T s = a.s[i];
+  const Sums<T> sums = sample(gradient_at(a, i, c), distance, s, c);
+  a.s[i] = s;
+  return sums;
 }
 
 template <class T, bool kMomentum, Distance kDistance>
 PRODIGY_INLINE void update_element(const Arrays<T>& a, int i, const Coefficients<T>& c) {
   T m = kMomentum ? a.m[i] : T(0);
-  moments(gradient_at(a, i, c), m, a.v[i], c);
+  T v = a.v[i];
+  moments(gradient_at(a, i, c), m, v, c);
+  a.v[i] = v;
   if (!kMomentum) return;
   a.m[i] = m;
-  T& at = kDistance == Distance::kDelta ? a.delta[i] : a.x[i];
-  at = step(at, a.x[i], m, a.v[i], c);
+  T* at = kDistance == Distance::kDelta ? a.delta : a.x;
+  at[i] = step(at[i], a.x[i], m, v, c);
 }
 
 // slice_p == 1: one loop does everything.
@@ -94,10 +99,9 @@ PRODIGY_INLINE Sums<double> update_whole(const Arrays<T>& a, int n, const Coeffi
   return sums.total();
 }
 
-// The element at position i of the block, whose sample is at position j.
+// The element at position i of the block, whose sample is at position j, in another order than row-major.
 template <class T>
-PRODIGY_INLINE Sums<T> sample_apart(const Arrays<T>& a, const Tensor& t, int i, std::int64_t j,
-                                    const Coefficients<T>& c) {
+PRODIGY_INLINE Sums<T> sample_apart(const Arrays<T>& a, const Tensor& t, int i, int64_t j, const Coefficients<T>& c) {
   T s = load_sample<T>(t.state_type, t.s, j);
   const T x0 = t.x0 ? load_sample<T>(t.type, t.x0, j) : T(0);
   const Sums<T> sums = sample(gradient_at(a, i, c), x0 - a.x[i], s, c);
@@ -110,15 +114,17 @@ template <class T, bool kMomentum>
 PRODIGY_INLINE Sums<double> update_sampled(const Arrays<T>& a, const Tensor& t, int64_t begin, int n,
                                            const Coefficients<T>& c) {
   LaneSums<T> sums;
-  const int64_t p = t.slice_p;
-  if (t.order.dims == 0) {
-    for (int64_t j = (begin + p - 1) / p; j * p < begin + n; ++j) {
-      sums.add(int(j % kLanes), sample_apart(a, t, int(j * p - begin), j, c));
+  if (a.s != nullptr) {
+    const Samples samples(t, begin, n);
+    for (int j = 0; j < samples.count; ++j) {
+      const int i = int((samples.first + j) * t.slice_p - begin);
+      const T x0 = a.x0 ? a.x0[j] : T(0);
+      sums.add(j % kLanes, sample(gradient_at(a, i, c), x0 - a.x[i], a.s[j], c));
     }
   } else {
     for (int i = 0; i < n; ++i) {
       const int64_t position = row_major(t.order, begin + i);
-      if (position % p == 0) sums.add(i % kLanes, sample_apart(a, t, i, position / p, c));
+      if (position % t.slice_p == 0) sums.add(i % kLanes, sample_apart(a, t, i, position / t.slice_p, c));
     }
   }
   PRODIGY_VECTORIZE
@@ -126,35 +132,15 @@ PRODIGY_INLINE Sums<double> update_sampled(const Arrays<T>& a, const Tensor& t, 
   return sums.total();
 }
 
-template <class T, bool kMomentum, Distance kDistance>
-PRODIGY_INLINE Sums<double> update_blocks(const Tensor& t, const Chunk& chunk, const Coefficients<T>& c) {
-  Scratch<T> scratch;
-  Sums<double> sums{0.0, 0.0};
-  for (int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
-    const int n = int(std::min<int64_t>(kBlock, chunk.end - begin));
-    const Arrays<T> a = open_update(t, begin, n, kMomentum, scratch);
-    Sums<double> part;
-    if constexpr (kDistance == Distance::kStart) {
-      part = t.slice_p == 1 ? update_whole<T, kMomentum, kDistance>(a, n, c)
-                            : update_sampled<T, kMomentum>(a, t, begin, n, c);
-    } else {
-      part = update_whole<T, kMomentum, kDistance>(a, n, c);
-    }
-    close_update(t, begin, n, c, a);
-    sums.dot += part.dot;
-    sums.norm += part.norm;
-  }
-  return sums;
-}
-
 template <class T, bool kMomentum>
-PRODIGY_INLINE Sums<double> update_any(const Tensor& t, const Chunk& chunk, const Coefficients<T>& c) {
+PRODIGY_INLINE Sums<double> update_any(const Arrays<T>& a, const Tensor& t, int64_t begin, int n,
+                                       const Coefficients<T>& c) {
+  if (t.slice_p > 1) return update_sampled<T, kMomentum>(a, t, begin, n, c);
   if constexpr (std::is_same_v<T, float>) {
-    if (t.delta) return update_blocks<T, kMomentum, Distance::kDelta>(t, chunk, c);
+    if (a.delta) return update_whole<T, kMomentum, Distance::kDelta>(a, n, c);
   }
-  // Samples look for themselves whether there is an x0.
-  if (t.x0 || t.slice_p > 1) return update_blocks<T, kMomentum, Distance::kStart>(t, chunk, c);
-  return update_blocks<T, kMomentum, Distance::kZeroStart>(t, chunk, c);
+  return a.x0 ? update_whole<T, kMomentum, Distance::kStart>(a, n, c)
+              : update_whole<T, kMomentum, Distance::kZeroStart>(a, n, c);
 }
 
 // at = rule(i, at, origin) for all positions of a block, see Note [Position].
@@ -170,8 +156,7 @@ PRODIGY_INLINE void each_position(const Arrays<T>& a, int n, Rule rule) {
 }
 
 template <class T>
-PRODIGY_INLINE void finish_block(const Arrays<T>& a, int n, const Coefficients<T>& c, T old_d_eps, T d_new,
-                                 Finish how) {
+PRODIGY_INLINE void finish_any(const Arrays<T>& a, int n, const Coefficients<T>& c, T old_d_eps, T d_new, Finish how) {
   if (how == Finish::kCorrect) {
     each_position(a, n, [&](int i, T at, T) { return correct(at, a.m[i], a.v[i], old_d_eps, c); });
   } else if (how == Finish::kUndo) {
@@ -185,16 +170,25 @@ PRODIGY_INLINE void finish_block(const Arrays<T>& a, int n, const Coefficients<T
   }
 }
 
-template <class T>
-PRODIGY_INLINE void finish_any(const Tensor& t, const Chunk& chunk, const Coefficients<T>& c, T old_d_eps, T d_new,
-                               Finish how) {
-  Scratch<T> scratch;
-  for (int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
-    const int n = int(std::min<int64_t>(kBlock, chunk.end - begin));
-    const Arrays<T> a = open_finish(t, begin, n, c.momentum, scratch);
-    finish_block(a, n, c, old_d_eps, d_new, how);
-    close_finish(t, begin, n, c, a, how);
-  }
+// Not templates, which cannot have clones; by value, so that the compiler knows the addresses to be nobody else's.
+PRODIGY_CLONES Sums<double> update_block(Arrays<float> a, const Tensor& t, int64_t begin, int n,
+                                         const Coefficients<float>& c) {
+  return c.momentum ? update_any<float, true>(a, t, begin, n, c) : update_any<float, false>(a, t, begin, n, c);
+}
+
+PRODIGY_CLONES Sums<double> update_block(Arrays<double> a, const Tensor& t, int64_t begin, int n,
+                                         const Coefficients<double>& c) {
+  return c.momentum ? update_any<double, true>(a, t, begin, n, c) : update_any<double, false>(a, t, begin, n, c);
+}
+
+PRODIGY_CLONES void finish_block(Arrays<float> a, int n, const Coefficients<float>& c, float old_d_eps, float d_new,
+                                 Finish how) {
+  finish_any(a, n, c, old_d_eps, d_new, how);
+}
+
+PRODIGY_CLONES void finish_block(Arrays<double> a, int n, const Coefficients<double>& c, double old_d_eps, double d_new,
+                                 Finish how) {
+  finish_any(a, n, c, old_d_eps, d_new, how);
 }
 
 }  // namespace
@@ -207,26 +201,35 @@ const char* instruction_set() {
   return "baseline";
 }
 
-template <>
-PRODIGY_CLONES Sums<double> update_chunk(const Tensor& t, const Chunk& chunk, const Coefficients<float>& c) {
-  return c.momentum ? update_any<float, true>(t, chunk, c) : update_any<float, false>(t, chunk, c);
+template <class T>
+Sums<double> update_chunk(const Tensor& t, const Chunk& chunk, const Coefficients<T>& c) {
+  Scratch<T> scratch;
+  Sums<double> sums{0.0, 0.0};
+  for (int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
+    const int n = int(std::min<int64_t>(kBlock, chunk.end - begin));
+    const Arrays<T> a = open_update(t, begin, n, c.momentum, scratch);
+    const Sums<double> part = update_block(a, t, begin, n, c);
+    close_update(t, begin, n, c, a);
+    sums.dot += part.dot;
+    sums.norm += part.norm;
+  }
+  return sums;
 }
 
-template <>
-PRODIGY_CLONES Sums<double> update_chunk(const Tensor& t, const Chunk& chunk, const Coefficients<double>& c) {
-  return c.momentum ? update_any<double, true>(t, chunk, c) : update_any<double, false>(t, chunk, c);
+template <class T>
+void finish_chunk(const Tensor& t, const Chunk& chunk, const Coefficients<T>& c, T old_d_eps, T d_new, Finish how) {
+  Scratch<T> scratch;
+  for (int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
+    const int n = int(std::min<int64_t>(kBlock, chunk.end - begin));
+    const Arrays<T> a = open_finish(t, begin, n, c.momentum, scratch);
+    finish_block(a, n, c, old_d_eps, d_new, how);
+    close_finish(t, begin, n, c, a, how);
+  }
 }
 
-template <>
-PRODIGY_CLONES void finish_chunk(const Tensor& t, const Chunk& chunk, const Coefficients<float>& c, float old_d_eps,
-                                 float d_new, Finish how) {
-  finish_any(t, chunk, c, old_d_eps, d_new, how);
-}
-
-template <>
-PRODIGY_CLONES void finish_chunk(const Tensor& t, const Chunk& chunk, const Coefficients<double>& c, double old_d_eps,
-                                 double d_new, Finish how) {
-  finish_any(t, chunk, c, old_d_eps, d_new, how);
-}
+template Sums<double> update_chunk(const Tensor&, const Chunk&, const Coefficients<float>&);
+template Sums<double> update_chunk(const Tensor&, const Chunk&, const Coefficients<double>&);
+template void finish_chunk(const Tensor&, const Chunk&, const Coefficients<float>&, float, float, Finish);
+template void finish_chunk(const Tensor&, const Chunk&, const Coefficients<double>&, double, double, Finish);
 
 }  // namespace prodigy::cpu

@@ -53,8 +53,7 @@ __device__ __forceinline__ void store_pack(T* to, const P& pack, int count) {
   }
 }
 
-// -- arrays of the arithmetic's type
-// -----------------------------------------------------------------------------------
+// -- arrays of the arithmetic's type ---------------------------------------------------------------------------------
 
 template <class T, bool kMixed>
 struct Array {
@@ -93,8 +92,7 @@ __device__ __forceinline__ void store(const Array<T, false>& to, std::int64_t i,
   store_pack<kFull>(to.at + i, pack, count);
 }
 
-// -- arrays of any type, in float32
-// ------------------------------------------------------------------------------------
+// -- arrays of any type, in float32 ----------------------------------------------------------------------------------
 
 template <>
 struct Array<float, true> {
@@ -183,8 +181,7 @@ __device__ __forceinline__ void store(const Array<float, true>& to, std::int64_t
   store_pack<kFull>(to.halves() + i, halves, count);
 }
 
-// -- tensors
-// -----------------------------------------------------------------------------------------------------------
+// -- tensors ---------------------------------------------------------------------------------------------------------
 
 // The arrays of one tensor.
 template <class T, bool kMixed>

@@ -24,8 +24,7 @@ PRODIGY_INLINE To bits_as(From from) {
   return to;
 }
 
-// -- random bits
-// -------------------------------------------------------------------------------------------------------
+// -- random bits -----------------------------------------------------------------------------------------------------
 
 constexpr std::uint32_t kSeed = 0x9E3779B9u;
 // What bits are drawn for: a step, or what is added to an x that is rounded already.
@@ -61,8 +60,7 @@ struct RandomBits {
 // For the second number of an element that is rounded.
 PRODIGY_INLINE std::uint32_t exchanged(std::uint32_t bits) { return bits << 16 | bits >> 16; }
 
-// -- bfloat16 and float16, as bits
-// -------------------------------------------------------------------------------------
+// -- bfloat16 and float16, as bits -----------------------------------------------------------------------------------
 
 constexpr std::uint32_t kSign = 0x80000000u, kInfinity = 0x7f800000u;
 // Of float16's 2^-14, the least normal number, and 2^16, which it does not have.

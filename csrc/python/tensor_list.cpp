@@ -60,7 +60,9 @@ Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
   t.type = type_;
   t.index = slot.attr("index").cast<std::uint32_t>();
   const py::object rounding = slot.attr("low_precision");
-  t.stochastic = !rounding.is_none() && rounding.cast<std::string>() == "stochastic";
+  const auto is = [&](const char* mode) { return !rounding.is_none() && rounding.equal(py::str(mode)); };
+  t.stochastic = is("stochastic");
+  entry.displaced = is("displacement");
   t.numel = entry.view.numel();
   t.slice_p = slot.attr("slice_p").cast<std::int64_t>();
   t.group = slot.attr("group").cast<int>();
@@ -76,8 +78,9 @@ Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
 }
 
 void* TensorList::read_state(const Entry& entry, const Tensor& tensor, int which) {
+  if (which == kDelta && !entry.displaced) return nullptr;
   PyObject* object = PyDict_GetItemWithError(entry.state.ptr(), keys_[which].ptr());
-  if (object == nullptr && (which == kM || which == kDelta)) return nullptr;  // beta1 is 0; x is kept itself
+  if (object == nullptr && which == kM) return nullptr;  // beta1 is 0
   TensorView& view = scratch_;
   if (object == nullptr || !reader_.read(object, view) || view.device != device_ || !fits_type(view.type, which)) {
     throw py::value_error("unsupported state");

@@ -40,6 +40,7 @@ class TensorList {
     pybind11::handle param, state;
     TensorView view;
     std::array<void*, kStates> addresses;
+    bool displaced;  // there must be a delta
   };
 
   Tensor read_slot(const pybind11::handle& slot, Entry& entry);
