@@ -100,12 +100,14 @@ PRODIGY_INLINE std::uint16_t stochastic(float value, std::uint32_t random) {
   }
   const std::uint32_t up = size + (random >> 19);
   const std::uint32_t normal = up >= kHalfInfinity ? 0x7c00u : (up - (112u << 23)) >> 13;
+  // In units of 2^-24, the same for all subnormal numbers.
   const float units = bits_as<float>(size < kHalfNormal ? size : 0u) * 0x1p24f;
   const std::int32_t whole = std::int32_t(units);
-  const float part = units - float(whole);
-  const std::uint32_t subnormal = std::uint32_t(whole) + (float(std::int32_t(random >> 8)) * 0x1p-24f < part);
-  const std::uint32_t rounded = size < kHalfNormal ? subnormal : normal;
-  return size < kInfinity ? std::uint16_t((bits >> 16 & 0x8000u) | rounded) : nearest<kType>(value);
+  const float part = units - float(whole), draw = float(std::int32_t(random >> 8)) * 0x1p-24f;
+  const std::uint32_t subnormal = std::uint32_t(draw < part ? whole + 1 : whole);
+  const std::uint32_t finite = size < kHalfNormal ? subnormal : normal;
+  const std::uint32_t rounded = size > kInfinity ? 0x7e00u : finite;
+  return std::uint16_t((bits >> 16 & 0x8000u) | rounded);
 }
 
 // The displacement of an x that is stored rounded: `delta`, unless somebody else has written x since.
