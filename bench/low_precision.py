@@ -25,6 +25,7 @@ RUNS = {
     "float16 displacement": (torch.float16, {"low_precision": "displacement"}),
 }
 VALIDATION = 256  # sequences
+RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 def loss(model, tokens, targets):
@@ -55,7 +56,7 @@ def main():
     parser.add_argument("--batch", type=int, default=12, help="sequences of 64 characters per step")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results/low_precision.json")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "low_precision.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     corpus = Corpus(load_text())

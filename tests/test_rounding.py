@@ -152,10 +152,10 @@ def stepped(backend, dtype, steps, **options):
     draw = torch.Generator().manual_seed(1)
     params = [nn.Parameter(torch.randn(s, generator=draw).to(dtype).to(backend.device)) for s in SHAPES]
     params[4].data = params[4].data.to(memory_format=torch.channels_last)
-    opt = backend(params, d0=2.0**-8, betas=(0.5, 0.75), **options)
+    opt = backend(params, **{"d0": 2.0**-8, "betas": (0.5, 0.75), **options})
     for _ in range(steps):
         for p in params:
-            signs = torch.rand(p.shape, generator=draw) < 0.5
+            signs = torch.rand(p.shape, generator=draw) < 0.8
             p.grad = torch.where(signs, 1.0, -0.5).to(p)
         opt.step()
     return [p.detach().cpu() for p in params], opt
@@ -177,6 +177,54 @@ def test_equal_numbers_are_rounded_equally(backend, dtype, mode, slice_p):
         differ = sum(int((p != q).sum()) for p, q in zip(ours, theirs, strict=True))
         assert differ <= tolerance * sum(p.numel() for p in ours)
         assert all(p.isfinite().all() for p in ours)
+
+
+@each_half
+def test_equal_state_is_rounded_equally(backend, dtype):
+    if not backend.low_precision:
+        pytest.skip("takes no 16-bit parameters")
+    states = []
+    for b in (backend, type(backend)("reference")):
+        _, opt = stepped(b, dtype, 1, state_dtype=torch.bfloat16, eps=0.1)
+        states.append([opt.state[p] for group in opt.param_groups for p in group["params"]])
+    for ours, theirs in zip(*states, strict=True):
+        for key in ("exp_avg_sq", "exp_avg", "s"):
+            assert same_bits(ours[key].cpu(), theirs[key].cpu())
+
+
+@each_half
+@pytest.mark.parametrize("options", [{}, {"betas": (0.0, 0.75)}, {"weight_decay": 0.1}], ids=str)
+def test_a_displacement_is_corrected_exactly(backend, dtype, options):
+    """With so large an eps, what `finish` adds is no trifle."""
+    if not backend.low_precision:
+        pytest.skip("takes no 16-bit parameters")
+    options = {"low_precision": "displacement", "eps": 0.5, "d_coef": 16.0, **options}
+    runs = [stepped(b, dtype, 5, **options) for b in (backend, type(backend)("reference"))]
+    (_, opt), (_, other) = runs
+    assert opt.d == pytest.approx(other.d, rel=1e-6) and opt.d > 2.0**-8
+    for p, q in zip(*[[p for group in o.param_groups for p in group["params"]] for o in (opt, other)], strict=True):
+        ours, theirs = opt.state[p]["delta"].cpu(), other.state[q]["delta"]
+        assert p.numel() == 0 or (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+@each_half
+@pytest.mark.parametrize(("mode", "units"), [("stochastic", 1), ("displacement", 0), ("nearest", 1)])
+def test_what_turns_out_to_be_no_step_is_undone(backend, dtype, mode, units):
+    if not backend.low_precision:
+        pytest.skip("takes no 16-bit parameters")
+    draw = torch.Generator().manual_seed(5)
+    first, late = (nn.Parameter(torch.randn(300, generator=draw).to(backend.device, dtype)) for _ in range(2))
+    opt = backend([first, late], low_precision=mode, d0=0.02, weight_decay=0.5)
+    for both in (True, True, False):
+        first.grad = torch.ones_like(first)
+        late.grad = torch.zeros_like(late) if both else None
+        opt.step()
+    before, count = late.detach().float().clone(), opt.step_count
+    first.grad, late.grad = None, torch.zeros_like(late)
+    opt.step()
+    assert opt.step_count == count
+    moved = (late.detach().float() - before).abs()
+    assert bool((moved <= units * torch.finfo(dtype).eps * before.abs() + 2.0**-24).all())
 
 
 @each_half
