@@ -212,9 +212,10 @@ struct Arrays {
 // addresses, so neither do the sums.
 template <class T, class Visit>
 __device__ __forceinline__ void each_pack(const Chunk& chunk, bool aligned, Visit visit) {
-  for (std::int64_t i = chunk.begin + threadIdx.x * kILP<T>; i < chunk.end; i += kBlockSize * kILP<T>) {
-    const std::int64_t left = chunk.end - i;
-    const int count = left < kILP<T> ? int(left) : kILP<T>;
+  const int size = int(chunk.end - chunk.begin);
+  for (int at = int(threadIdx.x) * kILP<T>; at < size; at += kBlockSize * kILP<T>) {
+    const std::int64_t i = chunk.begin + at;
+    const int count = size - at < kILP<T> ? size - at : kILP<T>;
     if (aligned && count == kILP<T>) {
       visit(i, count, std::true_type());
     } else {

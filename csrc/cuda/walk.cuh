@@ -34,6 +34,8 @@ struct LaneSums {
 // slice_p == 1: s and x0 are arrays like the others.
 template <class T, bool kMixed>
 struct EveryElement {
+  static constexpr bool kMayBeDisplaced = kMixed;
+
   template <bool kFull>
   struct At {
     Pack<T> s, x0;
@@ -47,7 +49,8 @@ struct EveryElement {
       x0 = widened(a.x0, x0);
     }
     __device__ __forceinline__ bool has(int) const { return true; }
-    __device__ __forceinline__ void store_s(const Arrays<T, kMixed>& a, std::int64_t i, int count) const {
+    __device__ __forceinline__ void store_s(const EveryElement&, const Arrays<T, kMixed>& a, std::int64_t i,
+                                            int count) const {
       store<kFull>(a.s, i, count, s, Nearest());
     }
   };
@@ -58,6 +61,8 @@ struct EveryElement {
 // slice_p > 1: s and x0 hold the elements at row-major positions 0, p, 2p, ...
 template <class T, bool kMixed>
 struct EveryPth {
+  static constexpr bool kMayBeDisplaced = false;  // a displacement needs all of x0
+
   const Tensor& tensor;
   std::int64_t begin, first_sample;
   int first, period;  // within the chunk, so that 32 bits do: 64-bit divisions would cost more than the memory
@@ -65,24 +70,25 @@ struct EveryPth {
   template <bool kFull>
   struct At {
     Pack<T> s, x0;
-    std::int64_t sample[kILP<T>];  // -1: none
+    unsigned present = 0;  // bit e: element e is a sample; where, is asked again, since registers are scarce
 
     __device__ __forceinline__ At(const EveryPth& p, const Arrays<T, kMixed>& a, std::int64_t i, int count)
         : s(), x0() {
 #pragma unroll
       for (int e = 0; e < kILP<T>; ++e) {
-        sample[e] = kFull || e < count ? p.sample_of(i + e) : -1;
-        if (sample[e] < 0) continue;
-        s.at[e] = load_one(a.s, sample[e]);
-        if (a.x0.at != nullptr) x0.at[e] = load_one(a.x0, sample[e]);
+        const std::int64_t sample = kFull || e < count ? p.sample_of(i + e) : -1;
+        if (sample < 0) continue;
+        present |= 1u << e;
+        s.at[e] = load_one(a.s, sample);
+        if (a.x0.at != nullptr) x0.at[e] = load_one(a.x0, sample);
       }
     }
     __device__ __forceinline__ void widen(const Arrays<T, kMixed>&) {}  // one by one, as they came
-    __device__ __forceinline__ bool has(int e) const { return sample[e] >= 0; }
-    __device__ __forceinline__ void store_s(const Arrays<T, kMixed>& a, std::int64_t, int) const {
+    __device__ __forceinline__ bool has(int e) const { return present >> e & 1u; }
+    __device__ __forceinline__ void store_s(const EveryPth& p, const Arrays<T, kMixed>& a, std::int64_t i, int) const {
 #pragma unroll
       for (int e = 0; e < kILP<T>; ++e) {
-        if (has(e)) store_one(a.s, sample[e], s.at[e]);
+        if (has(e)) store_one(a.s, p.sample_of(i + e), s.at[e]);
       }
     }
   };
@@ -111,13 +117,12 @@ struct Positions {
   Pack<T> x, at, origin;
 };
 
-// x0, as loaded, is needed where `delta` is.
 template <class T, bool kMixed>
 __device__ __forceinline__ Positions<T> positions(const Arrays<T, kMixed>& a, const Pack<T>& x, const Pack<T>& x0,
-                                                  const Pack<T>& delta) {
+                                                  const Pack<T>& delta, bool displaced) {
   Positions<T> p{x, x, Pack<T>{}};
   if constexpr (kMixed) {
-    if (!a.displaced()) return p;
+    if (!displaced) return p;
     p.origin = x0;
 #pragma unroll
     for (int e = 0; e < kILP<T>; ++e) {
@@ -131,9 +136,9 @@ __device__ __forceinline__ Positions<T> positions(const Arrays<T, kMixed>& a, co
 
 template <bool kFull, class T, bool kMixed>
 __device__ __forceinline__ void store_positions(const Arrays<T, kMixed>& a, std::int64_t i, int count, Positions<T> p,
-                                                const RandomBits& random) {
+                                                bool displaced, const RandomBits& random) {
   if constexpr (kMixed) {
-    if (a.displaced()) {
+    if (displaced) {
       store<kFull>(a.delta, i, count, p.at, Nearest());
 #pragma unroll
       for (int e = 0; e < kILP<T>; ++e) p.at.at[e] = p.origin.at[e] + p.at.at[e];
@@ -155,26 +160,27 @@ __device__ __forceinline__ void update_pack(const Arrays<T, kMixed>& a, std::int
   Pack<T> v = load<kFull>(a.v, i, count);
   Pack<T> m{}, delta{};
   if (c.momentum) m = load<kFull>(a.m, i, count);
-  if (a.displaced()) delta = load<kFull>(a.delta, i, count);
+  const bool displaced = Sampling::kMayBeDisplaced && a.displaced();
+  if (displaced) delta = load<kFull>(a.delta, i, count);
   typename Sampling::template At<kFull> sampled(sampling, a, i, count);
   grad = widened(a.grad, grad);
   v = widened(a.v, v);
   m = widened(a.m, m);
   sampled.widen(a);
-  Positions<T> p = positions(a, widened(a.x, x), sampled.x0, delta);
+  Positions<T> p = positions(a, widened(a.x, x), sampled.x0, delta, displaced);
 #pragma unroll
   for (int e = 0; e < kILP<T>; ++e) {
     const T g = gradient(grad.at[e], p.x.at[e], c);
-    const T distance = a.displaced() ? -p.at.at[e] : sampled.x0.at[e] - p.x.at[e];
+    const T distance = displaced ? -p.at.at[e] : sampled.x0.at[e] - p.x.at[e];
     if (sampled.has(e)) sums.add(e, sample(g, distance, sampled.s.at[e], c));
     moments(g, m.at[e], v.at[e], c);
     p.at.at[e] = step(p.at.at[e], p.x.at[e], m.at[e], v.at[e], c);
   }
-  sampled.store_s(a, i, count);
+  sampled.store_s(sampling, a, i, count);
   store<kFull>(a.v, i, count, v, Stochastic<true>{random, std::uint32_t(i)});
   if (!c.momentum) return;  // m is not kept, and x waits for finish
   store<kFull>(a.m, i, count, m, Nearest());
-  store_positions<kFull>(a, i, count, p, random);
+  store_positions<kFull>(a, i, count, p, displaced, random);
 }
 
 template <class T, bool kMixed, class Sampling>
@@ -226,12 +232,12 @@ __device__ __forceinline__ void finish_chunk(const Tensor& t, const Gradient& gr
     }
     m = widened(direction, m);
     v = widened(a.v, v);
-    Positions<T> p = positions(a, widened(a.x, x), widened(a.x0, x0), delta);
+    Positions<T> p = positions(a, widened(a.x, x), widened(a.x0, x0), delta, a.displaced());
 #pragma unroll
     for (int e = 0; e < kILP<T>; ++e) {
       p.at.at[e] = finish_element(p.at.at[e], p.x.at[e], p.origin.at[e], m.at[e], v.at[e], c, old_d_eps, d_new, how);
     }
-    store_positions<kFull>(a, i, count, p, random);
+    store_positions<kFull>(a, i, count, p, a.displaced(), random);
   });
 }
 
