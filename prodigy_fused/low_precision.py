@@ -13,6 +13,10 @@ decides:
 Of the state, ``exp_avg_sq`` is rounded stochastically in 16 bits (to nearest, an average of small terms stops short),
 ``exp_avg`` and ``s`` to nearest.
 
+In a backend of one pass, the step of ``update`` is made of the ``m`` and ``v`` that it has just computed, what
+``finish`` does, of the stored ones. What ``finish`` adds to an ``x`` that is rounded already is rounded by itself: it
+is a small part of a step and, rounded stochastically, still exact on average. (A displacement stays float32.)
+
 Note [Random bits]
 Stochastic rounding draws 32 bits per element from a counter, so that there is no generator's state and every backend
 has the same bits. The counter is ``(step, tensor, stream, element)``: ``k`` of the estimate before the step; the

@@ -156,7 +156,7 @@ def stepped(backend, dtype, steps, **options):
     for _ in range(steps):
         for p in params:
             signs = torch.rand(p.shape, generator=draw) < 0.8
-            p.grad = torch.where(signs, 1.0, -0.5).to(p)
+            p.grad = torch.where(signs, 155 / 128, -81 / 128).to(p)
         opt.step()
     return [p.detach().cpu() for p in params], opt
 
