@@ -93,7 +93,7 @@ def _admit_group(index: int, group: dict[str, Any], saved: dict[str, Any]) -> di
         )
     own = {key: group[key] for key in hyper.IMPLEMENTATION}
     start = {"d_hat": saved["d"], "d_denom": 0.0, "nonfinite_steps": 0, "corrections": 0}
-    rest = {key: group[key] for key in ("maximize", "state_dtype")}
+    rest = {key: group[key] for key in ("maximize", "state_dtype", "low_precision")}
     admitted = {**rest, **start, **saved, **own}
     hyper.check(admitted)
     for name in FIELDS:
@@ -108,10 +108,10 @@ def _admit_group(index: int, group: dict[str, Any], saved: dict[str, Any]) -> di
 def _admit_state(index: int, p: Tensor, saved: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
     """The in-memory form of one parameter's saved state, on its device and in its memory order; a new dictionary."""
     shapes = state.shapes(p, group)
-    missing = [key for key in shapes if key not in saved]
+    missing = [key for key in shapes if key not in saved and key != "delta"]
     if missing:
         raise ValueError(f"the saved state of {describe(index, p)} lacks {missing}")
-    restored = {key: saved[key] for key in shapes}
+    restored = {key: saved[key] for key in shapes if key in saved}
     for key in ("s", "p0"):
         flat = restored[key]
         if isinstance(flat, Tensor) and flat.dim() > 0 and flat.numel() == shapes[key].numel():
@@ -120,4 +120,4 @@ def _admit_state(index: int, p: Tensor, saved: dict[str, Any], group: dict[str, 
     own = state.follow(index, p, copies, group)
     if own["p0"].dim() == 0 and p.dim() > 0 and own["p0"]:
         raise ValueError(f"the saved p0 of {describe(index, p)} is one number, {own['p0']:g}, and not zero")
-    return {**{key: v for key, v in saved.items() if key not in own and key != "step"}, **own}
+    return {**{key: v for key, v in saved.items() if key not in own and key not in ("step", "delta")}, **own}

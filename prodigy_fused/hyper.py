@@ -10,15 +10,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .low_precision import MODES
+
 # How the step is computed, not what: these belong to the machine, so a checkpoint does not carry them over.
 IMPLEMENTATION = ("foreach", "fused", "capturable", "backend")
 FLAGS = ("decouple", "use_bias_correction", "safeguard_warmup", "fsdp_in_use", "maximize", "capturable")
-LAYOUT = ("slice_p", "state_dtype", "fsdp_in_use", *IMPLEMENTATION)
+LAYOUT = ("slice_p", "state_dtype", "low_precision", "fsdp_in_use", *IMPLEMENTATION)
 SETTINGS = (
     "betas", "beta3", "eps", "weight_decay", "decouple", "use_bias_correction", "safeguard_warmup", "d0", "d_coef",
     "growth_rate", "maximize", *LAYOUT,
 )  # fmt: skip
-STATE_DTYPES = (torch.float32, None)
+STATE_DTYPES = (torch.float32, torch.bfloat16, None)
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,10 @@ def check(group: dict[str, Any]) -> None:
     )
     dtype = group["state_dtype"]
     _require(dtype in STATE_DTYPES, "state_dtype", dtype, f"one of {STATE_DTYPES}")
+    mode = group["low_precision"]
+    _require(mode is None or mode in MODES, "low_precision", mode, f"one of {MODES}, or None for the dtype's own")
+    fits = mode != "displacement" or slice_p == 1
+    _require(fits, "low_precision", mode, "'stochastic' with slice_p > 1: a displacement needs all of x0")
 
 
 def beta3_of(group: dict[str, Any]) -> float:

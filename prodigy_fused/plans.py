@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import backends, state
+from .low_precision import mode_of
 from .step import Plan, Slot
 from .tensors import check_gradient, check_parameter
 
@@ -67,15 +68,18 @@ class Plans:
             if states.get(p)
         }
         # Nothing below can fail for a reason that lies in a tensor.
+        self.slots: list[Slot] = []
         buckets: dict[Any, list[Slot]] = {}
         for index, name in chosen.items():
             p, group = self.params[index], groups[owner[index]]
             if index in followed:
+                states[p].pop("delta", None)  # the option may have changed
                 states[p].update(followed[index])
             else:
                 states[p] = state.create(p, group, self.sharded)
             key = (name, str(p.device), str(p.dtype), str(state.state_dtype(p, group)))
-            slot = Slot(index, p, states[p], owner[index], group["slice_p"])
+            slot = Slot(index, p, states[p], owner[index], group["slice_p"], mode_of(p, group))
+            self.slots.append(slot)
             buckets.setdefault(key, []).append(slot)
         self.with_state, self.state = list(states.keys()), list(states.values())
         # In the order of their keys, so that regrouping the same parameters does not reorder the sums.

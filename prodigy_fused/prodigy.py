@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from . import backends, checkpoint, hyper
 from .estimate import FIELDS, Estimate, advance, changes, initial
+from .low_precision import PATIENCE, warn_if_stuck
 from .plans import Plans, parameters
 from .step import Step
 from .tensors import check_parameter, describe
@@ -46,8 +47,11 @@ class Prodigy(Optimizer):
         capturable: steps may be captured in a CUDA graph: take one before the capture, make ``lr`` a tensor on the
             device if it is to change between replays, and capture anew after whatever replaces tensors
             (``load_state_dict``, a new group, a first gradient). Of no effect on the CPU.
-        state_dtype: float32: the state of bfloat16 and float16 parameters is float32; None: it has the parameter's
-            dtype, as the reference's. The state of a float64 parameter is always float64.
+        state_dtype: dtype of exp_avg, exp_avg_sq and s: float32, bfloat16, or None for the parameter's, as the
+            reference has it. The state of a float64 parameter is always float64.
+        low_precision: how bfloat16 and float16 parameters are rounded: "stochastic", "displacement" (as accurate as
+            float32 master weights; needs a float32 tensor more, and slice_p=1) or "nearest" (the reference's way: most
+            never move). None: "stochastic" for bfloat16, "displacement" for float16, or "stochastic" with slice_p > 1.
         backend: the name of a backend, for tests and benchmarks; never falls back.
 
     Raises:
@@ -70,6 +74,7 @@ class Prodigy(Optimizer):
     _layouts: list[Any] | None = None
     _shared: hyper.Shared
     _stepping = False
+    _watched = 0  # steps
 
     def __init__(
         self,
@@ -93,6 +98,7 @@ class Prodigy(Optimizer):
         maximize: bool = False,
         capturable: bool = False,
         state_dtype: torch.dtype | None = torch.float32,
+        low_precision: str | None = None,
         backend: str | None = None,
     ) -> None:
         defaults = {k: v for k, v in locals().items() if k not in ("self", "params", "__class__")}
@@ -208,6 +214,14 @@ class Prodigy(Optimizer):
         if not work:  # a rank without gradients follows the others
             step.row.copy_(advance(step.row, step.sums, step.shared))
         self._estimate.publish(groups)
+        self._watch(plans)
+
+    def _watch(self, plans: Plans) -> None:
+        # Not in every step, and never in a capture: it waits for the device.
+        if self._watched < PATIENCE and not (plans.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+            self._watched += 1
+            if self._watched == PATIENCE:
+                warn_if_stuck(plans.slots)
 
     def _take_scalars(self, step: Step, on_device: bool) -> bool:
         """Gives ``step`` what may be on the device, read or, if ``on_device``, as it is; False: skip the step."""

@@ -7,6 +7,7 @@ exp_avg       the parameter's      state    ``m``; absent while beta1 is 0
 exp_avg_sq    the parameter's      state    ``v``
 s             sampled              state    ``s``
 p0            sampled, or 0-dim    param    ``x0``: an exact copy; a 0-dim zero stands for an all-zero parameter
+delta         the parameter's      float32  ``x - x0``; only with ``low_precision="displacement"``
 ============= ==================== ======== =====================================================================
 
 *sampled* is the parameter's own shape when ``slice_p`` is 1, else ``(ceil(numel / slice_p),)``: the elements
@@ -21,20 +22,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tensors import describe, is_dense, same_layout
+from .low_precision import mode_of
+from .tensors import describe, is_dense, same_layout, sampled
 
 State = dict[str, Any]
+# May be missing where an option has changed; zero then. (A step makes delta fit x and x0.)
+LATE = ("exp_avg", "delta")
 
 
 def state_dtype(p: Tensor, group: dict[str, Any]) -> torch.dtype:
-    """The dtype of exp_avg, exp_avg_sq and s: never below the asked one, float64 for float64 parameters."""
-    asked = group["state_dtype"]
-    return p.dtype if asked is None else torch.promote_types(p.dtype, asked)
-
-
-def sampled(t: Tensor, slice_p: int) -> Tensor:
-    """The elements of ``t`` that take part in the estimate: ``t`` itself, or a row-major sample of it."""
-    return t if slice_p == 1 else t.flatten()[::slice_p]
+    """The dtype of exp_avg, exp_avg_sq and s: the asked one, or the parameter's; float64 for float64 parameters."""
+    asked: torch.dtype | None = group["state_dtype"]
+    return p.dtype if asked is None or p.dtype == torch.float64 else asked
 
 
 def _zeros(p: Tensor, dtype: torch.dtype) -> Tensor:
@@ -54,6 +53,8 @@ def create(p: Tensor, group: dict[str, Any], sharded: bool) -> State:
     }
     if group["betas"][0] > 0:
         state["exp_avg"] = _zeros(p, dtype)
+    if mode_of(p, group) == "displacement":
+        state["delta"] = _zeros(p, torch.float32)
     return state
 
 
@@ -64,15 +65,16 @@ def follow(index: int, p: Tensor, state: State, group: dict[str, Any]) -> State:
         ValueError: a state tensor is missing or has another shape; names the parameter's index and shape.
     """
     followed: State = {}
+    dtypes = {"p0": p.dtype, "delta": torch.float32}
     for key, shape in shapes(p, group).items():
         value: Any = state.get(key)
-        if value is None and key == "exp_avg":
-            value = _zeros(p, state_dtype(p, group))  # beta1 was 0 until now
+        if value is None and key in LATE:
+            value = _zeros(p, state_dtype(p, group))
         fits = isinstance(value, Tensor) and (value.shape == shape or (key == "p0" and value.dim() == 0))
         if not fits:
             got = tuple(value.shape) if isinstance(value, Tensor) else value
             raise ValueError(f"the state {key!r} of {describe(index, p)} should have shape {tuple(shape)}, got {got}")
-        followed[key] = _like(value, p, p.dtype if key == "p0" else state_dtype(p, group))
+        followed[key] = _like(value, p, dtypes.get(key, state_dtype(p, group)))
     return followed
 
 
@@ -83,6 +85,8 @@ def shapes(p: Tensor, group: dict[str, Any]) -> dict[str, torch.Size]:
     expected = {"s": sample, "p0": sample, "exp_avg_sq": p.shape}
     if group["betas"][0] > 0:
         expected["exp_avg"] = p.shape
+    if mode_of(p, group) == "displacement":
+        expected["delta"] = p.shape
     return expected
 
 

@@ -23,11 +23,12 @@ from .tensors import check_gradient
 class Slot:
     """One parameter's place in a plan."""
 
-    index: int  # among all parameters of the optimizer, for messages
+    index: int  # among all parameters of the optimizer, for messages and random bits
     param: Tensor
     state: dict[str, Any]
     group: int
     slice_p: int
+    low_precision: str | None = None  # how x is rounded (low_precision.py); None: it is float32 or float64
 
 
 class ReadsSlots:

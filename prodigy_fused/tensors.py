@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-PARAMETER_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+HALVES = (torch.bfloat16, torch.float16)
+PARAMETER_DTYPES = (torch.float32, torch.float64, *HALVES)
 
 
 def describe(index: int, tensor: Tensor) -> str:
@@ -43,6 +44,11 @@ def same_layout(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and (a.numel() == 0 or all(s == t for s, t, size in pairs if size > 1))
 
 
+def sampled(t: Tensor, slice_p: int) -> Tensor:
+    """The elements of ``t`` that take part in the estimate: ``t`` itself, or a row-major sample of it."""
+    return t if slice_p == 1 else t.flatten()[::slice_p]
+
+
 def check_parameter(index: int, p: Tensor) -> None:
     """Raises if ``p`` cannot be optimized.
 
@@ -73,17 +79,22 @@ def _check_memory(what: str, t: Tensor) -> None:
         raise ValueError(f"{what} has no memory: its storage was freed, or it is a wrapper around other tensors")
 
 
+def fits_dtype(grad: Tensor, p: Tensor) -> bool:
+    """Whether a gradient of ``p`` may have the dtype of ``grad``."""
+    return grad.dtype == p.dtype or (grad.dtype == torch.float32 and p.dtype in HALVES)
+
+
 def check_gradient(index: int, p: Tensor, grad: Tensor) -> None:
     """Raises if ``grad`` is not a gradient of ``p``.
 
     Raises:
-        ValueError: sparse, or of another shape, dtype or device.
+        ValueError: sparse, of another shape or device, or neither of its dtype nor, for 16-bit parameters, float32.
     """
     what = f"the gradient of {describe(index, p)}"
     if grad.layout != torch.strided:
         raise ValueError(f"{what} is sparse ({grad.layout}): use a layer with sparse=False, or grad.to_dense()")
     for name in ("shape", "dtype", "device"):
         got, wanted = getattr(grad, name), getattr(p, name)
-        if got != wanted:
+        if got != wanted and not (name == "dtype" and fits_dtype(grad, p)):
             raise ValueError(f"{what} has {name} {got}, the parameter {wanted}")
     _check_memory(what, grad)

@@ -46,6 +46,7 @@ RUNS = {
     "default": {},
     "no momentum, coupled": {"betas": (0.0, 0.999), "weight_decay": 0.1, "decouple": False},
     "sampled": {"slice_p": 11, "weight_decay": 0.1},
+    "bfloat16": {"dtype": torch.bfloat16},
 }
 
 
@@ -53,7 +54,10 @@ RUNS = {
 def test_a_step_allocates_nothing_of_parameter_size(backend, options):
     if not backend.one_pass or backend.small:
         pytest.skip("makes no such promise")
-    params = [nn.Parameter(torch.ones(n, device=backend.device)) for n in (SIZE // 4, 17)]
+    dtype, options = options.get("dtype", torch.float32), {k: v for k, v in options.items() if k != "dtype"}
+    if dtype == torch.bfloat16 and not backend.low_precision:
+        pytest.skip("takes no 16-bit parameters")
+    params = [nn.Parameter(torch.ones(n, dtype=dtype, device=backend.device)) for n in (SIZE // 4, 17)]
     for p in params:
         p.grad = torch.ones_like(p)
     opt = backend(params, **options)

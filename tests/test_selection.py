@@ -71,7 +71,7 @@ def test_named_backend_is_the_one_used(backend):
 
 def test_every_parameter_gets_the_best_backend_that_can_take_it():
     params = [*make_params(torch.float32), *make_params(torch.bfloat16)]
-    assert step_once(params) == {BEST, "foreach"}
+    assert step_once([*params, with_gaps()]) == {BEST, "foreach"}
 
 
 def test_groups_choose_for_themselves():
@@ -102,16 +102,9 @@ def with_gaps():
     return nn.Parameter(torch.zeros(4, 6)[:, ::2])
 
 
-def half():
-    return nn.Parameter(torch.zeros(4, 3, dtype=torch.bfloat16))
-
-
 @needs_compiled
 @pytest.mark.parametrize("options", [{"fused": True}, {"backend": "cpu"}])
-@pytest.mark.parametrize(
-    ("unfit", "reason", "remedy"),
-    [(half, "torch.bfloat16", "float32 parameters"), (with_gaps, "strides (6, 2)", "contiguous")],
-)
+@pytest.mark.parametrize(("unfit", "reason", "remedy"), [(with_gaps, "strides (6, 2)", "contiguous")])
 def test_what_was_asked_for_never_falls_back(options, unfit, reason, remedy):
     with pytest.raises(RuntimeError) as caught:
         Prodigy([*make_params(torch.float32), unfit()], **options)
@@ -151,9 +144,9 @@ def test_parameters_that_stop_fitting_are_noticed_before_the_step(backend):
     train(opt, steps=2)
     for p in parameters(opt):
         p.grad = None
-        p.data = p.data.bfloat16()
+        p.data = torch.stack([p.data, p.data], -1)[..., 0]
     feed(opt, 2)
-    with refused(opt, RuntimeError, "torch.bfloat16"):
+    with refused(opt, RuntimeError, "strides"):
         opt.step()
 
 

@@ -297,8 +297,8 @@ def prodigy_update_kernel(
 ):  # fmt: skip
     """m, v, s, x with the old d in d*eps; sums = (sum lr*bc*<g, x0 - x>, sum |s|).
 
-    Chunk n belongs to tensor owners[n], whose gradient is at address grads[owners[n]], or 0. A found_inf that is not
-    zero means: no step. counters = (programs that are through, whether some x waits for the second kernel).
+    Chunk n belongs to tensor owners[n], whose gradient's address, or 0, is grads[2 * owners[n]]. A found_inf that is
+    not zero means: no step. counters = (programs that are through, whether some x waits for the second kernel).
     """
     if tl.load(found_inf) != 0:
         return
@@ -308,7 +308,7 @@ def prodigy_update_kernel(
     for n in tl.range(tl.program_id(0), chunk_count, tl.num_programs(0)):
         owner = tl.load(owners + n)
         t = load_tensor(tensors, owner)
-        grad = tl.load(grads + owner)
+        grad = tl.load(grads + 2 * owner)
         if t.group != current:
             current = t.group
             c = coefficients(load_hyper(groups, current), common, old, old.d, T)
@@ -346,7 +346,7 @@ def prodigy_finish_kernel(
         for n in tl.range(tl.program_id(0), chunk_count, tl.num_programs(0)):
             owner = tl.load(owners + n)
             t = load_tensor(tensors, owner)
-            grad = tl.load(grads + owner)
+            grad = tl.load(grads + 2 * owner)
             if t.group != current:
                 current = t.group
                 c = coefficients(load_hyper(groups, current), common, old, now.d, T)

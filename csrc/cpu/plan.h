@@ -21,7 +21,7 @@ class Plan {
   explicit Plan(std::vector<Tensor> tensors);
 
   // Where `update` and `finish` find the gradients; null: the tensor is left alone.
-  void set_grad(std::size_t i, const void* grad) { tensors_[i].grad = grad; }
+  void set_grad(std::size_t i, const Gradient& grad) { tensors_[i].grad = grad; }
 
   // Phase 1. Returns the sums over the tensors of this plan, with the weights of their groups.
   Sums<double> update(const StepInput& input, const Estimate& estimate);
@@ -31,7 +31,7 @@ class Plan {
 
  private:
   bool active(const Tensor& tensor, const StepInput& input) const {
-    return tensor.grad != nullptr && input.hypers[tensor.group].lr > 0.0;
+    return tensor.grad.at != nullptr && input.hypers[tensor.group].lr > 0.0;
   }
   // Calls visit(chunk number) for the chunks of all active tensors, in parallel where that pays.
   template <class Visit>

@@ -2,24 +2,7 @@
 
 #include <algorithm>
 
-#include "prodigy/storage.h"
-
-// One build serves every x86-64: the loader picks the widest version of each function marked so.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-#define PRODIGY_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#define PRODIGY_HAS_CLONES 1
-#else
-#define PRODIGY_CLONES
-#endif
-
-// Iterations touch different elements of arrays that do not overlap: no run-time checks for that.
-#if defined(__GNUC__) && !defined(__clang__)
-#define PRODIGY_VECTORIZE _Pragma("GCC ivdep")
-#elif defined(__clang__)
-#define PRODIGY_VECTORIZE _Pragma("clang loop vectorize(assume_safety)")
-#else
-#define PRODIGY_VECTORIZE
-#endif
+#include "cpu/block.h"
 
 namespace prodigy::cpu {
 namespace {
@@ -27,12 +10,13 @@ namespace {
 using std::int64_t;
 
 // Sums are gathered in kLanes independent accumulators, which is what lets the compiler use vector registers, and are
-// passed on in float64 after kBlock elements, so that float32 does not have to hold a long sum.
+// passed on in float64 after every block, so that float32 does not have to hold a long sum.
 constexpr int kLanes = 16;
-constexpr int64_t kBlock = 1024;
 // How far ahead of its use an element is fetched: ten streams are more than the hardware follows by itself. The best of
 // 128 to 2048, and of none, on Zen 5.
-constexpr int64_t kFetchAhead = 512;
+constexpr int kFetchAhead = 512;
+// Where x0 - x comes from.
+enum class Distance { kStart, kZeroStart, kDelta };
 
 template <class T>
 struct LaneSums {
@@ -52,142 +36,159 @@ struct LaneSums {
   }
 };
 
-// The arrays of one tensor. They are read and written by `load` and `store` only.
 template <class T>
-struct Arrays {
-  T* __restrict x;
-  const T* __restrict grad;
-  T* __restrict m, * __restrict v, * __restrict s;
-  const T* __restrict x0;
-
-  explicit PRODIGY_INLINE Arrays(const Tensor& t)
-      : x(static_cast<T*>(t.x)),
-        grad(static_cast<const T*>(t.grad)),
-        m(static_cast<T*>(t.m)),
-        v(static_cast<T*>(t.v)),
-        s(static_cast<T*>(t.s)),
-        x0(static_cast<const T*>(t.x0)) {}
-
-  template <bool kMomentum, bool kZeroX0>
-  PRODIGY_INLINE void fetch(int64_t i) const {
+PRODIGY_INLINE void fetch(const Arrays<T>& a, int i) {
 #if defined(__GNUC__)
-    const auto at = [i](const T* array) { return reinterpret_cast<std::uintptr_t>(array) + i * sizeof(T); };
-    __builtin_prefetch(reinterpret_cast<void*>(at(x)), 1);
-    __builtin_prefetch(reinterpret_cast<void*>(at(grad)));
-    if (kMomentum) __builtin_prefetch(reinterpret_cast<void*>(at(m)), 1);
-    __builtin_prefetch(reinterpret_cast<void*>(at(v)), 1);
-    __builtin_prefetch(reinterpret_cast<void*>(at(s)), 1);
-    if (!kZeroX0) __builtin_prefetch(reinterpret_cast<void*>(at(x0)));
+  const auto at = [i](const T* array) { return reinterpret_cast<void*>(std::uintptr_t(array) + i * sizeof(T)); };
+  __builtin_prefetch(at(a.x), 1);
+  __builtin_prefetch(at(a.grad));
+  if (a.m != nullptr) __builtin_prefetch(at(a.m), 1);
+  __builtin_prefetch(at(a.v), 1);
+  __builtin_prefetch(at(a.s), 1);
+  if (a.x0 != nullptr) __builtin_prefetch(at(a.x0));
+  if (a.delta != nullptr) __builtin_prefetch(at(a.delta), 1);
 #endif
-  }
-};
-
-template <class T>
-PRODIGY_INLINE T gradient_at(const Arrays<T>& a, int64_t i, const Coefficients<T>& c) {
-  return gradient(load<T>(a.grad, i), load<T>(a.x, i), c);
 }
 
-// The element at memory position i, whose sample is at position j.
-template <class T, bool kZeroX0>
-PRODIGY_INLINE Sums<T> sample_element(const Arrays<T>& a, int64_t i, int64_t j, const Coefficients<T>& c) {
-  T s = load<T>(a.s, j);
-  const T x0 = kZeroX0 ? T(0) : load<T>(a.x0, j);
-  const Sums<T> sums = sample(gradient_at(a, i, c), load<T>(a.x, i), x0, s, c);
-  store(a.s, j, s);
+template <class T>
+PRODIGY_INLINE T gradient_at(const Arrays<T>& a, int i, const Coefficients<T>& c) {
+  return gradient(a.grad[i], a.x[i], c);
+}
+
+template <class T, Distance kDistance>
+PRODIGY_INLINE Sums<T> sample_element(const Arrays<T>& a, int i, const Coefficients<T>& c) {
+  T distance;
+  if constexpr (kDistance == Distance::kDelta) {
+    distance = -a.delta[i];
+  } else {
+    distance = (kDistance == Distance::kZeroStart ? T(0) : a.x0[i]) - a.x[i];
+  }
+  T s = a.s[i];
+  const Sums<T> sums = sample(gradient_at(a, i, c), distance, s, c);
+  a.s[i] = s;
   return sums;
 }
 
-template <class T, bool kMomentum>
-PRODIGY_INLINE void update_element(const Arrays<T>& a, int64_t i, const Coefficients<T>& c) {
-  T m = kMomentum ? load<T>(a.m, i) : T(0);
-  T v = load<T>(a.v, i);
+template <class T, bool kMomentum, Distance kDistance>
+PRODIGY_INLINE void update_element(const Arrays<T>& a, int i, const Coefficients<T>& c) {
+  T m = kMomentum ? a.m[i] : T(0);
+  T v = a.v[i];
   moments(gradient_at(a, i, c), m, v, c);
-  store(a.v, i, v);
-  if (kMomentum) {
-    store(a.m, i, m);
-    store(a.x, i, step(load<T>(a.x, i), m, v, c));
-  }
+  a.v[i] = v;
+  if (!kMomentum) return;
+  a.m[i] = m;
+  T* at = kDistance == Distance::kDelta ? a.delta : a.x;
+  at[i] = step(at[i], a.x[i], m, v, c);
 }
 
 // slice_p == 1: one loop does everything.
-template <class T, bool kMomentum, bool kZeroX0>
-PRODIGY_INLINE Sums<double> update_whole(const Arrays<T>& a, int64_t begin, int64_t end, const Coefficients<T>& c) {
+template <class T, bool kMomentum, Distance kDistance>
+PRODIGY_INLINE Sums<double> update_whole(const Arrays<T>& a, int n, const Coefficients<T>& c) {
   LaneSums<T> sums;
-  const auto element = [&](int64_t i, int lane) {
-    sums.add(lane, sample_element<T, kZeroX0>(a, i, i, c));
-    update_element<T, kMomentum>(a, i, c);
+  const auto element = [&](int i, int lane) {
+    sums.add(lane, sample_element<T, kDistance>(a, i, c));
+    update_element<T, kMomentum, kDistance>(a, i, c);
   };
-  int64_t i = begin;
-  for (; i + kLanes <= end; i += kLanes) {
-    a.template fetch<kMomentum, kZeroX0>(i + kFetchAhead);
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    fetch(a, i + kFetchAhead);
     PRODIGY_VECTORIZE
     for (int lane = 0; lane < kLanes; ++lane) element(i + lane, lane);
   }
-  for (int lane = 0; i < end; ++i, ++lane) element(i, lane);
+  for (int lane = 0; i < n; ++i, ++lane) element(i, lane);
   return sums.total();
 }
 
-// slice_p > 1: first the samples, which need the old x, then the rest.
-template <class T, bool kMomentum, bool kZeroX0>
-PRODIGY_INLINE Sums<double> update_sampled(const Arrays<T>& a, const Tensor& t, int64_t begin, int64_t end,
-                                           const Coefficients<T>& c) {
-  LaneSums<T> sums;
-  const int64_t p = t.slice_p;
-  if (t.order.dims == 0) {
-    for (int64_t j = (begin + p - 1) / p; j * p < end; ++j) {
-      sums.add(int(j % kLanes), sample_element<T, kZeroX0>(a, j * p, j, c));
-    }
-  } else {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t position = row_major(t.order, i);
-      if (position % p == 0) sums.add(int(i % kLanes), sample_element<T, kZeroX0>(a, i, position / p, c));
-    }
-  }
-  PRODIGY_VECTORIZE
-  for (int64_t i = begin; i < end; ++i) update_element<T, kMomentum>(a, i, c);
-  return sums.total();
-}
-
-template <class T, bool kMomentum, bool kZeroX0>
-PRODIGY_INLINE Sums<double> update_blocks(const Tensor& t, const Chunk& chunk, const Coefficients<T>& c) {
-  const Arrays<T> a(t);
-  Sums<double> sums{0.0, 0.0};
-  for (int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
-    const int64_t end = std::min(begin + kBlock, chunk.end);
-    const Sums<double> part = t.slice_p == 1 ? update_whole<T, kMomentum, kZeroX0>(a, begin, end, c)
-                                             : update_sampled<T, kMomentum, kZeroX0>(a, t, begin, end, c);
-    sums.dot += part.dot;
-    sums.norm += part.norm;
-  }
+// The element at position i of the block, whose sample is at position j, in another order than row-major.
+template <class T>
+PRODIGY_INLINE Sums<T> sample_apart(const Arrays<T>& a, const Tensor& t, int i, int64_t j, const Coefficients<T>& c) {
+  T s = load_sample<T>(t.state_type, t.s, j);
+  const T x0 = t.x0 ? load_sample<T>(t.type, t.x0, j) : T(0);
+  const Sums<T> sums = sample(gradient_at(a, i, c), x0 - a.x[i], s, c);
+  store_sample(t.state_type, t.s, j, s);
   return sums;
 }
 
-template <class T>
-PRODIGY_INLINE Sums<double> update_any(const Tensor& t, const Chunk& chunk, const Coefficients<T>& c) {
-  if (c.momentum) return t.x0 ? update_blocks<T, true, false>(t, chunk, c) : update_blocks<T, true, true>(t, chunk, c);
-  return t.x0 ? update_blocks<T, false, false>(t, chunk, c) : update_blocks<T, false, true>(t, chunk, c);
-}
-
-// x = rule(x, v, i) for all elements of a chunk.
-template <class T, class Rule>
-PRODIGY_INLINE void each_x(const Arrays<T>& a, const Chunk& chunk, Rule rule) {
-  PRODIGY_VECTORIZE
-  for (int64_t i = chunk.begin; i < chunk.end; ++i) store(a.x, i, rule(load<T>(a.x, i), load<T>(a.v, i), i));
-}
-
-template <class T>
-PRODIGY_INLINE void finish_any(const Tensor& t, const Chunk& chunk, const Coefficients<T>& c, T old_d_eps, T d_new,
-                               Finish how) {
-  const Arrays<T> a(t);
-  if (how == Finish::kCorrect) {
-    each_x(a, chunk, [&](T x, T v, int64_t i) { return correct(x, load<T>(a.m, i), v, old_d_eps, c); });
-  } else if (how == Finish::kUndo) {
-    each_x(a, chunk, [&](T x, T v, int64_t i) { return undo(x, load<T>(a.m, i), v, c); });
-  } else if (c.momentum) {
-    each_x(a, chunk, [&](T x, T v, int64_t i) { return step(x, load<T>(a.m, i), v, c); });
+// slice_p > 1: first the samples, which need the old x, then the rest.
+template <class T, bool kMomentum>
+PRODIGY_INLINE Sums<double> update_sampled(const Arrays<T>& a, const Tensor& t, int64_t begin, int n,
+                                           const Coefficients<T>& c) {
+  LaneSums<T> sums;
+  if (a.s != nullptr) {
+    const Samples samples(t, begin, n);
+    for (int j = 0; j < samples.count; ++j) {
+      const int i = int((samples.first + j) * t.slice_p - begin);
+      const T x0 = a.x0 ? a.x0[j] : T(0);
+      sums.add(j % kLanes, sample(gradient_at(a, i, c), x0 - a.x[i], a.s[j], c));
+    }
   } else {
-    each_x(a, chunk, [&](T x, T v, int64_t i) { return step(x, d_new * finite_or_zero(gradient_at(a, i, c)), v, c); });
+    for (int i = 0; i < n; ++i) {
+      const int64_t position = row_major(t.order, begin + i);
+      if (position % t.slice_p == 0) sums.add(i % kLanes, sample_apart(a, t, i, position / t.slice_p, c));
+    }
   }
+  PRODIGY_VECTORIZE
+  for (int i = 0; i < n; ++i) update_element<T, kMomentum, Distance::kStart>(a, i, c);
+  return sums.total();
+}
+
+template <class T, bool kMomentum>
+PRODIGY_INLINE Sums<double> update_any(const Arrays<T>& a, const Tensor& t, int64_t begin, int n,
+                                       const Coefficients<T>& c) {
+  if (t.slice_p > 1) return update_sampled<T, kMomentum>(a, t, begin, n, c);
+  if constexpr (std::is_same_v<T, float>) {
+    if (a.delta) return update_whole<T, kMomentum, Distance::kDelta>(a, n, c);
+  }
+  return a.x0 ? update_whole<T, kMomentum, Distance::kStart>(a, n, c)
+              : update_whole<T, kMomentum, Distance::kZeroStart>(a, n, c);
+}
+
+// at = rule(i, at, origin) for all positions of a block, see Note [Position].
+template <class T, class Rule>
+PRODIGY_INLINE void each_position(const Arrays<T>& a, int n, Rule rule) {
+  if (a.delta != nullptr) {
+    PRODIGY_VECTORIZE
+    for (int i = 0; i < n; ++i) a.delta[i] = rule(i, a.delta[i], a.x0[i]);
+  } else {
+    PRODIGY_VECTORIZE
+    for (int i = 0; i < n; ++i) a.x[i] = rule(i, a.x[i], T(0));
+  }
+}
+
+template <class T>
+PRODIGY_INLINE void finish_any(const Arrays<T>& a, int n, const Coefficients<T>& c, T old_d_eps, T d_new, Finish how) {
+  if (how == Finish::kCorrect) {
+    each_position(a, n, [&](int i, T at, T) { return correct(at, a.m[i], a.v[i], old_d_eps, c); });
+  } else if (how == Finish::kUndo) {
+    each_position(a, n, [&](int i, T at, T origin) { return undo(at, origin, a.m[i], a.v[i], c); });
+  } else if (c.momentum) {
+    each_position(a, n, [&](int i, T at, T) { return step(at, a.x[i], a.m[i], a.v[i], c); });
+  } else {
+    each_position(a, n, [&](int i, T at, T) {
+      return step(at, a.x[i], d_new * finite_or_zero(gradient_at(a, i, c)), a.v[i], c);
+    });
+  }
+}
+
+// Not templates, which cannot have clones; by value, so that the compiler knows the addresses to be nobody else's.
+PRODIGY_CLONES Sums<double> update_block(Arrays<float> a, const Tensor& t, int64_t begin, int n,
+                                         const Coefficients<float>& c) {
+  return c.momentum ? update_any<float, true>(a, t, begin, n, c) : update_any<float, false>(a, t, begin, n, c);
+}
+
+PRODIGY_CLONES Sums<double> update_block(Arrays<double> a, const Tensor& t, int64_t begin, int n,
+                                         const Coefficients<double>& c) {
+  return c.momentum ? update_any<double, true>(a, t, begin, n, c) : update_any<double, false>(a, t, begin, n, c);
+}
+
+PRODIGY_CLONES void finish_block(Arrays<float> a, int n, const Coefficients<float>& c, float old_d_eps, float d_new,
+                                 Finish how) {
+  finish_any(a, n, c, old_d_eps, d_new, how);
+}
+
+PRODIGY_CLONES void finish_block(Arrays<double> a, int n, const Coefficients<double>& c, double old_d_eps, double d_new,
+                                 Finish how) {
+  finish_any(a, n, c, old_d_eps, d_new, how);
 }
 
 }  // namespace
@@ -200,26 +201,35 @@ const char* instruction_set() {
   return "baseline";
 }
 
-template <>
-PRODIGY_CLONES Sums<double> update_chunk(const Tensor& t, const Chunk& chunk, const Coefficients<float>& c) {
-  return update_any(t, chunk, c);
+template <class T>
+Sums<double> update_chunk(const Tensor& t, const Chunk& chunk, const Coefficients<T>& c) {
+  Scratch<T> scratch;
+  Sums<double> sums{0.0, 0.0};
+  for (int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
+    const int n = int(std::min<int64_t>(kBlock, chunk.end - begin));
+    const Arrays<T> a = open_update(t, begin, n, c.momentum, scratch);
+    const Sums<double> part = update_block(a, t, begin, n, c);
+    close_update(t, begin, n, c, a);
+    sums.dot += part.dot;
+    sums.norm += part.norm;
+  }
+  return sums;
 }
 
-template <>
-PRODIGY_CLONES Sums<double> update_chunk(const Tensor& t, const Chunk& chunk, const Coefficients<double>& c) {
-  return update_any(t, chunk, c);
+template <class T>
+void finish_chunk(const Tensor& t, const Chunk& chunk, const Coefficients<T>& c, T old_d_eps, T d_new, Finish how) {
+  Scratch<T> scratch;
+  for (int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
+    const int n = int(std::min<int64_t>(kBlock, chunk.end - begin));
+    const Arrays<T> a = open_finish(t, begin, n, c.momentum, scratch);
+    finish_block(a, n, c, old_d_eps, d_new, how);
+    close_finish(t, begin, n, c, a, how);
+  }
 }
 
-template <>
-PRODIGY_CLONES void finish_chunk(const Tensor& t, const Chunk& chunk, const Coefficients<float>& c, float old_d_eps,
-                                 float d_new, Finish how) {
-  finish_any(t, chunk, c, old_d_eps, d_new, how);
-}
-
-template <>
-PRODIGY_CLONES void finish_chunk(const Tensor& t, const Chunk& chunk, const Coefficients<double>& c, double old_d_eps,
-                                 double d_new, Finish how) {
-  finish_any(t, chunk, c, old_d_eps, d_new, how);
-}
+template Sums<double> update_chunk(const Tensor&, const Chunk&, const Coefficients<float>&);
+template Sums<double> update_chunk(const Tensor&, const Chunk&, const Coefficients<double>&);
+template void finish_chunk(const Tensor&, const Chunk&, const Coefficients<float>&, float, float, Finish);
+template void finish_chunk(const Tensor&, const Chunk&, const Coefficients<double>&, double, double, Finish);
 
 }  // namespace prodigy::cpu

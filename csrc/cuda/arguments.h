@@ -39,7 +39,7 @@ struct Arguments {
   std::int64_t chunk_count;
   const Group* groups;
   std::int64_t group_count;
-  const void* const* grads;
+  const Gradient* grads;
 
   Sums<double>* partials;  // one per chunk
   unsigned* arrived;       // blocks that are through; 0 between launches

@@ -64,7 +64,7 @@ __device__ __forceinline__ const GroupRow<T>& group_row(GroupRow<T>* rows, std::
 }
 
 // m, v, s, x with the old d in d*eps; sums = (sum lr*bc*<g, x0 - x>, sum |s|).
-template <class T>
+template <class T, bool kMixed>
 __global__ void __launch_bounds__(kBlockSize, kMinBlocks) update_kernel(const Arguments a) {
   __shared__ GroupRow<T> rows[kGroupRows];
   __shared__ Sums<double> scratch[2][kWarps];
@@ -77,11 +77,11 @@ __global__ void __launch_bounds__(kBlockSize, kMinBlocks) update_kernel(const Ar
   for (std::int64_t n = blockIdx.x; n < a.chunk_count; n += gridDim.x) {
     const Chunk chunk = a.chunks[n];
     const Tensor& tensor = a.tensors[chunk.tensor];
-    const void* grad = a.grads[chunk.tensor];
+    const Gradient grad = a.grads[chunk.tensor];
     Sums<double> sums{0.0, 0.0};
     const GroupRow<T>& row = group_row<true>(rows, tensor.group, a, old, old.d);
-    if (grad != nullptr && row.active) {
-      sums = block_sum(update_chunk<T>(tensor, grad, chunk, row.c), scratch[odd]);
+    if (grad.at != nullptr && row.active) {
+      sums = block_sum(update_chunk<T, kMixed>(tensor, grad, chunk, row.c), scratch[odd]);
       sums.dot *= row.c.dot_weight;
       odd = !odd;
     }
@@ -103,7 +103,7 @@ __device__ __forceinline__ bool anything_to_finish(const Arguments& a, const Est
 }
 
 // d_new of the sums; x as it would be had `update` known d_new.
-template <class T>
+template <class T, bool kMixed>
 __global__ void __launch_bounds__(kBlockSize, kMinBlocks) finish_kernel(const Arguments a) {
   __shared__ GroupRow<T> rows[kGroupRows];
   __shared__ Estimate old, now;
@@ -121,11 +121,11 @@ __global__ void __launch_bounds__(kBlockSize, kMinBlocks) finish_kernel(const Ar
     for (std::int64_t n = blockIdx.x; n < a.chunk_count; n += gridDim.x) {
       const Chunk chunk = a.chunks[n];
       const Tensor& tensor = a.tensors[chunk.tensor];
-      const void* grad = a.grads[chunk.tensor];
+      const Gradient grad = a.grads[chunk.tensor];
       const GroupRow<T>& row = group_row<false>(rows, tensor.group, a, old, now.d);
       const Finish how = finish_of(row.c.deferred, stepped, moved);
-      if (grad == nullptr || !row.active || how == Finish::kNothing) continue;
-      finish_chunk<T>(tensor, grad, chunk, row.c, row.old_d_eps, T(now.d), how);
+      if (grad.at == nullptr || !row.active || how == Finish::kNothing) continue;
+      finish_chunk<T, kMixed>(tensor, grad, chunk, row.c, row.old_d_eps, T(now.d), how);
     }
   }
   if (a.last && is_last_block(a.arrived) && threadIdx.x == 0) *a.row = now;

@@ -12,14 +12,18 @@ struct Entry {
   const void* function;
 };
 
-Entry entry(Kernel kernel, int bits) {
-  const auto of = [](void (*function)(Arguments)) { return reinterpret_cast<const void*>(function); };
-  if (kernel == Kernel::kUpdate) {
-    if (bits == 32) return {"update_kernel<float>", of(update_kernel<float>)};
-    return {"update_kernel<double>", of(update_kernel<double>)};
+template <class T, bool kMixed>
+Entry entry_of(Kernel kernel, const char* update, const char* finish) {
+  if (kernel == Kernel::kUpdate) return {update, reinterpret_cast<const void*>(update_kernel<T, kMixed>)};
+  return {finish, reinterpret_cast<const void*>(finish_kernel<T, kMixed>)};
+}
+
+Entry entry(Kernel kernel, Number number) {
+  if (number == Number::kFloat32) return entry_of<float, false>(kernel, "update_kernel<float>", "finish_kernel<float>");
+  if (number == Number::kFloat64) {
+    return entry_of<double, false>(kernel, "update_kernel<double>", "finish_kernel<double>");
   }
-  if (bits == 32) return {"finish_kernel<float>", of(finish_kernel<float>)};
-  return {"finish_kernel<double>", of(finish_kernel<double>)};
+  return entry_of<float, true>(kernel, "update_kernel<mixed>", "finish_kernel<mixed>");
 }
 
 void check(cudaError_t error, const char* what) {
@@ -32,14 +36,14 @@ void check(cudaError_t error, const char* what) {
 
 std::string problem() {
   cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, entry(Kernel::kUpdate, 32).function);
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, entry(Kernel::kUpdate, Number::kFloat32).function);
   if (error == cudaSuccess) return "";
   cudaGetLastError();
   return cudaGetErrorString(error);
 }
 
-int resident_blocks(Kernel kernel, int bits) {
-  const Entry e = entry(kernel, bits);
+int resident_blocks(Kernel kernel, Number number) {
+  const Entry e = entry(kernel, number);
   int device = 0, multiprocessors = 0, per_multiprocessor = 0;
   check(cudaGetDevice(&device), e.name);
   check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), e.name);
@@ -47,8 +51,8 @@ int resident_blocks(Kernel kernel, int bits) {
   return multiprocessors * per_multiprocessor;
 }
 
-void launch(Kernel kernel, int bits, int blocks, const Arguments& arguments, void* stream) {
-  const Entry e = entry(kernel, bits);
+void launch(Kernel kernel, Number number, int blocks, const Arguments& arguments, void* stream) {
+  const Entry e = entry(kernel, number);
   void* parameters[] = {const_cast<Arguments*>(&arguments)};
   check(cudaLaunchKernel(e.function, dim3(blocks), dim3(kBlockSize), parameters, 0, static_cast<cudaStream_t>(stream)),
         e.name);

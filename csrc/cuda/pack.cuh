@@ -1,4 +1,7 @@
-// Elements in registers, and their way from memory and back: 16 bytes at a time where addresses allow.
+// Elements in registers, and their way from memory and back: a pack at a time where addresses allow.
+//
+// The kernels exist for tensors that are stored in the type T of the arithmetic, and (kMixed) for those that are not,
+// whose types are known at run time only: the same for all threads of a block, so that asking costs little.
 #pragma once
 
 #include <type_traits>
@@ -10,11 +13,13 @@ namespace prodigy::cuda {
 template <class T>
 constexpr int kILP = 16 / sizeof(T);
 
-// kILP consecutive elements of an array.
-template <class T>
-struct alignas(16) Pack {
-  T at[kILP<T>];
+// kILP consecutive elements of an array; kCount, where the arithmetic has another type.
+template <class T, int kCount = kILP<T>>
+struct alignas(kCount * sizeof(T)) Pack {
+  T at[kCount];
 };
+
+using HalfPack = Pack<std::uint16_t, kILP<float>>;
 
 // The compiler cannot know where an address read from a table points to; generic loads are slower than global ones.
 template <class T>
@@ -24,61 +29,193 @@ __device__ __forceinline__ T* global(T* address) {
 }
 
 // kFull: all elements are there, at an aligned address. Else only the first `count`, one by one; the rest are 0.
-template <bool kFull, class T>
-__device__ __forceinline__ Pack<T> load(const T* from, int count) {
+template <bool kFull, class P, class T>
+__device__ __forceinline__ P load_pack(const T* from, int count) {
   if constexpr (kFull) {
-    return *reinterpret_cast<const Pack<T>*>(global(from));
+    return *reinterpret_cast<const P*>(global(from));
   } else {
-    Pack<T> pack;
+    P pack;
 #pragma unroll
-    for (int e = 0; e < kILP<T>; ++e) pack.at[e] = e < count ? global(from)[e] : T(0);
+    for (int e = 0; e < int(sizeof(P) / sizeof(T)); ++e) pack.at[e] = e < count ? global(from)[e] : T(0);
     return pack;
   }
 }
 
-template <bool kFull, class T>
-__device__ __forceinline__ void store(T* to, const Pack<T>& pack, int count) {
+template <bool kFull, class P, class T>
+__device__ __forceinline__ void store_pack(T* to, const P& pack, int count) {
   if constexpr (kFull) {
-    *reinterpret_cast<Pack<T>*>(global(to)) = pack;
+    *reinterpret_cast<P*>(global(to)) = pack;
   } else {
 #pragma unroll
-    for (int e = 0; e < kILP<T>; ++e) {
+    for (int e = 0; e < int(sizeof(P) / sizeof(T)); ++e) {
       if (e < count) global(to)[e] = pack.at[e];
     }
   }
 }
 
-// The arrays of one tensor, in the types they are stored in.
-template <class T>
-struct Arrays {
-  T* __restrict__ x;
-  const T* __restrict__ grad;
-  T* __restrict__ m;
-  T* __restrict__ v;
-  T* __restrict__ s;
-  const T* __restrict__ x0;
-  bool aligned;  // all that are walked with one index; chunks begin at multiples of 16 bytes
+// -- arrays of the arithmetic's type ---------------------------------------------------------------------------------
 
-  __device__ __forceinline__ Arrays(const Tensor& t, const void* gradient)
-      : x(static_cast<T*>(t.x)),
-        grad(static_cast<const T*>(gradient)),
-        m(static_cast<T*>(t.m)),
-        v(static_cast<T*>(t.v)),
-        s(static_cast<T*>(t.s)),
-        x0(static_cast<const T*>(t.x0)) {
-    const auto bits = [](const void* address) { return reinterpret_cast<std::uintptr_t>(address); };
-    const std::uintptr_t samples = t.slice_p == 1 ? bits(s) | bits(x0) : 0;
-    aligned = ((bits(x) | bits(grad) | bits(m) | bits(v) | samples) & 15) == 0;
+template <class T, bool kMixed>
+struct Array {
+  T* __restrict__ at;
+
+  __device__ __forceinline__ Array(const void* address, Type) : at(static_cast<T*>(const_cast<void*>(address))) {}
+  __device__ __forceinline__ bool aligned() const {
+    return reinterpret_cast<std::uintptr_t>(at) % sizeof(Pack<T>) == 0;
   }
+};
+
+template <bool kFull, class T>
+__device__ __forceinline__ Pack<T> load(const Array<T, false>& from, std::int64_t i, int count) {
+  return load_pack<kFull, Pack<T>>(from.at + i, count);
+}
+
+template <class T>
+__device__ __forceinline__ Pack<T> widened(const Array<T, false>&, const Pack<T>& loaded) {
+  return loaded;
+}
+
+template <class T>
+__device__ __forceinline__ T load_one(const Array<T, false>& from, std::int64_t i) {
+  return global(from.at)[i];
+}
+
+template <class T>
+__device__ __forceinline__ void store_one(const Array<T, false>& to, std::int64_t i, T value) {
+  global(to.at)[i] = value;
+}
+
+// The rounding is for arrays of 16 bits.
+template <bool kFull, class T, class Rounding>
+__device__ __forceinline__ void store(const Array<T, false>& to, std::int64_t i, int count, const Pack<T>& pack,
+                                      const Rounding&) {
+  store_pack<kFull>(to.at + i, pack, count);
+}
+
+// -- arrays of any type, in float32 ----------------------------------------------------------------------------------
+
+template <>
+struct Array<float, true> {
+  void* __restrict__ at;
+  Type type;
+
+  __device__ __forceinline__ Array(const void* address, Type t) : at(const_cast<void*>(address)), type(t) {}
+  __device__ __forceinline__ float* floats() const { return static_cast<float*>(at); }
+  __device__ __forceinline__ std::uint16_t* halves() const { return static_cast<std::uint16_t*>(at); }
+  __device__ __forceinline__ bool aligned() const {
+    return reinterpret_cast<std::uintptr_t>(at) % unsigned(kILP<float> * size_of(type)) == 0;
+  }
+};
+
+__device__ __forceinline__ float widened(Type type, std::uint16_t half) {
+  return type == Type::kBFloat16 ? widen<Type::kBFloat16>(half) : widen<Type::kFloat16>(half);
+}
+
+// As loaded: halves take the first two places. They are widened only when all loads of an element are under way.
+template <bool kFull>
+__device__ __forceinline__ Pack<float> load(const Array<float, true>& from, std::int64_t i, int count) {
+  if (from.type == Type::kFloat32) return load_pack<kFull, Pack<float>>(from.floats() + i, count);
+  const HalfPack halves = load_pack<kFull, HalfPack>(from.halves() + i, count);
+  Pack<float> loaded{};
+#pragma unroll
+  for (int e = 0; e < kILP<float> / 2; ++e) {
+    loaded.at[e] = bits_as<float>(halves.at[2 * e] | std::uint32_t(halves.at[2 * e + 1]) << 16);
+  }
+  return loaded;
+}
+
+__device__ __forceinline__ Pack<float> widened(const Array<float, true>& from, const Pack<float>& loaded) {
+  if (from.type == Type::kFloat32) return loaded;
+  Pack<float> wide;
+#pragma unroll
+  for (int e = 0; e < kILP<float>; ++e) {
+    const auto two = bits_as<std::uint32_t>(loaded.at[e / 2]);
+    wide.at[e] = widened(from.type, std::uint16_t(e % 2 == 0 ? two : two >> 16));
+  }
+  return wide;
+}
+
+__device__ __forceinline__ float load_one(const Array<float, true>& from, std::int64_t i) {
+  if (from.type == Type::kFloat32) return global(from.floats())[i];
+  return widened(from.type, global(from.halves())[i]);
+}
+
+// To nearest.
+struct Nearest {
+  __device__ __forceinline__ std::uint16_t operator()(Type type, float value, int) const {
+    return type == Type::kBFloat16 ? nearest<Type::kBFloat16>(value) : nearest<Type::kFloat16>(value);
+  }
+};
+
+__device__ __forceinline__ void store_one(const Array<float, true>& to, std::int64_t i, float value) {
+  if (to.type == Type::kFloat32) {
+    global(to.floats())[i] = value;
+  } else {
+    global(to.halves())[i] = Nearest()(to.type, value, 0);
+  }
+}
+
+// Stochastically; `low` is the position of a pack's first element. kExchanged: for an element's second number.
+template <bool kExchanged>
+struct Stochastic {
+  RandomBits random;
+  std::uint32_t low;
+
+  __device__ __forceinline__ std::uint16_t operator()(Type type, float value, int e) const {
+    std::uint32_t bits = random.of(low + e);
+    if (kExchanged) bits = exchanged(bits);
+    return type == Type::kBFloat16 ? stochastic<Type::kBFloat16>(value, bits) : stochastic<Type::kFloat16>(value, bits);
+  }
+};
+
+template <bool kFull, class Rounding>
+__device__ __forceinline__ void store(const Array<float, true>& to, std::int64_t i, int count, const Pack<float>& pack,
+                                      const Rounding& rounding) {
+  if (to.type == Type::kFloat32) {
+    store_pack<kFull>(to.floats() + i, pack, count);
+    return;
+  }
+  HalfPack halves;
+#pragma unroll
+  for (int e = 0; e < kILP<float>; ++e) halves.at[e] = rounding(to.type, pack.at[e], e);
+  store_pack<kFull>(to.halves() + i, halves, count);
+}
+
+// -- tensors ---------------------------------------------------------------------------------------------------------
+
+// The arrays of one tensor.
+template <class T, bool kMixed>
+struct Arrays {
+  Array<T, kMixed> x, grad, m, v, s, x0;
+  Array<T, false> delta;
+  std::uint32_t index;
+  bool stochastic;
+  bool aligned;  // all that are walked with one index; chunks begin at multiples of a pack
+
+  __device__ __forceinline__ Arrays(const Tensor& t, const Gradient& gradient)
+      : x(t.x, t.type),
+        grad(gradient.at, gradient.type),
+        m(t.m, t.state_type),
+        v(t.v, t.state_type),
+        s(t.s, t.state_type),
+        x0(t.x0, t.type),
+        delta(t.delta, Type::kFloat32),
+        index(t.index),
+        stochastic(t.stochastic) {
+    aligned = x.aligned() && grad.aligned() && m.aligned() && v.aligned() && delta.aligned();
+    if (t.slice_p == 1) aligned = aligned && s.aligned() && x0.aligned();
+  }
+  __device__ __forceinline__ bool displaced() const { return kMixed && delta.at != nullptr; }
 };
 
 // Calls visit(i, count, full) for this thread's packs of a chunk. Which thread gets which elements does not depend on
 // addresses, so neither do the sums.
 template <class T, class Visit>
 __device__ __forceinline__ void each_pack(const Chunk& chunk, bool aligned, Visit visit) {
-  for (std::int64_t i = chunk.begin + threadIdx.x * kILP<T>; i < chunk.end; i += kBlockSize * kILP<T>) {
-    const std::int64_t left = chunk.end - i;
-    const int count = left < kILP<T> ? int(left) : kILP<T>;
+  const int size = int(chunk.end - chunk.begin);
+  for (int at = int(threadIdx.x) * kILP<T>; at < size; at += kBlockSize * kILP<T>) {
+    const std::int64_t i = chunk.begin + at;
+    const int count = size - at < kILP<T> ? size - at : kILP<T>;
     if (aligned && count == kILP<T>) {
       visit(i, count, std::true_type());
     } else {

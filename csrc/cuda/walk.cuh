@@ -32,19 +32,26 @@ struct LaneSums {
 };
 
 // slice_p == 1: s and x0 are arrays like the others.
-template <class T>
+template <class T, bool kMixed>
 struct EveryElement {
+  static constexpr bool kMayBeDisplaced = kMixed;
+
   template <bool kFull>
   struct At {
     Pack<T> s, x0;
 
-    __device__ __forceinline__ At(const EveryElement&, const Arrays<T>& a, std::int64_t i, int count)
-        : s(load<kFull>(a.s + i, count)), x0() {
-      if (a.x0 != nullptr) x0 = load<kFull>(a.x0 + i, count);
+    __device__ __forceinline__ At(const EveryElement&, const Arrays<T, kMixed>& a, std::int64_t i, int count)
+        : s(load<kFull>(a.s, i, count)), x0() {
+      if (a.x0.at != nullptr) x0 = load<kFull>(a.x0, i, count);
+    }
+    __device__ __forceinline__ void widen(const Arrays<T, kMixed>& a) {
+      s = widened(a.s, s);
+      x0 = widened(a.x0, x0);
     }
     __device__ __forceinline__ bool has(int) const { return true; }
-    __device__ __forceinline__ void store_s(const Arrays<T>& a, std::int64_t i, int count) const {
-      store<kFull>(a.s + i, s, count);
+    __device__ __forceinline__ void store_s(const EveryElement&, const Arrays<T, kMixed>& a, std::int64_t i,
+                                            int count) const {
+      store<kFull>(a.s, i, count, s, Nearest());
     }
   };
 
@@ -52,8 +59,10 @@ struct EveryElement {
 };
 
 // slice_p > 1: s and x0 hold the elements at row-major positions 0, p, 2p, ...
-template <class T>
+template <class T, bool kMixed>
 struct EveryPth {
+  static constexpr bool kMayBeDisplaced = false;  // a displacement needs all of x0
+
   const Tensor& tensor;
   std::int64_t begin, first_sample;
   int first, period;  // within the chunk, so that 32 bits do: 64-bit divisions would cost more than the memory
@@ -61,22 +70,25 @@ struct EveryPth {
   template <bool kFull>
   struct At {
     Pack<T> s, x0;
-    std::int64_t sample[kILP<T>];  // -1: none
+    unsigned present = 0;  // bit e: element e is a sample; where, is asked again, since registers are scarce
 
-    __device__ __forceinline__ At(const EveryPth& p, const Arrays<T>& a, std::int64_t i, int count) : s(), x0() {
+    __device__ __forceinline__ At(const EveryPth& p, const Arrays<T, kMixed>& a, std::int64_t i, int count)
+        : s(), x0() {
 #pragma unroll
       for (int e = 0; e < kILP<T>; ++e) {
-        sample[e] = kFull || e < count ? p.sample_of(i + e) : -1;
-        if (sample[e] < 0) continue;
-        s.at[e] = global(a.s)[sample[e]];
-        if (a.x0 != nullptr) x0.at[e] = global(a.x0)[sample[e]];
+        const std::int64_t sample = kFull || e < count ? p.sample_of(i + e) : -1;
+        if (sample < 0) continue;
+        present |= 1u << e;
+        s.at[e] = load_one(a.s, sample);
+        if (a.x0.at != nullptr) x0.at[e] = load_one(a.x0, sample);
       }
     }
-    __device__ __forceinline__ bool has(int e) const { return sample[e] >= 0; }
-    __device__ __forceinline__ void store_s(const Arrays<T>& a, std::int64_t, int) const {
+    __device__ __forceinline__ void widen(const Arrays<T, kMixed>&) {}  // one by one, as they came
+    __device__ __forceinline__ bool has(int e) const { return present >> e & 1u; }
+    __device__ __forceinline__ void store_s(const EveryPth& p, const Arrays<T, kMixed>& a, std::int64_t i, int) const {
 #pragma unroll
       for (int e = 0; e < kILP<T>; ++e) {
-        if (has(e)) global(a.s)[sample[e]] = s.at[e];
+        if (has(e)) store_one(a.s, p.sample_of(i + e), s.at[e]);
       }
     }
   };
@@ -99,74 +111,133 @@ struct EveryPth {
   }
 };
 
-// m, v, s and x of one pack, and its part of the sums. All loads come before the first use of one.
-template <class T, bool kFull, class Sampling>
-__device__ __forceinline__ void update_pack(const Arrays<T>& a, std::int64_t i, int count, const Coefficients<T>& c,
-                                            const Sampling& sampling, LaneSums<T>& sums) {
-  const Pack<T> grad = load<kFull>(a.grad + i, count);
-  Pack<T> x = load<kFull>(static_cast<const T*>(a.x + i), count);
-  Pack<T> v = load<kFull>(static_cast<const T*>(a.v + i), count);
-  Pack<T> m{};
-  if (c.momentum) m = load<kFull>(static_cast<const T*>(a.m + i), count);
-  typename Sampling::template At<kFull> sampled(sampling, a, i, count);
+// A pack's positions, see Note [Position] of rule.h.
+template <class T>
+struct Positions {
+  Pack<T> x, at, origin;
+};
+
+template <class T, bool kMixed>
+__device__ __forceinline__ Positions<T> positions(const Arrays<T, kMixed>& a, const Pack<T>& x, const Pack<T>& x0,
+                                                  const Pack<T>& delta, bool displaced) {
+  Positions<T> p{x, x, Pack<T>{}};
+  if constexpr (kMixed) {
+    if (!displaced) return p;
+    p.origin = x0;
 #pragma unroll
-  for (int e = 0; e < kILP<T>; ++e) {
-    const T g = gradient(grad.at[e], x.at[e], c);
-    if (sampled.has(e)) sums.add(e, sample(g, x.at[e], sampled.x0.at[e], sampled.s.at[e], c));
-    moments(g, m.at[e], v.at[e], c);
-    x.at[e] = step(x.at[e], m.at[e], v.at[e], c);
+    for (int e = 0; e < kILP<T>; ++e) {
+      p.at.at[e] = a.x.type == Type::kBFloat16 ? displacement<Type::kBFloat16>(x.at[e], x0.at[e], delta.at[e])
+                                               : displacement<Type::kFloat16>(x.at[e], x0.at[e], delta.at[e]);
+      p.x.at[e] = x0.at[e] + p.at.at[e];
+    }
   }
-  sampled.store_s(a, i, count);
-  store<kFull>(a.v + i, v, count);
-  if (!c.momentum) return;  // m is not kept, and x waits for finish
-  store<kFull>(a.m + i, m, count);
-  store<kFull>(a.x + i, x, count);
+  return p;
 }
 
-template <class T, class Sampling>
-__device__ __forceinline__ Sums<double> update_sampling(const Tensor& t, const void* grad, const Chunk& chunk,
+template <bool kFull, class T, bool kMixed>
+__device__ __forceinline__ void store_positions(const Arrays<T, kMixed>& a, std::int64_t i, int count, Positions<T> p,
+                                                bool displaced, const RandomBits& random) {
+  if constexpr (kMixed) {
+    if (displaced) {
+      store<kFull>(a.delta, i, count, p.at, Nearest());
+#pragma unroll
+      for (int e = 0; e < kILP<T>; ++e) p.at.at[e] = p.origin.at[e] + p.at.at[e];
+    } else if (a.stochastic) {
+      store<kFull>(a.x, i, count, p.at, Stochastic<false>{random, std::uint32_t(i)});
+      return;
+    }
+  }
+  store<kFull>(a.x, i, count, p.at, Nearest());
+}
+
+// m, v, s and x of one pack, and its part of the sums. All loads come before the first use of one.
+template <bool kFull, class T, bool kMixed, class Sampling>
+__device__ __forceinline__ void update_pack(const Arrays<T, kMixed>& a, std::int64_t i, int count,
+                                            const Coefficients<T>& c, const Sampling& sampling,
+                                            const RandomBits& random, LaneSums<T>& sums) {
+  Pack<T> grad = load<kFull>(a.grad, i, count);
+  Pack<T> x = load<kFull>(a.x, i, count);
+  Pack<T> v = load<kFull>(a.v, i, count);
+  Pack<T> m{}, delta{};
+  if (c.momentum) m = load<kFull>(a.m, i, count);
+  const bool displaced = Sampling::kMayBeDisplaced && a.displaced();
+  if (displaced) delta = load<kFull>(a.delta, i, count);
+  typename Sampling::template At<kFull> sampled(sampling, a, i, count);
+  grad = widened(a.grad, grad);
+  v = widened(a.v, v);
+  m = widened(a.m, m);
+  sampled.widen(a);
+  Positions<T> p = positions(a, widened(a.x, x), sampled.x0, delta, displaced);
+#pragma unroll
+  for (int e = 0; e < kILP<T>; ++e) {
+    const T g = gradient(grad.at[e], p.x.at[e], c);
+    const T distance = displaced ? -p.at.at[e] : sampled.x0.at[e] - p.x.at[e];
+    if (sampled.has(e)) sums.add(e, sample(g, distance, sampled.s.at[e], c));
+    moments(g, m.at[e], v.at[e], c);
+    p.at.at[e] = step(p.at.at[e], p.x.at[e], m.at[e], v.at[e], c);
+  }
+  sampled.store_s(sampling, a, i, count);
+  store<kFull>(a.v, i, count, v, Stochastic<true>{random, std::uint32_t(i)});
+  if (!c.momentum) return;  // m is not kept, and x waits for finish
+  store<kFull>(a.m, i, count, m, Nearest());
+  store_positions<kFull>(a, i, count, p, displaced, random);
+}
+
+template <class T, bool kMixed, class Sampling>
+__device__ __forceinline__ Sums<double> update_sampling(const Tensor& t, const Gradient& grad, const Chunk& chunk,
                                                         const Coefficients<T>& c) {
-  const Arrays<T> a(t, grad);
+  const Arrays<T, kMixed> a(t, grad);
   const Sampling sampling(t, chunk);
+  const RandomBits random(c.k, a.index, kStepStream, chunk.begin);
   LaneSums<T> sums;
   each_pack<T>(chunk, a.aligned, [&](std::int64_t i, int count, auto full) {
-    update_pack<T, decltype(full)::value>(a, i, count, c, sampling, sums);
+    update_pack<decltype(full)::value>(a, i, count, c, sampling, random, sums);
   });
   return sums.total();
 }
 
 // Phase 1. Returns this thread's part of the sums, unweighted.
-template <class T>
-__device__ __forceinline__ Sums<double> update_chunk(const Tensor& t, const void* grad, const Chunk& chunk,
+template <class T, bool kMixed>
+__device__ __forceinline__ Sums<double> update_chunk(const Tensor& t, const Gradient& grad, const Chunk& chunk,
                                                      const Coefficients<T>& c) {
-  if (t.slice_p == 1) return update_sampling<T, EveryElement<T>>(t, grad, chunk, c);
-  return update_sampling<T, EveryPth<T>>(t, grad, chunk, c);
+  if (t.slice_p == 1) return update_sampling<T, kMixed, EveryElement<T, kMixed>>(t, grad, chunk, c);
+  return update_sampling<T, kMixed, EveryPth<T, kMixed>>(t, grad, chunk, c);
 }
 
-// x after `finish`; `m` holds the gradient where there is no momentum.
+// The position after `finish`; `m` holds the gradient where there is no momentum.
 template <class T>
-__device__ __forceinline__ T finish_element(T x, T m, T v, const Coefficients<T>& c, T old_d_eps, T d_new, Finish how) {
-  if (how == Finish::kCorrect) return correct(x, m, v, old_d_eps, c);
-  if (how == Finish::kUndo) return undo(x, m, v, c);
-  return step(x, c.momentum ? m : d_new * finite_or_zero(gradient(m, x, c)), v, c);
+__device__ __forceinline__ T finish_element(T at, T x, T origin, T m, T v, const Coefficients<T>& c, T old_d_eps,
+                                            T d_new, Finish how) {
+  if (how == Finish::kCorrect) return correct(at, m, v, old_d_eps, c);
+  if (how == Finish::kUndo) return undo(at, origin, m, v, c);
+  return step(at, x, c.momentum ? m : d_new * finite_or_zero(gradient(m, x, c)), v, c);
 }
 
 // Phase 3.
-template <class T>
-__device__ __forceinline__ void finish_chunk(const Tensor& t, const void* grad, const Chunk& chunk,
+template <class T, bool kMixed>
+__device__ __forceinline__ void finish_chunk(const Tensor& t, const Gradient& grad, const Chunk& chunk,
                                              const Coefficients<T>& c, T old_d_eps, T d_new, Finish how) {
-  const Arrays<T> a(t, grad);
-  const T* direction = c.momentum ? a.m : a.grad;
+  const Arrays<T, kMixed> a(t, grad);
+  const Array<T, kMixed> direction = c.momentum ? a.m : a.grad;
+  const RandomBits random(c.k, a.index, stream_of(how), chunk.begin);
   each_pack<T>(chunk, a.aligned, [&](std::int64_t i, int count, auto full) {
     constexpr bool kFull = decltype(full)::value;
-    Pack<T> x = load<kFull>(static_cast<const T*>(a.x + i), count);
-    const Pack<T> m = load<kFull>(direction + i, count);
-    const Pack<T> v = load<kFull>(static_cast<const T*>(a.v + i), count);
+    const Pack<T> x = load<kFull>(a.x, i, count);
+    Pack<T> m = load<kFull>(direction, i, count);
+    Pack<T> v = load<kFull>(a.v, i, count);
+    Pack<T> x0{}, delta{};
+    if (a.displaced()) {
+      delta = load<kFull>(a.delta, i, count);
+      if (a.x0.at != nullptr) x0 = load<kFull>(a.x0, i, count);
+    }
+    m = widened(direction, m);
+    v = widened(a.v, v);
+    Positions<T> p = positions(a, widened(a.x, x), widened(a.x0, x0), delta, a.displaced());
 #pragma unroll
     for (int e = 0; e < kILP<T>; ++e) {
-      x.at[e] = finish_element(x.at[e], m.at[e], v.at[e], c, old_d_eps, d_new, how);
+      p.at.at[e] = finish_element(p.at.at[e], p.x.at[e], p.origin.at[e], m.at[e], v.at[e], c, old_d_eps, d_new, how);
     }
-    store<kFull>(a.x + i, x, count);
+    store_positions<kFull>(a, i, count, p, a.displaced(), random);
   });
 }
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "prodigy/rule.h"
+#include "prodigy/storage.h"
 
 namespace prodigy {
 
@@ -18,12 +18,23 @@ struct MemoryOrder {
   std::int64_t row_major_stride[kMaxDims];
 };
 
-// One tensor. All arrays are walked in memory order with the same index; with slice_p > 1, s and x0 are packed samples.
+// A tensor's gradient in one step.
+struct Gradient {
+  const void* at = nullptr;  // null: the tensor is left alone
+  Type type = Type::kOther;
+};
+
+// One tensor. The arithmetic is float64 if x is, else float32. All arrays are walked in memory order with the same
+// index; with slice_p > 1, s and x0 are packed samples.
 struct Tensor {
   void* x;
-  const void* grad;  // null: left alone in this step
+  Gradient grad;
   void *m, *v, *s;
-  const void* x0;  // null: x0 is zero everywhere
+  const void* x0;         // null: x0 is zero everywhere
+  float* delta;           // null, or x - x0: x is then x0 + delta, rounded
+  Type type, state_type;  // of x and x0; of m, v and s
+  bool stochastic;        // how x is rounded, if it has 16 bits and no delta
+  std::uint32_t index;    // for random bits
   std::int64_t numel;
   std::int64_t slice_p;
   int group;

@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
 #if defined(__CUDACC__)
 #define PRODIGY_INLINE __host__ __device__ __forceinline__
@@ -56,6 +57,7 @@ struct Coefficients {
   T decay, dlr, d_eps;  // x -= decay * x + dlr * m / (sqrt(v) + d_eps)
   double dot_weight;    // of <g, x0 - x> in the sum over groups, which may differ in lr
   bool momentum, deferred;
+  std::uint32_t k;  // for random bits
 };
 
 PRODIGY_INLINE double bias_correction(const Hyper& h, double k) {
@@ -99,6 +101,7 @@ PRODIGY_INLINE Coefficients<T> coefficients(const Hyper& h, const Shared& shared
   c.dot_weight = h.lr * bc;
   c.momentum = h.beta1 > 0.0;
   c.deferred = deferred(h, shared, old, c.decay);
+  c.k = std::uint32_t(std::int64_t(old.k));
   return c;
 }
 
@@ -121,11 +124,11 @@ PRODIGY_INLINE T finite_or_zero(T g) {
   return g - g == T(0) ? g : T(0);
 }
 
-// num and s, for the sampled positions. Returns this element's part of the sums.
+// num and s, for the sampled positions. distance: x0 - x. Returns this element's part of the sums.
 template <class T>
-PRODIGY_INLINE Sums<T> sample(T g, T x, T x0, T& s, const Coefficients<T>& c) {
+PRODIGY_INLINE Sums<T> sample(T g, T distance, T& s, const Coefficients<T>& c) {
   s = c.beta3 * s + c.s_weight * finite_or_zero(g);
-  return {g * (x0 - x), std::fabs(s)};
+  return {g * distance, std::fabs(s)};
 }
 
 // m and v: Adam's, of the gradient d * g.
@@ -136,24 +139,28 @@ PRODIGY_INLINE void moments(T g, T& m, T& v, const Coefficients<T>& c) {
   v = c.beta2 * v + c.one_minus_beta2 * (dg * dg);
 }
 
-// x after the step.
+// Note [Position]
+// What moves is `at`: x itself, or its displacement from x0 where that is what is kept. `origin` is what x is more than
+// `at`: 0, or x0.
+
+// The position after the step.
 template <class T>
-PRODIGY_INLINE T step(T x, T m, T v, const Coefficients<T>& c) {
-  return x - (c.decay * x + c.dlr * (m / (std::sqrt(v) + c.d_eps)));
+PRODIGY_INLINE T step(T at, T x, T m, T v, const Coefficients<T>& c) {
+  return at - (c.decay * x + c.dlr * (m / (std::sqrt(v) + c.d_eps)));
 }
 
-// x as it would be had `update` known d_new.
+// The position as it would be had `update` known d_new.
 template <class T>
-PRODIGY_INLINE T correct(T x, T m, T v, T old_d_eps, const Coefficients<T>& c) {
+PRODIGY_INLINE T correct(T at, T m, T v, T old_d_eps, const Coefficients<T>& c) {
   const T root = std::sqrt(v);
-  return x + c.dlr * (m / (root + old_d_eps) - m / (root + c.d_eps));
+  return at + c.dlr * (m / (root + old_d_eps) - m / (root + c.d_eps));
 }
 
-// x as it was before a step that turns out to be none, to one rounding: possible after the first step too, where the
-// only gradients are those of new parameters, or of positions that are not sampled.
+// The position as it was before a step that turns out to be none, to one rounding: possible after the first step too,
+// where the only gradients are those of new parameters, or of positions that are not sampled.
 template <class T>
-PRODIGY_INLINE T undo(T x, T m, T v, const Coefficients<T>& c) {
-  return (x + c.dlr * (m / (std::sqrt(v) + c.d_eps))) / (T(1) - c.decay);
+PRODIGY_INLINE T undo(T at, T origin, T m, T v, const Coefficients<T>& c) {
+  return (at + c.decay * origin + c.dlr * (m / (std::sqrt(v) + c.d_eps))) / (T(1) - c.decay);
 }
 
 // The rule for d. False if this is not a step: no gradient has been non-zero yet, and nothing changes.

@@ -16,12 +16,12 @@ using cuda::Scalar;
 class CudaPlan {
  public:
   CudaPlan(const py::list& slots, const py::type& tensor_class)
-      : list_(slots, tensor_class), plan_(list_.table(), list_.bits()) {
-    if (list_.bits() != 32 && list_.bits() != 64) throw py::value_error("unsupported dtype");
+      : list_(slots, tensor_class), plan_(list_.table(), number()) {
+    if (list_.type() == Type::kOther) throw py::value_error("unsupported dtype");
   }
 
   bool unchanged() { return list_.unchanged(); }
-  long read_grads(const py::list& grads) { return list_.read_grads(grads, addresses_); }
+  long read_grads(const py::list& grads) { return list_.read_grads(grads, grads_); }
 
   std::size_t table_bytes() const { return plan_.table_bytes(); }
   std::size_t step_bytes() const { return plan_.step_bytes(); }
@@ -38,7 +38,7 @@ class CudaPlan {
       groups.push_back({hyper, read_scalar("lr", py::object(lrs[i++]), hyper.lr)});
     }
     shared_ = read_shared(step.attr("shared"));
-    return plan_.pack_step(groups, addresses_);
+    return plan_.pack_step(groups, grads_);
   }
 
   // grad_scale, found_inf: a number, or a tensor on the plan's device.
@@ -56,15 +56,22 @@ class CudaPlan {
   }
 
  private:
+  cuda::Number number() const {
+    if (list_.type() == Type::kFloat64) return cuda::Number::kFloat64;
+    const bool plain = list_.type() == Type::kFloat32 && list_.state_type() == Type::kFloat32;
+    return plain ? cuda::Number::kFloat32 : cuda::Number::kMixed;
+  }
+
   Scalar read_scalar(const std::string& name, const py::object& value, double number) {
     if (value.is_none()) return {number, nullptr, 0};
     if (py::isinstance<py::float_>(value) || py::isinstance<py::int_>(value)) {
       return {value.cast<double>(), nullptr, 0};
     }
     TensorView view;
-    const bool fits = list_.read(value, view) && view.numel() == 1 && (view.bits == 32 || view.bits == 64);
+    const bool floating = list_.read(value, view) && (view.type == Type::kFloat32 || view.type == Type::kFloat64);
+    const bool fits = floating && view.numel() == 1;
     if (!fits) throw py::value_error(name + " must be a number or a float32 or float64 tensor with one element");
-    return {0.0, view.data, view.bits};
+    return {0.0, view.data, 8 * size_of(view.type)};
   }
 
   template <class T>
@@ -86,7 +93,7 @@ class CudaPlan {
 
   TensorList list_;
   cuda::Plan plan_;
-  std::vector<const void*> addresses_;
+  std::vector<Gradient> grads_;
   Shared shared_{};
 };
 

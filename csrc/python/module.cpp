@@ -30,25 +30,24 @@ class CpuPlan {
  public:
   CpuPlan(const py::list& slots, const py::type& tensor_class) : list_(slots, tensor_class) {
     if (list_.device() != kCpu) throw py::value_error("the tensors are not on the CPU");
-    if (list_.bits() == 32) {
-      plan_.emplace<cpu::Plan<float>>(list_.table());
-    } else if (list_.bits() == 64) {
+    if (list_.type() == Type::kOther) throw py::value_error("unsupported dtype");
+    if (list_.type() == Type::kFloat64) {
       plan_.emplace<cpu::Plan<double>>(list_.table());
     } else {
-      throw py::value_error("unsupported dtype");
+      plan_.emplace<cpu::Plan<float>>(list_.table());
     }
   }
 
   bool unchanged() { return list_.unchanged(); }
 
-  long read_grads(const py::list& grads) { return list_.read_grads(grads, addresses_); }
+  long read_grads(const py::list& grads) { return list_.read_grads(grads, grads_); }
 
   void update(const py::object& step, int threads, std::uintptr_t row, std::uintptr_t sums) {
     const auto input = read_step(step, threads);
     py::gil_scoped_release release;
     std::visit(
         [&](auto& plan) {
-          for (std::size_t i = 0; i < addresses_.size(); ++i) plan.set_grad(i, addresses_[i]);
+          for (std::size_t i = 0; i < grads_.size(); ++i) plan.set_grad(i, grads_[i]);
           *at<Sums<double>>(sums) = plan.update(input, *at<Estimate>(row));
         },
         plan_);
@@ -67,7 +66,7 @@ class CpuPlan {
 
  private:
   TensorList list_;
-  std::vector<const void*> addresses_;
+  std::vector<Gradient> grads_;
   std::variant<cpu::Plan<float>, cpu::Plan<double>> plan_{cpu::Plan<float>({})};
 };
 
@@ -78,15 +77,20 @@ class AddressList {
 
   bool unchanged() { return list_.unchanged(); }
 
-  long read_grads(const py::list& grads) { return list_.read_grads(grads, addresses_); }
+  long read_grads(const py::list& grads) { return list_.read_grads(grads, grads_); }
 
   py::bytes addresses() const {
-    return py::bytes(reinterpret_cast<const char*>(addresses_.data()), addresses_.size() * sizeof(void*));
+    std::vector<std::int64_t> words;
+    for (const Gradient& grad : grads_) {
+      words.push_back(std::int64_t(reinterpret_cast<std::uintptr_t>(grad.at)));
+      words.push_back(grad.at == nullptr ? 0 : 8 * size_of(grad.type));
+    }
+    return py::bytes(reinterpret_cast<const char*>(words.data()), words.size() * sizeof(std::int64_t));
   }
 
  private:
   TensorList list_;
-  std::vector<const void*> addresses_;
+  std::vector<Gradient> grads_;
 };
 
 }  // namespace
@@ -107,7 +111,7 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<py::list, py::type>(), py::arg("slots"), py::arg("tensor_class"))
       .def("unchanged", &AddressList::unchanged, "Whether every parameter and state tensor is where it was.")
       .def("read_grads", &AddressList::read_grads, "The index of the first gradient laid out otherwise, or -1.")
-      .def("addresses", &AddressList::addresses, "The gradients' addresses, 0 for None, 8 bytes each.");
+      .def("addresses", &AddressList::addresses, "The gradients' addresses and bits, 8 bytes each, 0 for None.");
 #ifdef PRODIGY_FUSED_CUDA
   m.attr("CUDA") = PRODIGY_FUSED_CUDA;
   m.def("cuda_problem", &cuda::problem, "Why the kernels cannot run on the current CUDA device; empty if they can.");

@@ -7,7 +7,7 @@ namespace py = pybind11;
 
 namespace {
 
-enum State { kM, kV, kS, kX0 };
+enum State { kM, kV, kS, kX0, kDelta };
 
 // How many tensors ahead of the one that is looked at memory is fetched.
 constexpr std::size_t kFetchAhead = 4;
@@ -46,7 +46,7 @@ MemoryOrder memory_order(const TensorView& view) {
 
 TensorList::TensorList(const py::list& slots, py::type tensor_class)
     : reader_(std::move(tensor_class)),
-      keys_{interned("exp_avg"), interned("exp_avg_sq"), interned("s"), interned("p0")} {
+      keys_{interned("exp_avg"), interned("exp_avg_sq"), interned("s"), interned("p0"), interned("delta")} {
   entries_.resize(slots.size());
   table_.reserve(slots.size());
   for (std::size_t i = 0; i < slots.size(); ++i) table_.push_back(read_slot(slots[i], entries_[i]));
@@ -58,17 +58,23 @@ Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
   TensorView view;
   const bool readable = reader_.read(entry.param.ptr(), view) && view.device != kOtherDevice;
   const bool first = table_.empty();
-  if (!readable || (!first && (view.bits != bits_ || view.device != device_))) {
+  if (!readable || (!first && (view.type != type_ || view.device != device_))) {
     throw py::value_error("unsupported parameter");
   }
-  bits_ = view.bits;
+  type_ = view.type;
   device_ = view.device;
   entry.data = view.data;
   entry.layout = view.layout();
   entry.footprint.add_tensor(entry.param);
   entry.footprint.add_dict(entry.state);
+  const py::object rounding = slot.attr("low_precision");
+  const auto is = [&](const char* mode) { return !rounding.is_none() && rounding.equal(py::str(mode)); };
+  entry.displaced = is("displacement");
   Tensor t{};
   t.x = view.data;
+  t.type = type_;
+  t.index = slot.attr("index").cast<std::uint32_t>();
+  t.stochastic = is("stochastic");
   t.numel = view.numel();
   t.slice_p = slot.attr("slice_p").cast<std::int64_t>();
   t.group = slot.attr("group").cast<int>();
@@ -81,6 +87,8 @@ Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
   t.v = entry.states[kV];
   t.s = entry.states[kS];
   t.x0 = entry.states[kX0];
+  t.delta = static_cast<float*>(entry.states[kDelta]);
+  t.state_type = state_type_;
   return t;
 }
 
@@ -89,13 +97,14 @@ PyObject* TensorList::find_state(const Entry& entry, int which) const {
 }
 
 void* TensorList::read_state(const Entry& entry, const Tensor& tensor, int which) {
+  if (which == kDelta && !entry.displaced) return nullptr;
   PyObject* object = find_state(entry, which);
   if (object == nullptr && which == kM) return nullptr;  // beta1 is 0
   TensorView view;
-  if (object == nullptr || !reader_.read(object, view) || view.device != device_ || view.bits != bits_) {
+  if (object == nullptr || !reader_.read(object, view) || view.device != device_ || !fits_type(view.type, which)) {
     throw py::value_error("unsupported state");
   }
-  const bool packed = tensor.slice_p > 1 && which >= kS;
+  const bool packed = tensor.slice_p > 1 && (which == kS || which == kX0);
   if (which == kX0 && view.dims == 0 && (packed || !entry.layout.shape.empty())) return nullptr;
   const std::int64_t samples = (tensor.numel + tensor.slice_p - 1) / tensor.slice_p;
   const bool fits = packed ? view.dims == 1 && view.shape[0] == samples && (samples <= 1 || view.strides[0] == 1)
@@ -104,13 +113,21 @@ void* TensorList::read_state(const Entry& entry, const Tensor& tensor, int which
   return view.data;
 }
 
+bool TensorList::fits_type(Type type, int which) {
+  if (type == Type::kOther || (type == Type::kFloat64) != (type_ == Type::kFloat64)) return false;
+  if (which == kX0) return type == type_;
+  if (which == kDelta) return type == Type::kFloat32;
+  if (state_type_ == Type::kOther) state_type_ = type;  // the first of all
+  return type == state_type_;
+}
+
 bool TensorList::unchanged() {
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     if (i + kFetchAhead < entries_.size()) entries_[i + kFetchAhead].footprint.fetch();
     const Entry& entry = entries_[i];
     TensorView now;
     const bool same = reader_.read(entry.param.ptr(), now) && now.data == entry.data && now.device == device_ &&
-                      now.bits == bits_ && now.has(entry.layout);
+                      now.type == type_ && now.has(entry.layout);
     if (!same) return false;
     for (int which = 0; which < kStates; ++which) {
       try {
@@ -123,18 +140,19 @@ bool TensorList::unchanged() {
   return true;
 }
 
-long TensorList::read_grads(const py::list& grads, std::vector<const void*>& addresses) {
+long TensorList::read_grads(const py::list& grads, std::vector<Gradient>& addresses) {
   if (grads.size() != entries_.size()) throw py::value_error("one gradient, or None, per tensor");
   addresses.resize(entries_.size());
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     PyObject* grad = PyList_GET_ITEM(grads.ptr(), i);
-    addresses[i] = nullptr;
+    addresses[i] = {};
     if (grad == Py_None) continue;
     TensorView view;
-    const bool fits =
-        reader_.read(grad, view) && view.device == device_ && view.bits == bits_ && view.has(entries_[i].layout);
+    const bool fits = reader_.read(grad, view) && view.device == device_ &&
+                      (view.type == type_ || (is_half(type_) && view.type == Type::kFloat32)) &&
+                      view.has(entries_[i].layout);
     if (!fits) return long(i);
-    addresses[i] = view.data;
+    addresses[i] = {view.data, view.type};
   }
   return -1;
 }

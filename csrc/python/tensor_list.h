@@ -17,7 +17,8 @@ class TensorList {
   TensorList(const pybind11::list& slots, pybind11::type tensor_class);
 
   const std::vector<Tensor>& table() const { return table_; }
-  int bits() const { return bits_; }
+  Type type() const { return type_; }  // of the parameters
+  Type state_type() const { return state_type_; }
   int device() const { return device_; }
 
   // A tensor that belongs to no slot. False if it is not one on the device of the others.
@@ -28,12 +29,12 @@ class TensorList {
   // Whether all tensors are still at the addresses, and of the shapes, that the table has.
   bool unchanged();
 
-  // The gradients' addresses, null for None. Returns the index of the first that is not laid out as its parameter, -1
-  // if there is none.
-  long read_grads(const pybind11::list& grads, std::vector<const void*>& addresses);
+  // The gradients' addresses, null for None, and types. Returns the index of the first that is not laid out as its
+  // parameter, -1 if there is none.
+  long read_grads(const pybind11::list& grads, std::vector<Gradient>& addresses);
 
  private:
-  static constexpr int kStates = 4;
+  static constexpr int kStates = 5;
 
   // Borrowed: the Python plan keeps its slots, and a reference from here would hide cycles from the garbage collector.
   struct Entry {
@@ -41,6 +42,7 @@ class TensorList {
     void* data;
     Layout layout;
     std::array<void*, kStates> states;  // their addresses
+    bool displaced;                     // there must be a delta
     Footprint footprint;
   };
 
@@ -50,11 +52,14 @@ class TensorList {
   // Raises ValueError if it does not fit its parameter.
   void* read_state(const Entry& entry, const Tensor& tensor, int which);
 
+  bool fits_type(Type type, int which);
+
   TensorReader reader_;
   std::vector<Entry> entries_;
   std::vector<Tensor> table_;
   std::array<pybind11::str, kStates> keys_;
-  int bits_ = 0, device_ = kOtherDevice;  // of all tensors
+  Type type_ = Type::kOther, state_type_ = Type::kOther;  // of all parameters, of all states
+  int device_ = kOtherDevice;                             // of all tensors
 };
 
 }  // namespace prodigy

@@ -22,8 +22,20 @@ struct DLTensor {
   std::uint64_t byte_offset;
 };
 constexpr int kDLCPU = 1, kDLCUDA = 2;
-constexpr int kFloat = 2;
+constexpr int kDLFloat = 2, kDLBfloat = 4;
 constexpr std::uint32_t kMajor = 1;
+
+Type type_of(int code, int bits) {
+  if (code == kDLBfloat) return bits == 16 ? Type::kBFloat16 : Type::kOther;
+  if (code != kDLFloat) return Type::kOther;
+  return bits == 16 ? Type::kFloat16 : bits == 32 ? Type::kFloat32 : bits == 64 ? Type::kFloat64 : Type::kOther;
+}
+
+Type type_of(const std::string& dtype) {
+  if (dtype == "torch.bfloat16") return Type::kBFloat16;
+  if (dtype == "torch.float16") return Type::kFloat16;
+  return dtype == "torch.float32" ? Type::kFloat32 : dtype == "torch.float64" ? Type::kFloat64 : Type::kOther;
+}
 
 }  // namespace
 
@@ -67,7 +79,7 @@ bool TensorReader::read_exchanged(PyObject* object, TensorView& view) const {
     return false;
   }
   view.data = static_cast<char*>(t.data) + t.byte_offset;
-  view.bits = t.type_code == kFloat && t.type_lanes == 1 ? t.type_bits : 0;
+  view.type = t.type_lanes == 1 ? type_of(t.type_code, t.type_bits) : Type::kOther;
   view.device = t.device_type == kDLCPU ? kCpu : t.device_type == kDLCUDA ? t.device_id : kOtherDevice;
   view.dims = t.ndim;
   view.shape = t.shape;
@@ -80,7 +92,7 @@ bool TensorReader::read_methods(PyObject* object, TensorView& view) const {
     const auto t = py::reinterpret_borrow<py::object>(object);
     view.data = reinterpret_cast<void*>(t.attr("data_ptr")().cast<std::uintptr_t>());
     const auto dtype = py::str(t.attr("dtype")).cast<std::string>();
-    view.bits = dtype == "torch.float32" ? 32 : dtype == "torch.float64" ? 64 : 0;
+    view.type = type_of(dtype);
     const bool is_cpu = t.attr("is_cpu").cast<bool>(), is_cuda = t.attr("is_cuda").cast<bool>();
     view.device = is_cpu ? kCpu : is_cuda ? t.attr("get_device")().cast<int>() : kOtherDevice;
     scratch_.shape = t.attr("shape").cast<std::vector<std::int64_t>>();

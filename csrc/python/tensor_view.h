@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "prodigy/storage.h"
+
 namespace prodigy {
 
 constexpr int kCpu = -1, kOtherDevice = -2;
@@ -18,7 +20,7 @@ struct Layout {
 
 struct TensorView {
   void* data;
-  int bits;    // of a floating-point element; 0: not floating point
+  Type type;
   int device;  // a CUDA device's number, or one of these
   int dims;
   const std::int64_t *shape, *strides;  // the tensor's own, or the reader's until it reads again

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from ..step import Slot
-from ..tensors import same_layout
+from ..tensors import fits_dtype, same_layout
 
-STATES = ("exp_avg", "exp_avg_sq", "s", "p0")
+STATES = ("exp_avg", "exp_avg_sq", "s", "p0", "delta")
 
 
 def memory_order(t: Tensor) -> list[tuple[int, int]]:
@@ -43,21 +43,21 @@ class TensorList:
 
     def read_grads(self, grads: list[Tensor | None]) -> int:
         """The index of the first gradient laid out otherwise than its parameter, or -1."""
-        addresses = array("q", bytes(8 * len(grads)))
+        addresses = array("q", bytes(16 * len(grads)))
         for i, (slot, grad) in enumerate(zip(self._slots, grads, strict=True)):
             if grad is None:
                 continue
             p = slot.param
             if type(grad).__torch_dispatch__ is not Tensor.__torch_dispatch__ or grad.is_sparse:
                 return i
-            if grad.dtype != p.dtype or grad.device != p.device or not same_layout(grad, p):
+            if not fits_dtype(grad, p) or grad.device != p.device or not same_layout(grad, p):
                 return i
-            addresses[i] = grad.data_ptr()
+            addresses[2 * i : 2 * i + 2] = array("q", [grad.data_ptr(), 8 * grad.itemsize])
         self._addresses = addresses
         return -1
 
     def addresses(self) -> bytes:
-        """The gradients' addresses, 0 for None, 8 bytes each."""
+        """The gradients' addresses and bits, 8 bytes each, 0 for None."""
         return self._addresses.tobytes()
 
     def _look(self) -> list[Any]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..estimate import FIELDS
-from ..state import state_dtype
 from ..step import Slot
 from ..tensors import check_gradient, is_dense
 
@@ -27,8 +26,6 @@ except ImportError as error:  # no C++ compiler when the package was installed
 
 def unfit(p: Tensor, group: dict[str, Any]) -> str | None:
     """Why no compiled backend can take the parameter, whatever its device; None if one can."""
-    if p.dtype not in (torch.float32, torch.float64) or state_dtype(p, group) != p.dtype:
-        return f"{p.dtype} parameters are not supported: use float32 parameters, with autocast, or fused=False"
     if type(p).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return f"{type(p).__name__} is a tensor subclass without memory of its own: use fused=False"
     if not is_dense(p):
@@ -55,4 +52,4 @@ class CompiledPlan:
             assert grad is not None
             check_gradient(slot.index, slot.param, grad)
             # Right, but in another memory order than its parameter.
-            grads[i] = torch.empty_like(slot.param, memory_format=torch.preserve_format).copy_(grad)
+            grads[i] = torch.empty_like(slot.param, dtype=grad.dtype, memory_format=torch.preserve_format).copy_(grad)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..estimate import FIELDS, advance, stable_sum
 from ..hyper import Hyper, bias_correction
-from ..state import sampled
+from ..low_precision import arithmetic, keep, move, position
 from ..step import ReadsSlots, Slot, Step
+from ..tensors import sampled
 
 # Temporaries of one run hold at most this many elements (a single larger tensor is a run of its own), so that peak
 # memory does not grow with the model.
@@ -37,22 +38,33 @@ class Run:
     h: Hyper
 
     def states(self, key: str) -> list[Tensor]:
-        return [slot.state[key] for slot in self.slots]
+        """In the arithmetic's precision: copies where they are stored in another."""
+        return [slot.state[key].to(arithmetic(slot.param)) for slot in self.slots]
+
+    def keep(self, key: str, values: list[Tensor], k: Tensor) -> None:
+        """Stores what :meth:`states` gave and was changed since."""
+        for slot, value in zip(self.slots, values, strict=True):
+            keep(slot, key, value, k)
+
+    def distances(self) -> list[Tensor]:
+        """``x0 - x``, new tensors, at the sampled positions."""
+        xs = [position(slot) for slot in self.slots]  # brings delta up to date
+        if self.slots[0].low_precision == "displacement":
+            return list(torch._foreach_neg([slot.state["delta"] for slot in self.slots]))
+        xs = self.sampled(xs)
+        p0s = [slot.state["p0"].to(x.dtype).expand_as(x) for slot, x in zip(self.slots, xs, strict=True)]
+        return list(torch._foreach_sub(p0s, xs))
 
     def sampled(self, tensors: list[Tensor]) -> list[Tensor]:
         return [sampled(t, slot.slice_p) for t, slot in zip(tensors, self.slots, strict=True)]
 
     def gradients(self, grad_scale: float) -> list[Tensor]:
-        """``g``, new tensors in the state's precision: unscaled, of the minimised objective, coupled decay added."""
-        dtypes = [torch.promote_types(g.dtype, s.dtype) for g, s in zip(self.grads, self.states("s"), strict=True)]
+        """``g``, new tensors in the arithmetic's dtype: unscaled, of the minimised objective, coupled decay added."""
         sign = -1.0 if self.h.maximize else 1.0
-        gs = torch._foreach_mul([g.to(t) for g, t in zip(self.grads, dtypes, strict=True)], sign / grad_scale)
+        wide = [g.to(arithmetic(slot.param)) for slot, g in zip(self.slots, self.grads, strict=True)]
+        gs = torch._foreach_mul(wide, sign / grad_scale)
         if self.h.weight_decay and not self.h.decouple:
-            torch._foreach_add_(
-                gs,
-                [slot.param.to(g.dtype) for slot, g in zip(self.slots, gs, strict=True)],
-                alpha=self.h.weight_decay,
-            )
+            torch._foreach_add_(gs, [position(slot) for slot in self.slots], alpha=self.h.weight_decay)
         return list(gs)
 
 
@@ -100,10 +112,7 @@ def _update_run(run: Run, step: Step, dots: list[Tensor], norms: list[Tensor]) -
     d, bc = old["d"], bias_correction(h, old["k"])
     gs, vs, ss = run.gradients(step.grad_scale), run.states("exp_avg_sq"), run.states("s")
 
-    distances = torch._foreach_sub(
-        [p0.to(s.dtype).expand_as(s) for p0, s in zip(run.states("p0"), ss, strict=True)],
-        [x.to(s.dtype) for x, s in zip(run.sampled([slot.param for slot in run.slots]), ss, strict=True)],
-    )
+    distances = run.distances()
     torch._foreach_mul_(distances, run.sampled(gs))
     dots += [h.lr * bc * stable_sum(t) for t in distances]
     del distances
@@ -112,6 +121,7 @@ def _update_run(run: Run, step: Step, dots: list[Tensor], norms: list[Tensor]) -
     weight = d / step.shared.d0 * (d if h.safeguard_warmup else d * h.lr * bc)
     torch._foreach_mul_(ss, step.shared.beta3)
     torch._foreach_add_(ss, torch._foreach_mul(run.sampled(gs), weight))
+    run.keep("s", ss, old["k"])
     norms += [stable_sum(t) for t in torch._foreach_abs(ss)]
 
     torch._foreach_mul_(gs, d)
@@ -119,8 +129,10 @@ def _update_run(run: Run, step: Step, dots: list[Tensor], norms: list[Tensor]) -
         ms = run.states("exp_avg")
         torch._foreach_mul_(ms, h.beta1)
         torch._foreach_add_(ms, gs, alpha=1 - h.beta1)
+        run.keep("exp_avg", ms, old["k"])
     torch._foreach_mul_(vs, h.beta2)
     torch._foreach_addcmul_(vs, gs, gs, value=1 - h.beta2)
+    run.keep("exp_avg_sq", vs, old["k"])
 
 
 def _step_run(run: Run, step: Step, row: Tensor) -> None:
@@ -139,11 +151,14 @@ def _step_run(run: Run, step: Step, row: Tensor) -> None:
     steps = torch._foreach_div(ms, denominators)
     del denominators
     torch._foreach_mul_(steps, dlr)
-    xs = [slot.param for slot in run.slots]
     if h.weight_decay and h.decouple:
-        wide = [x.to(t.dtype) for x, t in zip(xs, steps, strict=True)]
-        torch._foreach_add_(steps, torch._foreach_mul(wide, h.weight_decay * dlr))
-    torch._foreach_sub_(xs, steps)
+        xs = [position(slot) for slot in run.slots]
+        torch._foreach_add_(steps, torch._foreach_mul(xs, h.weight_decay * dlr))
+    if run.slots[0].low_precision is None:
+        torch._foreach_sub_([slot.param for slot in run.slots], steps)
+        return
+    for slot, step_of_x in zip(run.slots, steps, strict=True):
+        move(slot, step_of_x, old["k"])
 
 
 def _total(terms: list[Tensor], like: Tensor) -> Tensor:

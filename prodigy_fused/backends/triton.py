@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from ..hyper import Hyper, Shared
+from ..state import state_dtype
 from ..step import Slot, Step
+from ..tensors import HALVES
 from . import compiled
 from .addresses import STATES, TensorList, memory_order
 from .device import DevicePlan
@@ -55,6 +57,8 @@ def unsupported(p: Tensor, group: dict[str, Any]) -> str | None:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1" and group["backend"] == "triton"  # the tests do so
     if p.device.type not in ("cuda", "xpu") and not (interpreted and p.device.type == "cpu"):
         return f"the parameter is on {p.device}, not on a GPU"
+    if p.dtype in HALVES or state_dtype(p, group) in HALVES:
+        return f"dtype {p.dtype} with a state of {state_dtype(p, group)} is not supported yet"
     return compiled.unfit(p, group) or _broken(p.device)
 
 

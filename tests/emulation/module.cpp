@@ -6,19 +6,54 @@
 #include "cuda/kernels.cuh"
 #include "cuda/launch.h"
 #include "python/cuda_plan.h"
+#include "python/read_step.h"
 
 namespace prodigy::cuda {
 
-int resident_blocks(Kernel, int) { return 1 << 20; }
+int resident_blocks(Kernel, Number) { return 1 << 20; }
 
-void launch(Kernel kernel, int bits, int blocks, const Arguments& arguments, void*) {
+void launch(Kernel kernel, Number number, int blocks, const Arguments& arguments, void*) {
   const bool update = kernel == Kernel::kUpdate;
-  const auto function = bits == 32 ? (update ? update_kernel<float> : finish_kernel<float>)
-                                   : (update ? update_kernel<double> : finish_kernel<double>);
+  auto function = update ? update_kernel<float, false> : finish_kernel<float, false>;
+  if (number == Number::kFloat64) function = update ? update_kernel<double, false> : finish_kernel<double, false>;
+  if (number == Number::kMixed) function = update ? update_kernel<float, true> : finish_kernel<float, true>;
   emulation::run(function, unsigned(std::min(blocks, emulation::resident)), kBlockSize, arguments);
 }
 
 }  // namespace prodigy::cuda
+
+namespace {
+
+using namespace prodigy;
+
+// storage.h on arrays at these addresses, of floats and of 16-bit numbers.
+template <Type kType>
+void widen_all(std::uintptr_t from, std::uintptr_t to, long n) {
+  for (long i = 0; i < n; ++i) at<float>(to)[i] = widen<kType>(at<std::uint16_t>(from)[i]);
+}
+
+template <Type kType>
+void nearest_all(std::uintptr_t from, std::uintptr_t to, long n) {
+  for (long i = 0; i < n; ++i) at<std::uint16_t>(to)[i] = nearest<kType>(at<float>(from)[i]);
+}
+
+template <Type kType>
+void stochastic_all(std::uintptr_t from, std::uintptr_t to, long n, std::uint32_t step, std::uint32_t tensor,
+                    bool correction, long begin) {
+  const RandomBits random(step, tensor, correction ? kCorrectionStream : kStepStream, begin);
+  for (long i = 0; i < n; ++i) {
+    at<std::uint16_t>(to)[i] = stochastic<kType>(at<float>(from)[i], random.of(std::uint32_t(begin + i)));
+  }
+}
+
+template <Type kType>
+void bind_rounding(pybind11::module_ m) {
+  m.def("widen", &widen_all<kType>);
+  m.def("nearest", &nearest_all<kType>);
+  m.def("stochastic", &stochastic_all<kType>);
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_emulated, m) {
   m.doc() = "The CUDA kernels run by the CPU.";
@@ -27,6 +62,8 @@ PYBIND11_MODULE(_emulated, m) {
 #else
   m.attr("SANITIZED") = false;
 #endif
+  bind_rounding<Type::kBFloat16>(m.def_submodule("bfloat16"));
+  bind_rounding<Type::kFloat16>(m.def_submodule("float16"));
   m.attr("CHUNK") = prodigy::cuda::kCudaChunkSize;
   prodigy::bind_cuda_plan(m);
   m.def(

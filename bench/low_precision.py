@@ -1,0 +1,82 @@
+"""The demo's GPT in pure bfloat16 and float16: where its validation loss ends, beside float32, from the same starts."""
+
+import argparse
+import copy
+import json
+import pathlib
+import platform
+
+import torch
+from gpt import GPT
+from shakespeare import Corpus, load_text
+from torch.nn import functional as F
+
+from prodigy_fused import Prodigy
+
+RUNS = {
+    "float32": (torch.float32, {}),
+    "bfloat16 stochastic": (torch.bfloat16, {"low_precision": "stochastic"}),
+    "bfloat16 displacement": (torch.bfloat16, {"low_precision": "displacement"}),
+    "bfloat16 stochastic, bfloat16 state": (
+        torch.bfloat16,
+        {"low_precision": "stochastic", "state_dtype": torch.bfloat16},
+    ),
+    "bfloat16 nearest": (torch.bfloat16, {"low_precision": "nearest"}),
+    "float16 displacement": (torch.float16, {"low_precision": "displacement"}),
+}
+VALIDATION = 256  # sequences
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def loss(model, tokens, targets):
+    """Mean cross-entropy in float32, of logits in the model's dtype."""
+    return F.cross_entropy(model(tokens).flatten(0, 1).float(), targets.flatten())
+
+
+def train(model, corpus, options, steps, batch, seed):
+    """Trains as the demo does; returns the validation loss and d."""
+    draw = torch.Generator().manual_seed(seed)
+    val = corpus.get_batch("val", VALIDATION, model.block, draw)
+    optimizer = Prodigy(model.param_groups(0.1), **options)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(model, *corpus.get_batch("train", batch, model.block, draw)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        return loss(model, *val).item(), optimizer.d
+
+
+def main():
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=12, help="sequences of 64 characters per step")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "low_precision.json")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    corpus = Corpus(load_text())
+    results = {name: {"loss": [], "d": []} for name in RUNS}
+    for seed in range(args.seeds):
+        torch.manual_seed(seed)
+        start = GPT(len(corpus.vocabulary)).bfloat16().float()  # what all of them can hold
+        for name, (dtype, options) in RUNS.items():
+            end, d = train(copy.deepcopy(start).to(dtype), corpus, options, args.steps, args.batch, seed)
+            results[name]["loss"].append(round(end, 4))
+            results[name]["d"].append(float(f"{d:.4g}"))
+            ratio = end / results["float32"]["loss"][seed]
+            print(f"seed {seed}: {name:36} validation loss {end:.4f}, {ratio:.4f} of float32's, d {d:.3g}", flush=True)
+    for figures in results.values():
+        pairs = zip(figures["loss"], results["float32"]["loss"], strict=True)
+        figures["of float32"] = round(sum(a / b for a, b in pairs) / args.seeds, 4)
+    setting = {"steps": args.steps, "batch": args.batch, "torch": torch.__version__, "machine": platform.machine()}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({**setting, "runs": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

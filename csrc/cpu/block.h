@@ -1,0 +1,166 @@
+// A block of a tensor's elements as the arithmetic wants it: the tensor's own memory where it is of that type, else a
+// copy that stays in the first-level cache. The walk's loops see nothing of it.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "cpu/halves.h"
+#include "cpu/vector.h"
+#include "prodigy/chunk.h"
+
+namespace prodigy::cpu {
+
+// Elements of a block; also those whose sums float32 has to hold.
+constexpr int kBlock = 1024;
+
+// The arrays of one block; null where there is none. With slice_p > 1, s and x0 hold its samples; null, if these are
+// not in the order of memory.
+template <class T>
+struct Arrays {
+  T* __restrict x;
+  const T* __restrict grad;
+  T* __restrict m, * __restrict v, * __restrict s;
+  const T* __restrict x0;
+  T* __restrict delta;
+};
+
+// Where copies are kept, in the first-level cache. float64 is never copied.
+template <class T>
+struct Scratch {
+  static constexpr int kSize = std::is_same_v<T, float> ? kBlock : 1;
+  T x[kSize], grad[kSize], m[kSize], v[kSize], s[kSize], x0[kSize];
+};
+
+// -- to and from tensors ----------------------------------------------------------------------------------------------
+
+PRODIGY_INLINE std::uint16_t* halves(const void* array, std::int64_t begin) {
+  return const_cast<std::uint16_t*>(static_cast<const std::uint16_t*>(array)) + begin;
+}
+
+// `n` elements from `begin` on, copied to `scratch` if need be.
+template <class T>
+PRODIGY_INLINE T* open(Type type, const void* array, std::int64_t begin, int n, T* scratch) {
+  if (array == nullptr) return nullptr;
+  if constexpr (std::is_same_v<T, float>) {
+    if (is_half(type)) {
+      widen_run(type, halves(array, begin), n, scratch);
+      return scratch;
+    }
+  }
+  return const_cast<T*>(static_cast<const T*>(array)) + begin;
+}
+
+// The samples of a row-major block: which, and how many.
+struct Samples {
+  std::int64_t first;
+  int count;
+
+  PRODIGY_INLINE Samples(const Tensor& t, std::int64_t begin, int n)
+      : first((begin + t.slice_p - 1) / t.slice_p), count(int((begin + n - 1) / t.slice_p + 1 - first)) {}
+};
+
+// x, and what it is made of where that is a displacement.
+template <class T>
+PRODIGY_INLINE void open_position(const Tensor& t, std::int64_t begin, int n, Scratch<T>& scratch, Arrays<T>& a) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (t.delta != nullptr) {
+      if (t.x0 == nullptr) std::fill_n(scratch.x0, n, 0.0f);
+      open(t.type, t.x0, begin, n, scratch.x0);
+      a.x0 = scratch.x0, a.x = scratch.x, a.delta = t.delta + begin;
+      displaced_run(t.type, halves(t.x, begin), n, a.x0, a.delta, a.x);
+      return;
+    }
+  }
+  a.x = open(t.type, t.x, begin, n, scratch.x);
+}
+
+// Stores the x of a 16-bit tensor.
+PRODIGY_INLINE void close_position(const Tensor& t, std::int64_t begin, int n, const Arrays<float>& a, std::uint32_t k,
+                                   Stream stream) {
+  std::uint16_t* to = halves(t.x, begin);
+  if (t.delta != nullptr) {
+    place_run(t.type, a.x0, a.delta, n, to);
+  } else if (t.stochastic) {
+    stochastic_run(t.type, a.x, n, to, RandomBits(k, t.index, stream, begin), std::uint32_t(begin));
+  } else {
+    nearest_run(t.type, a.x, n, to);
+  }
+}
+
+// -- the two phases ---------------------------------------------------------------------------------------------------
+
+template <class T>
+PRODIGY_INLINE Arrays<T> open_update(const Tensor& t, std::int64_t begin, int n, bool momentum, Scratch<T>& scratch) {
+  Arrays<T> a{};
+  open_position(t, begin, n, scratch, a);
+  a.grad = open(t.grad.type, t.grad.at, begin, n, scratch.grad);
+  a.v = open(t.state_type, t.v, begin, n, scratch.v);
+  if (momentum) a.m = open(t.state_type, t.m, begin, n, scratch.m);
+  if (t.slice_p > 1 && t.order.dims > 0) return a;
+  const Samples samples(t, begin, n);
+  a.s = open(t.state_type, t.s, samples.first, samples.count, scratch.s);
+  if (t.delta == nullptr) a.x0 = open(t.type, t.x0, samples.first, samples.count, scratch.x0);
+  return a;
+}
+
+// Stores what is a copy.
+PRODIGY_INLINE void close_update(const Tensor& t, std::int64_t begin, int n, const Coefficients<float>& c,
+                                 const Arrays<float>& a) {
+  if (is_half(t.state_type)) {
+    const RandomBits random(c.k, t.index, kStepStream, begin);
+    exchanged_stochastic_run(t.state_type, a.v, n, halves(t.v, begin), random, std::uint32_t(begin));
+    if (c.momentum) nearest_run(t.state_type, a.m, n, halves(t.m, begin));
+    const Samples samples(t, begin, n);
+    if (a.s != nullptr) nearest_run(t.state_type, a.s, samples.count, halves(t.s, samples.first));
+  }
+  if (c.momentum && is_half(t.type)) close_position(t, begin, n, a, c.k, kStepStream);
+}
+
+PRODIGY_INLINE void close_finish(const Tensor& t, std::int64_t begin, int n, const Coefficients<float>& c,
+                                 const Arrays<float>& a, Finish how) {
+  if (is_half(t.type)) close_position(t, begin, n, a, c.k, stream_of(how));
+}
+
+// float64 is never copied.
+PRODIGY_INLINE void close_update(const Tensor&, std::int64_t, int, const Coefficients<double>&, const Arrays<double>&) {
+}
+PRODIGY_INLINE void close_finish(const Tensor&, std::int64_t, int, const Coefficients<double>&, const Arrays<double>&,
+                                 Finish) {}
+
+template <class T>
+PRODIGY_INLINE Arrays<T> open_finish(const Tensor& t, std::int64_t begin, int n, bool momentum, Scratch<T>& scratch) {
+  Arrays<T> a{};
+  open_position(t, begin, n, scratch, a);
+  a.v = open(t.state_type, t.v, begin, n, scratch.v);
+  if (momentum) {
+    a.m = open(t.state_type, t.m, begin, n, scratch.m);
+  } else {
+    a.grad = open(t.grad.type, t.grad.at, begin, n, scratch.grad);
+  }
+  return a;
+}
+
+// -- samples ----------------------------------------------------------------------------------------------------------
+
+// Element j of samples that are not in the order of memory.
+template <class T>
+PRODIGY_INLINE T load_sample(Type type, const void* array, std::int64_t j) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (type == Type::kBFloat16) return widen<Type::kBFloat16>(*halves(array, j));
+    if (type == Type::kFloat16) return widen<Type::kFloat16>(*halves(array, j));
+  }
+  return static_cast<const T*>(array)[j];
+}
+
+template <class T>
+PRODIGY_INLINE void store_sample(Type type, void* array, std::int64_t j, T value) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (type == Type::kBFloat16) *halves(array, j) = nearest<Type::kBFloat16>(value);
+    if (type == Type::kFloat16) *halves(array, j) = nearest<Type::kFloat16>(value);
+    if (is_half(type)) return;
+  }
+  static_cast<T*>(array)[j] = value;
+}
+
+}  // namespace prodigy::cpu

@@ -1,0 +1,58 @@
+#include "cpu/halves.h"
+
+#include "cpu/vector.h"
+
+namespace prodigy::cpu {
+namespace {
+
+constexpr Type kBF = Type::kBFloat16, kF = Type::kFloat16;
+
+template <class Visit>
+PRODIGY_INLINE void each(int n, Visit visit) {
+  PRODIGY_VECTORIZE
+  for (int i = 0; i < n; ++i) visit(i);
+}
+
+template <Type kType>
+PRODIGY_INLINE void displaced(std::uint16_t x, float x0, float& delta, float& wide) {
+  delta = displacement<kType>(widen<kType>(x), x0, delta);
+  wide = x0 + delta;
+}
+
+}  // namespace
+
+PRODIGY_CLONES void widen_run(Type type, const std::uint16_t* from, int n, float* to) {
+  if (type == kBF) each(n, [&](int i) { to[i] = widen<kBF>(from[i]); });
+  if (type == kF) each(n, [&](int i) { to[i] = widen<kF>(from[i]); });
+}
+
+PRODIGY_CLONES void nearest_run(Type type, const float* from, int n, std::uint16_t* to) {
+  if (type == kBF) each(n, [&](int i) { to[i] = nearest<kBF>(from[i]); });
+  if (type == kF) each(n, [&](int i) { to[i] = nearest<kF>(from[i]); });
+}
+
+PRODIGY_CLONES void stochastic_run(Type type, const float* from, int n, std::uint16_t* to, RandomBits random,
+                                   std::uint32_t low) {
+  if (type == kBF) each(n, [&](int i) { to[i] = stochastic<kBF>(from[i], random.of(low + std::uint32_t(i))); });
+  if (type == kF) each(n, [&](int i) { to[i] = stochastic<kF>(from[i], random.of(low + std::uint32_t(i))); });
+}
+
+PRODIGY_CLONES void exchanged_stochastic_run(Type type, const float* from, int n, std::uint16_t* to, RandomBits random,
+                                             std::uint32_t low) {
+  const auto bits = [&](int i) { return exchanged(random.of(low + std::uint32_t(i))); };
+  if (type == kBF) each(n, [&](int i) { to[i] = stochastic<kBF>(from[i], bits(i)); });
+  if (type == kF) each(n, [&](int i) { to[i] = stochastic<kF>(from[i], bits(i)); });
+}
+
+PRODIGY_CLONES void displaced_run(Type type, const std::uint16_t* from, int n, const float* x0, float* delta,
+                                  float* x) {
+  if (type == kBF) each(n, [&](int i) { displaced<kBF>(from[i], x0[i], delta[i], x[i]); });
+  if (type == kF) each(n, [&](int i) { displaced<kF>(from[i], x0[i], delta[i], x[i]); });
+}
+
+PRODIGY_CLONES void place_run(Type type, const float* x0, const float* delta, int n, std::uint16_t* to) {
+  if (type == kBF) each(n, [&](int i) { to[i] = nearest<kBF>(x0[i] + delta[i]); });
+  if (type == kF) each(n, [&](int i) { to[i] = nearest<kF>(x0[i] + delta[i]); });
+}
+
+}  // namespace prodigy::cpu
