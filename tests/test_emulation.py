@@ -135,6 +135,25 @@ def test_lr_in_a_tensor(backend, options, dtype, monkeypatch):
         assert same(before, snapshot(tensor)) == (lr == 0)
 
 
+def test_an_lr_on_the_device_that_is_no_number_touches_nothing(backend, monkeypatch):
+    monkeypatch.setattr(hyper, "on_device", lambda value: isinstance(value, torch.Tensor))
+    opt = train(start(backend, [50, 7], lr=torch.ones(())), 2)
+    before = snapshot(opt)
+    opt.param_groups[0]["lr"].fill_(torch.nan)
+    opt.step()
+    opt.param_groups[0]["lr"].fill_(1)
+    assert same(before, snapshot(opt))
+
+
+def test_numbers_on_the_device_are_named_when_they_are_none(backend, monkeypatch):
+    monkeypatch.setattr(hyper, "on_device", lambda value: isinstance(value, torch.Tensor))
+    for name, lr, grad_scale in (("lr", torch.ones((), dtype=torch.int64), None), ("grad_scale", 1.0, torch.ones(2))):
+        opt = start(backend, [5], lr=lr)
+        opt.grad_scale = grad_scale
+        with pytest.raises(ValueError, match=f"^{name} must be a number or a float32 or float64 tensor"):
+            train(opt, 1)
+
+
 def test_grad_scale_and_found_inf_on_the_device(backend, options, monkeypatch):
     plain, scaled = start(backend, **options), start(backend, **options)
     train(plain, 1), train(scaled, 1)
