@@ -182,6 +182,21 @@ def test_a_step_shared_with_a_backend_that_waits_for_numbers(backend):
     assert all((p < 1).all() for p in pair)
 
 
+def test_only_the_last_plan_of_a_step_advances_the_estimate(backend):
+    both = []
+    for name in (backend, "reference"):
+        pair = [nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in (torch.float32, torch.float64)]
+        opt = Prodigy(pair, backend=name, d0=1e-3)
+        for _ in range(4):
+            for p in pair:
+                p.grad = torch.ones_like(p)
+            opt.step()
+        both.append(opt)
+    assert [len(opt._plans.plans) for opt in both] == [2, 2]
+    assert both[0].step_count == 4 and both[0].corrections == both[1].corrections > 0
+    agree(*both, tolerance=1e-6)
+
+
 def test_samples_are_row_major_in_any_memory_order(backend):
     ours, theirs = (nn.Parameter(values([120], 0)[0].view(2, 3, 4, 5).permute(3, 0, 2, 1)) for _ in range(2))
     both = [Prodigy([p], backend=name, d0=1e-3, slice_p=3) for p, name in ((ours, backend), (theirs, "reference"))]
