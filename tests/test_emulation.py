@@ -203,6 +203,17 @@ def test_samples_are_row_major_in_any_memory_order(backend):
     agree(*map(train, both))
 
 
+@pytest.mark.parametrize("options", [{"slice_p": 1 << 40}, {"betas": (0.0, 0.99)}], ids=str)
+def test_what_only_some_chunks_have(backend, options):
+    """A sample in the first chunk only; a gradient that is not finite, of which `finish` makes the step."""
+    both = [train(kernel_runs.start(name, [CHUNK + 5, 7], **options), 2) for name in (backend, "reference")]
+    for opt in both:
+        params(opt)[0].grad[CHUNK + 1] = torch.nan
+        opt.step()
+        assert all(p.isfinite().all() for p in params(opt))
+    agree(*both)
+
+
 # -- lists of tensors --------------------------------------------------------------------------------------------------
 
 size = st.sampled_from([0, 1, 3, 4, 5, 63, 64, 255, 256, 257, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 2])
