@@ -53,7 +53,6 @@ TRAITS = {
     "triton": {
         "one_pass": True,
         "dense_only": True,
-        "low_precision": False,
         **({"device": "cuda"} if GPU else {"small": True, "crawls": True}),
     },
 }
