@@ -10,9 +10,9 @@ CPP_FILES = $(shell find csrc tests/emulation -name '*.cpp' -o -name '*.h' -o -n
 # first C++ exception. Python never frees all it allocates, hence no leak check.
 ASAN_ENV = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/asan/lib PRODIGY_FUSED_EMULATION=build/emulation-asan
-# Where memory is walked in new ways; the long runs and the words of messages are left to the other leg.
-ASAN_FILES = $(addprefix tests/test_,bad_input.py edges.py emulation.py fuzz.py groups.py memory.py robust.py selection.py shapes.py)
-ASAN_TESTS ?= $(ASAN_FILES) -k "cpu or emulated or emulation"
+# All that the emulated kernels run in; of the CPU's, the tests in which memory is walked in new ways.
+ASAN_CPU = edges or fuzz or groups or memory or robust or selection or shapes
+ASAN_TESTS ?= -k "emulated or emulation or (cpu and ($(ASAN_CPU)))"
 
 # Lists what the named extras ask for: the package itself is installed after them, with the build tools among them.
 define EXTRAS
@@ -53,6 +53,18 @@ emulation: .venv/stamp ## compile the CUDA kernels for the CPU, for the tests
 demo: build ## train a small GPT with Prodigy; ARGS="..." are passed on
 	$(BIN)/python bench/demo.py $(ARGS)
 
+bench: build .venv/bench ## the optimizers side by side, minutes; ARGS="--quick", ARGS="--csv bench/results/bench.csv"
+	$(BIN)/python bench/run.py $(ARGS)
+
+# The peers by themselves: all they depend on is there, and none may bring another torch.
+.venv/bench: .venv/stamp
+	$(BIN)/python -c "$$EXTRAS" bench > .venv/bench-requirements.txt
+	$(PIP) --no-deps -r .venv/bench-requirements.txt
+	touch $@
+
+figures: build ## write the figures of README.md, the plots and the summary from the rows in bench/results/
+	$(BIN)/python bench/report.py --write
+
 test: build test-asan ## the whole suite but the slow tests, then its coverage; and the compiled module under sanitizers
 	$(PYTEST) -n auto --cov --durations=5 $(ARGS)
 
@@ -81,4 +93,4 @@ format: .venv/stamp ## let ruff and clang-format rewrite the sources
 clean: ## remove .venv and everything that was built
 	rm -rf .venv build dist *.egg-info prodigy_fused/_C.*.so .pytest_cache .mypy_cache .ruff_cache .coverage
 
-.PHONY: help build emulation demo test test-slow test-asan lint format clean
+.PHONY: help build emulation demo bench figures test test-slow test-asan lint format clean

@@ -17,6 +17,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rows import processor
 
 REFERENCE = "prodigyopt"
 COLOURS = {"prodigy_fused": "#d55e00", "prodigyopt": "#0072b2", "adamw": "#7f7f7f"}
@@ -97,15 +98,6 @@ class Display:
             train, val = statistics.fmean(racer.losses[-20:]), racer.val[-1][1]
             parts.append(f"{racer.name}: train {train:.3f}, val {val:.3f}{d}")
         print(f"step {step}  " + "  |  ".join(parts), flush=True)
-
-
-def processor():
-    """The model name of the CPU, as well as this system tells it."""
-    # platform.processor() is empty or just "x86_64" on Linux.
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def machine(device):

@@ -19,7 +19,7 @@ def gpu_check(*arguments):
 
 @pytest.mark.skipif(emulated.native is None, reason=str(emulated.MISSING))
 def test_dry_run_emulates_and_lists_the_rest(tmp_path):
-    only = [f"--only={part}" for part in ("emulation", "suite", "triton", "gpu", "sanitizer", "large", "bench")]
+    only = [f"--only={part}" for part in ("emulation", "suite", "triton", "gpu", "sanitizer", "large", "ncu", "bench")]
     result = gpu_check("--dry-run", "--out", tmp_path, *only)
     assert result.returncode == 0, result.stdout + result.stderr
     for words in ("RUN     emulation", "SKIPPED suite (dry run)", "racecheck"):
@@ -28,7 +28,7 @@ def test_dry_run_emulates_and_lists_the_rest(tmp_path):
     report = json.loads((folder / "report.json").read_text())
     outcomes = [(row["part"], row.get("rc"), row.get("skipped")) for row in report["parts"]]
     assert outcomes[0] == ("emulation", 0, None)
-    assert len(outcomes) == 10
+    assert len(outcomes) == 11
     assert all(skipped == "dry run" for _, _, skipped in outcomes[1:])
     assert {"gpu", "torch", "commit", "driver"} <= report["machine"].keys()
     assert "| bench | skipped: dry run" in (folder / "summary.md").read_text()

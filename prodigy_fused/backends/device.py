@@ -34,6 +34,7 @@ class DevicePlan(CompiledPlan):
         self._outdated = True  # until an upload has succeeded
         self._spare: Tensor | None = None  # pinned memory for the next capture, which should not allocate it
         self._step_table = torch.empty(0, dtype=torch.uint8, device=self.device)
+        self._pointed_at: list[Tensor | None] = []
 
     def _upload_table(self, size: int, write: Callable[[int], None]) -> Tensor:
         """The table of the tensors, constant as long as the plan is; ``write`` puts it at an address of the host."""
@@ -56,7 +57,9 @@ class DevicePlan(CompiledPlan):
 
     def _lrs(self, step: Step) -> list[Tensor | None]:
         """One for each group; none is on the device where plans of other kinds take part in the step."""
-        return list(step.lrs) or [None] * len(step.hypers)
+        lrs = list(step.lrs) or [None] * len(step.hypers)
+        self._pointed_at = [*lrs, step.device_scale]  # by a table; they may be copies for this step
+        return lrs
 
     def _upload(self, to: Tensor, write: Callable[[int], None]) -> None:
         host = self._host_memory(to.numel())

@@ -111,7 +111,6 @@ class TritonPlan(DevicePlan):
         self._partials = self.sums.new_empty(2 * self._chunks)
         self._counters = torch.zeros(2, dtype=torch.int32, device=self.device)
         self._packed = b""
-        self._pointed_at: list[Tensor | None] = []
         self._views: dict[str, Tensor] = {}
 
     def _rows(self, slots: Sequence[Slot]) -> tuple[array[int], array[int]]:
@@ -148,9 +147,7 @@ class TritonPlan(DevicePlan):
     def _pack(self, step: Step) -> bytes:
         shared = step.shared
         numbers = shared.d0, shared.d_coef, shared.growth_rate, shared.beta3, step.grad_scale
-        lrs = self._lrs(step)
-        self._pointed_at = [*lrs, step.device_scale]  # until the next step
-        groups = [GROUP.pack(*h, *_place(lr)) for h, lr in zip(step.hypers, lrs, strict=True)]
+        groups = [GROUP.pack(*h, *_place(lr)) for h, lr in zip(step.hypers, self._lrs(step), strict=True)]
         addresses: bytes = self._plan.addresses()
         return b"".join([SHARED.pack(*numbers, *_place(step.device_scale)), *groups, addresses])
 

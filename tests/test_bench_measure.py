@@ -1,0 +1,291 @@
+"""bench/: turns, warm-up, memory and counts; who fails is listed and the others go on."""
+
+import math
+import warnings
+from types import SimpleNamespace
+
+import benchmarks
+import compiled_foreach
+import measure
+import peers
+import pytest
+import rows
+import run
+import torch
+import train
+import workloads
+from measure import Race
+from peers import ANCHOR, Peer
+from torch import nn
+
+from prodigy_fused import Prodigy, backends
+
+CPU = torch.device("cpu")
+TOTALS = {
+    "GPT-2 124 M": 124_439_808,
+    "GPT-2 1.5 B": 1_557_611_200,
+    "Llama-3 8 B": 8_030_261_248,
+    "Llama-3 8 B, one of 8 ranks": 8_030_261_248 / 8,
+    "ViT-B/16": 86_567_656,
+    "SDXL UNet": 2_567_463_684,
+}
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_shapes_add_up_to_the_published_totals(name):
+    (workload,) = (w for w in workloads.WORKLOADS if w.name == name)
+    assert workload.elements == TOTALS[name]
+
+
+def test_a_lora_of_sdxl_has_two_matrices_for_each_of_its_layers():
+    shapes = workloads.sdxl_lora(rank=4)
+    # As kohya's scripts count them: 722 in the UNet, 72 and 192 in the text encoders.
+    assert len(shapes) == 2 * (722 + 72 + 192)
+    assert all(4 in shape for shape in shapes)
+
+
+def test_a_shard_of_an_uneven_tensor_is_that_of_the_first_rank():
+    assert workloads.shard([(10, 3), (1,)], 4) == [(3, 3), (1,)]
+
+
+class Recorder:
+    """An optimizer that notes what it is given, and fails at its `fails`-th step."""
+
+    def __init__(self, params, name, fails=math.inf):
+        self.params, self.name, self.fails, self.steps, self.state = params, name, fails, 0, {}
+
+    def zero_grad(self):
+        pass
+
+    def step(self):
+        self.steps += 1
+        if self.steps == self.fails:
+            raise RuntimeError(f"step {self.steps}\nand more")
+        self.log.append((self.name, self.params[0].grad.sum().item()))
+
+
+def recorder(name, **options):
+    return Peer(name, lambda params: Recorder(params, name, **options))
+
+
+@pytest.fixture
+def log(monkeypatch):
+    monkeypatch.setattr(Recorder, "log", [], raising=False)
+    monkeypatch.setattr(measure, "extra_bytes", lambda step, device: 0)  # the profiler takes seconds to start
+    return Recorder.log
+
+
+def raced(*contestants, rounds=5, seconds=60.0, shapes=((30,), (2, 3))):
+    racers = Race(list(shapes), list(contestants), CPU, torch.float32, 1 << 10).run(rounds, seconds)
+    return {racer.name: racer for racer in racers}
+
+
+def test_peers_take_turns_on_the_same_fresh_gradients(log):
+    racers = raced(recorder("a"), recorder("b"), recorder("c"), rounds=6)
+    turns = measure.WARM_UP + 6
+    assert [name for name, _ in log[: 3 * turns]] == ["a", "b", "c"] * turns
+    rounds = [{total for _, total in log[3 * i : 3 * i + 3]} for i in range(turns)]
+    assert all(len(totals) == 1 for totals in rounds)
+    assert len(set.union(*rounds)) == turns
+    assert [len(racers[name].samples) for name in "abc"] == [6, 6, 6]
+    assert len(racers[peers.COPY].samples) == 6
+
+
+def test_a_race_without_time_still_has_quartiles(log):
+    assert len(raced(recorder("a"), rounds=100, seconds=0.0)["a"].samples) == measure.LEAST_ROUNDS
+
+
+def test_who_is_missing_or_fails_is_listed_and_the_others_go_on(log):
+    absent = Peer("absent", peers.imported("no_such_package", "Adam"))
+    refusing = Peer("refusing", peers.ours("cuda"))
+    racers = raced(absent, recorder("late", fails=6), refusing, recorder("good"))
+    outcomes = {name: run.outcome(racers[name], racers[name].peer) for name in racers}
+    assert {name: o["status"] for name, o in outcomes.items() if name not in (peers.COPY, peers.IN_PLACE)} == {
+        "absent": "missing", "late": "failed", "refusing": "failed", "good": "ok",
+    }  # fmt: skip
+    assert outcomes["late"]["reason"] == "RuntimeError: step 6"
+    assert "no_such_package" in outcomes["absent"]["reason"]
+    assert "ms" not in outcomes["late"]
+    assert outcomes["good"]["rounds"] == 5
+
+
+def test_what_cannot_be_counted_is_said_and_the_times_stay(log, monkeypatch):
+    def refused(step, device):
+        raise RuntimeError("no permission to profile")
+
+    monkeypatch.setattr(measure, "extra_bytes", refused)
+    racer = raced(recorder("a"))["a"]
+    row = run.outcome(racer, racer.peer)
+    assert (row["status"], row["reason"]) == ("ok", "no extra_bytes: RuntimeError: no permission to profile")
+    assert row["ms"] > 0
+    assert row["state_bytes"] == 0
+    assert "extra_bytes" not in row
+
+
+def test_every_heat_has_the_anchor_and_fits():
+    everybody = peers.table(CPU)
+    (anchor,) = (peer for peer in everybody if peer.name == ANCHOR)
+    groups, rejected = measure.heats(everybody, 100, budget=2000)
+    assert not rejected
+    assert len(groups) > 1
+    assert all(measure.needed(group, 100) <= 2000 and anchor in group for group in groups)
+    raced = [peer.name for group in groups for peer in group if peer is not anchor]
+    assert sorted(raced) == sorted(peer.name for peer in everybody if peer is not anchor)
+
+
+@pytest.mark.parametrize(("budget", "fit"), [(499, []), (500, [ANCHOR]), (10**6, "all")])
+def test_what_does_not_fit_into_memory_is_rejected(budget, fit):
+    everybody = peers.table(CPU)
+    groups, rejected = measure.heats(everybody, 100, budget)
+    names = [peer.name for peer in everybody]
+    raced = {peer.name for group in groups for peer in group}
+    assert raced == set(names if fit == "all" else fit)
+    assert raced | {peer.name for peer in rejected} == set(names)
+
+
+def test_too_many_tensors_are_listed_and_take_no_place_in_a_heat(monkeypatch, tmp_path, log):
+    everybody = [recorder(ANCHOR), Peer("limited", recorder("limited").make, most_tensors={"cpu": 49})]
+    monkeypatch.setattr(run, "table", lambda device: everybody)
+    run.main(["--quick", "--workload=50 x", f"--csv={tmp_path / 'a.csv'}"])
+    found = {row["peer"]: (row["status"], row["reason"]) for row in rows.read(tmp_path / "a.csv")}
+    assert found["limited"] == ("not run", "not on more than 49 tensors: it would take minutes")
+    assert found[ANCHOR] == ("ok", "")
+    assert {name for name, _ in log} == {ANCHOR}
+
+
+def test_bandwidth_counts_what_is_read_and_what_is_written():
+    racers = [measure.Racer(name, samples=[measure.Sample(ms)]) for name, ms in ((peers.COPY, 1), (peers.IN_PLACE, 2))]
+    assert run.bandwidths(racers, 10**6) == {"copy_gb_s": 8, "in_place_gb_s": 4}
+
+
+def test_a_workload_without_room_is_listed(monkeypatch, tmp_path):
+    monkeypatch.setattr(measure, "free_bytes", lambda device: 0)
+    run.main(["--quick", "--workload=50 x", f"--csv={tmp_path / 'a.csv'}"])
+    assert {row["status"] for row in rows.read(tmp_path / "a.csv")} == {"not run"}
+
+
+@pytest.mark.parametrize(("slice_p", "expected"), [(1, 16.0), (10, 8.8)])
+def test_state_bytes(slice_p, expected):
+    params = [nn.Parameter(torch.randn(1000)) for _ in range(3)]
+    optimizer = Prodigy(params, slice_p=slice_p)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    assert measure.state_bytes(optimizer) / 3000 == expected
+
+
+def test_a_storage_that_two_states_share_is_counted_once():
+    shared = torch.zeros(10)
+    optimizer = SimpleNamespace(state={0: {"a": shared, "b": [shared[:5], torch.zeros(1)]}, 1: {"k": 3}})
+    assert measure.state_bytes(optimizer) == 44
+
+
+def test_extra_memory_is_the_peak_and_not_the_sum():
+    def step():
+        for _ in range(3):
+            torch.ones(1 << 20)
+
+    assert measure.peak([5, -5, 3, 4, -1, -6]) == 7
+    assert 4 << 20 <= measure.extra_bytes(step, CPU) < 5 << 20
+
+
+def test_the_gpu_is_timed_by_its_events(monkeypatch):
+    """As far as a machine without one allows: the order of calls."""
+    calls = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            calls.append("record")
+
+        def elapsed_time(self, last):
+            return 7.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("wait"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: calls.append("busy"))
+    sample = measure.time_on_cuda(lambda: calls.append("step"))
+    assert calls == ["wait", "step", "wait", "busy", "record", "step", "record", "wait"]
+    assert sample.ms == 7.0
+    assert sample.wall_ms >= 0 <= sample.host_ms
+
+
+def test_launches_and_synchronisations_of_a_gpu_are_counted(monkeypatch):
+    kinds = torch.autograd.DeviceType
+    events = [("kernel", kinds.CUDA), ("aten::mul", kinds.CPU), ("Optimizer.step", kinds.CUDA), ("Memcpy", kinds.CUDA)]
+    assert measure.launch_names(SimpleNamespace(name=n, device_type=d) for n, d in events) == ["kernel", "Memcpy"]
+
+    modes = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def step():
+        for _ in range(2):
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+
+    assert measure.count_syncs(step) == 2
+    assert modes == ["warn", "default"]
+
+
+def test_memory_and_machine_of_a_gpu_are_read_from_torch(monkeypatch):
+    device = torch.device("cuda", 0)
+    for name, value in {"reset_peak_memory_stats": None, "synchronize": None, "memory_allocated": 100}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 123)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (7, 9))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    assert measure.extra_bytes(lambda: None, device) == 23
+    assert measure.free_bytes(device) == 7
+    where = rows.environment(device, "full")
+    assert where["device"] == "a GPU" != where["cpu"]
+
+
+def test_on_a_gpu_a_row_has_launches_and_synchronisations(monkeypatch, log):
+    monkeypatch.setattr(measure, "count_syncs", lambda step: 3)
+    monkeypatch.setattr(measure, "count_launches", lambda step: 2)
+    race = Race([(3,)], [recorder("a")], CPU, torch.float32, 1 << 10)
+    race.device = SimpleNamespace(type="cuda")
+    racer = race.racers[-1]
+    race._count(racer)
+    racer.samples = [measure.Sample(1.0, 4.0, 0.1), measure.Sample(3.0, 6.0, 0.3)]
+    row = run.outcome(racer, racer.peer)
+    assert {key: row[key] for key in ("launches", "syncs", "ms", "wall_ms", "host_ms")} == {
+        "launches": 2, "syncs": 3, "ms": 2.0, "wall_ms": 5.0, "host_ms": 0.2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("really", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_compiled_foreach_makes_the_same_steps(monkeypatch, really):
+    monkeypatch.setattr(backends, "NAMES", backends.NAMES)
+    if not really:
+        functions = backends.foreach._update_run, backends.foreach._step_run
+        monkeypatch.setattr(compiled_foreach, "compiled", lambda: functions)
+    torch.manual_seed(0)
+    params = [[nn.Parameter(torch.full((n,), 2.0, dtype=torch.float64)) for n in (5000, 3)] for _ in range(2)]
+    optimizers = compiled_foreach.make(params[0]), Prodigy(params[1], backend="foreach")
+    for _ in range(6):
+        for a, b in zip(*params, strict=True):
+            a.grad = 1 + torch.randn_like(a)
+            b.grad = a.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert optimizers[0].d == pytest.approx(optimizers[1].d, rel=1e-12)
+    assert optimizers[0].d > 1e-6
+    for a, b in zip(*params, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
+def test_training_takes_turns_and_splits_its_time(monkeypatch, log):
+    monkeypatch.setattr(train, "SIZES", {"vocabulary": 9, "block": 4, "layers": 1, "heads": 1, "embd": 4})
+    trainers = train.train([recorder("a"), recorder("late", fails=2), recorder("b")], CPU, rounds=3)
+    assert [len(trainer.train_ms) for trainer in trainers] == [3, 0, 3]
+    assert trainers[1].racer.status == "failed"
+    assert [name for name, _ in log[-4:]] == ["a", "b", "a", "b"]
+
+
+def test_the_backends_of_this_machine_are_found():
+    names = [peer.name for peer in peers.table(CPU)]
+    assert len(names) == len(set(names))
+    assert {benchmarks.FUSED, "prodigy_fused(cpu, slice_p=11)", "prodigy_fused(foreach)", ANCHOR} <= set(names)
