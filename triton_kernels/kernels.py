@@ -78,9 +78,10 @@ class Gradient(NamedTuple):
     bits: Any
 
 
-ORDER = tl.constexpr(13)  # where a tensor's strides begin
+# Where a tensor's strides begin. A row is a multiple of 16 bytes, and so what comes behind the rows is aligned.
+ORDER = tl.constexpr(14)
 STRIDES = tl.constexpr(MAX_DIMS)
-TENSOR_WORDS = tl.constexpr(13 + 2 * MAX_DIMS)
+TENSOR_WORDS = tl.constexpr(14 + 2 * MAX_DIMS)
 GROUP_WORDS = tl.constexpr(12)
 
 
@@ -231,15 +232,15 @@ def load_gradient(grad, begin, i, here, X: tl.constexpr, FULL: tl.constexpr):
 
 @triton.jit
 def position(x, x0, delta, displaced, X: tl.constexpr):
-    """x in the precision of the arithmetic, what moves of it, and the rest, see Note [Position] of rule.py."""
-    at, origin = x, tl.zeros_like(x)
+    """x in the precision of the arithmetic; what moves of it, and the rest, see Note [Position] of rule.py; x0 - x."""
     if X.primitive_bitwidth != 16:
-        return x, at, origin
+        return x, x, tl.zeros_like(x), x0 - x
     else:
+        at, origin, distance = x, tl.zeros_like(x), x0 - x
         if displaced:
             at, origin = displacement(x, x0, delta, X), x0
-            x = origin + at
-        return x, at, origin
+            x, distance = origin + at, -at
+        return x, at, origin, distance
 
 
 @triton.jit
@@ -283,9 +284,9 @@ def update_walk(
         old_delta = tl.load(delta + i, where_also(displaced, here), 0.0)
         grads = load_gradient(grad, begin, i, here, X, FULL)
 
-        old_x, at, origin = position(old_x, start, old_delta, displaced, X)
+        old_x, at, origin, distance = position(old_x, start, old_delta, displaced, X)
         g = gradient(grads, old_x, c)
-        new_s, my_dot, my_norm = sample(g, tl.where(displaced, -at, start - old_x), old_s, c)
+        new_s, my_dot, my_norm = sample(g, distance, old_s, c)
         dot += tl.where(taken, my_dot, 0.0)
         norm += tl.where(taken, my_norm, 0.0)
         new_m, new_v = moments(g, old_m, old_v, c)
@@ -338,7 +339,7 @@ def finish_walk(
         old_delta = tl.load(delta + i, where_also(displaced, here), 0.0)
         new_m = load(m + i, here, S) if c.momentum else load_gradient(grad, begin, i, here, X, FULL)
 
-        old_x, at, origin = position(old_x, start, old_delta, displaced, X)
+        old_x, at, origin, _ = position(old_x, start, old_delta, displaced, X)
         if how == STEP:
             if not c.momentum:
                 new_m = c.d_new * finite_or_zero(gradient(new_m, old_x, c))

@@ -125,7 +125,7 @@ class TritonPlan(DevicePlan):
             sizes = [slot.param.numel(), slot.slice_p, slot.group, len(owners)]
             rounding = [slot.index, slot.low_precision == "stochastic"]
             strides = [[pair[which] for pair in order] for which in (0, 1)]
-            words.extend(addresses + sizes + rounding + [len(order)])
+            words.extend(addresses + sizes + rounding + [len(order), 0])
             for row in strides:
                 words.extend(row + [0] * (compiled.MAX_DIMS - len(row)))
             owners.extend([i] * -(-slot.param.numel() // SIZES.chunk))
