@@ -31,7 +31,6 @@ class Backend:
     device: str = "cpu"
     one_pass: bool = False  # x is final after `update` unless d moved; nothing of parameter size is allocated
     dense_only: bool = False  # refuses tensors with gaps or more than 8 dimensions
-    low_precision: bool = True  # takes 16-bit parameters and state
     small: bool = False  # too slow for more than a few steps and elements (an interpreter)
     crawls: bool = False  # slower still: by default only a few variants of each test
 
@@ -53,7 +52,6 @@ TRAITS = {
     "triton": {
         "one_pass": True,
         "dense_only": True,
-        "low_precision": False,
         **({"device": "cuda"} if GPU else {"small": True, "crawls": True}),
     },
 }

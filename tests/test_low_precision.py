@@ -20,12 +20,6 @@ MODES = [{"low_precision": mode} for mode in low_precision.MODES]
 each_mode = pytest.mark.parametrize("mode", MODES, ids=lambda options: options["low_precision"])
 
 
-@pytest.fixture(autouse=True)
-def takes_16_bits(request):
-    if "backend" in request.fixturenames and not request.getfixturevalue("backend").low_precision:
-        pytest.skip("takes no 16-bit parameters")
-
-
 def start(backend, dtype=torch.bfloat16, **options):
     return backend(make_params(dtype, backend.device), **{"d0": D0, **options})
 

@@ -1,17 +1,18 @@
-"""How numbers of 16 bits are rounded: the function in Python, the functions in C++, and every backend by its steps."""
+"""How numbers of 16 bits are rounded: the functions in Python, C++ and Triton, and every backend by its steps."""
 
+import importlib
 import math
 
 import emulated
 import pytest
 import torch
+from toolbox import device_of
 from torch import nn
 
 from prodigy_fused.low_precision import exchanged, random_bits, stochastic
 
 HALVES = [torch.bfloat16, torch.float16]
 each_half = pytest.mark.parametrize("dtype", HALVES, ids=str)
-needs_native = pytest.mark.skipif(emulated.native is None, reason=str(emulated.MISSING))
 DRAWS = 1 << 20
 # Of every kind: normal, subnormal in 16 bits and in 32, at the limits, beyond float16.
 VALUES = [1.0, -1.3, 1.0009765, 3e-5, -7.3e-8, 1e-9, 2.0**-14 * 0.9999, 65503.7, -65519.0, 65530.0, 1e38, 1e-40, 0.0]
@@ -100,14 +101,26 @@ def test_random_bits_go_by_the_position_in_memory():
     assert torch.equal(random_bits(torch.empty(4), torch.tensor(5.0, dtype=torch.float64), 1), rows.flatten()[:4])
 
 
-# -- the functions in C++ ----------------------------------------------------------------------------------------------
+# -- the functions in C++ and in Triton --------------------------------------------------------------------------------
 
 
-def native(name, t, dtype, *more):
-    to = torch.empty(t.shape, dtype=torch.float32 if name == "widen" else dtype)
-    module = emulated.native.bfloat16 if dtype == torch.bfloat16 else emulated.native.float16
-    getattr(module, name)(t.data_ptr(), to.data_ptr(), t.numel(), *more)
-    return to
+@pytest.fixture(params=["cpp", "triton"])
+def convert(request):
+    """Takes 16 bits to float32 ("widen"), or float32 to 16 bits ("nearest", "stochastic"), not in Python."""
+    language = request.param
+    if (emulated.native if language == "cpp" else device_of("triton")) is None:
+        pytest.skip(f"no {language} here")
+
+    def call(name, t, dtype, *more):
+        to = torch.empty(t.shape, dtype=torch.float32 if name == "widen" else dtype)
+        if language == "triton":
+            importlib.import_module("triton_rounding").run(name, t, to, *more)
+        else:
+            module = emulated.native.bfloat16 if dtype == torch.bfloat16 else emulated.native.float16
+            getattr(module, name)(t.data_ptr(), to.data_ptr(), t.numel(), *more)
+        return to
+
+    return call
 
 
 def floats(dtype):
@@ -117,28 +130,25 @@ def floats(dtype):
     return torch.cat([spread(), ties, special])
 
 
-@needs_native
 @each_half
-def test_conversions_are_those_of_torch(dtype):
+def test_conversions_are_those_of_torch(convert, dtype):
     values = every(dtype)
-    assert torch.equal(native("widen", values, dtype).nan_to_num(7), values.float().nan_to_num(7))
-    assert same_bits(native("nearest", floats(dtype), dtype), floats(dtype).to(dtype))
+    assert torch.equal(convert("widen", values, dtype).nan_to_num(7), values.float().nan_to_num(7))
+    assert same_bits(convert("nearest", floats(dtype), dtype), floats(dtype).to(dtype))
 
 
-@needs_native
 @each_half
 @pytest.mark.parametrize("key", [(0, 0, False), (1000, 7, False), (3_000_000_000, 2, True)], ids=str)
-def test_the_same_bits_in_python_and_in_cpp(dtype, key):
+def test_the_same_bits_as_in_python(convert, dtype, key):
     step, tensor, correction = key
     values = floats(dtype)
     wanted = stochastic(values, dtype, random_bits(values, step, tensor, int(correction)))
-    assert same_bits(native("stochastic", values, dtype, step, tensor, correction, 0), wanted)
+    assert same_bits(convert("stochastic", values, dtype, step, tensor, correction, 0), wanted)
 
 
-@needs_native
-def test_positions_beyond_32_bits():
+def test_positions_beyond_32_bits(convert):
     values = torch.full((1000,), 1.001)
-    low, high, next_high = (native("stochastic", values, HALVES[0], 1, 1, False, n << 32) for n in (0, 1, 2))
+    low, high, next_high = (convert("stochastic", values, HALVES[0], 1, 1, False, n << 32) for n in (0, 1, 2))
     assert 0 < (low != high).sum() < 500 and 0 < (high != next_high).sum() < 500
 
 
@@ -165,8 +175,6 @@ def stepped(backend, dtype, steps, **options):
 @pytest.mark.parametrize("slice_p", [1, 3])
 @pytest.mark.parametrize("mode", ["stochastic", "displacement", "nearest"])
 def test_equal_numbers_are_rounded_equally(backend, dtype, mode, slice_p):
-    if not backend.low_precision:
-        pytest.skip("takes no 16-bit parameters")
     if mode == "displacement" and slice_p > 1:
         pytest.skip("refused")
     reference = type(backend)("reference")
@@ -181,8 +189,6 @@ def test_equal_numbers_are_rounded_equally(backend, dtype, mode, slice_p):
 
 @each_half
 def test_equal_state_is_rounded_equally(backend, dtype):
-    if not backend.low_precision:
-        pytest.skip("takes no 16-bit parameters")
     states = []
     for b in (backend, type(backend)("reference")):
         _, opt = stepped(b, dtype, 1, state_dtype=torch.bfloat16, eps=0.1)
@@ -196,8 +202,6 @@ def test_equal_state_is_rounded_equally(backend, dtype):
 @pytest.mark.parametrize("options", [{}, {"betas": (0.0, 0.75)}, {"weight_decay": 0.1}], ids=str)
 def test_a_displacement_is_corrected_exactly(backend, dtype, options):
     """With so large an eps, what `finish` adds is no trifle."""
-    if not backend.low_precision:
-        pytest.skip("takes no 16-bit parameters")
     options = {"low_precision": "displacement", "eps": 0.5, "d_coef": 16.0, **options}
     runs = [stepped(b, dtype, 5, **options) for b in (backend, type(backend)("reference"))]
     (_, opt), (_, other) = runs
@@ -210,8 +214,6 @@ def test_a_displacement_is_corrected_exactly(backend, dtype, options):
 @each_half
 @pytest.mark.parametrize(("mode", "units"), [("stochastic", 1), ("displacement", 0), ("nearest", 1)])
 def test_what_turns_out_to_be_no_step_is_undone(backend, dtype, mode, units):
-    if not backend.low_precision:
-        pytest.skip("takes no 16-bit parameters")
     draw = torch.Generator().manual_seed(5)
     first, late = (nn.Parameter(torch.randn(300, generator=draw).to(backend.device, dtype)) for _ in range(2))
     opt = backend([first, late], low_precision=mode, d0=0.02, weight_decay=0.5)
@@ -230,9 +232,8 @@ def test_what_turns_out_to_be_no_step_is_undone(backend, dtype, mode, units):
 @each_half
 @pytest.mark.parametrize("mode", ["stochastic", "displacement", "nearest"])
 def test_no_step_changes_no_bit(backend, dtype, mode):
-    if not backend.low_precision:
-        pytest.skip("takes no 16-bit parameters")
-    still, other = (nn.Parameter(t.to(backend.device)) for t in (every(dtype), torch.ones(5, dtype=dtype)))
+    numbers = every(dtype)[:: 61 if backend.crawls else 1].contiguous()
+    still, other = (nn.Parameter(t.to(backend.device)) for t in (numbers, torch.ones(5, dtype=dtype)))
     opt = backend([still, other], low_precision=mode)
     before = still.detach().clone()
     for _ in range(3):

@@ -14,7 +14,6 @@ from toolbox import device_of
 
 from prodigy_fused import Prodigy, backends
 from prodigy_fused.backends import addresses, compiled, triton
-from prodigy_fused.step import Slot
 
 ROOT = Path(__file__).parents[1]
 needs_triton = pytest.mark.skipif(device_of("triton") is None, reason="no Triton here")
@@ -46,9 +45,10 @@ from prodigy_fused.triton_kernels import kernels
 TYPES = dict.fromkeys(["tensors", "owners", "grads"], "*i64") | dict.fromkeys(["last", "chunk_count"], "i32")
 TYPES |= {"counters": "*i32", "found_inf": "*fp32"}
 rows = []
-for kernel, bits, target in json.loads(sys.argv[1]):
+for kernel, types, target in json.loads(sys.argv[1]):
     function = getattr(kernels, kernel)
-    constants = dict(T=tl.float32 if bits == 32 else tl.float64, CHUNK=SIZES.chunk, BLOCK=SIZES.block * 32 // bits)
+    T, X, S = (getattr(tl, name) for name in types)
+    constants = dict(T=T, X=X, S=S, CHUNK=SIZES.chunk, BLOCK=SIZES.block * 32 // T.primitive_bitwidth)
     constants |= {"LANES": SIZES.lanes} if "LANES" in function.arg_names else {}
     signature = {name: TYPES.get(name, "*fp64") for name in function.arg_names if name not in constants}
     built = triton.compile(
@@ -58,10 +58,10 @@ for kernel, bits, target in json.loads(sys.argv[1]):
     count = lambda pattern: len(re.findall(pattern, built.asm.get("ptx", "")))
     rows.append({
         "binary": len(built.asm.get("cubin") or built.asm.get("hsaco")),
-        "loads": [count(r"ld\\.global\\.v4\\.b32"), count(r"ld\\.global\\.v2\\.b64")],
-        "stores": [count(r"st\\.global\\.v4\\.b32"), count(r"st\\.global\\.v2\\.b64")],
+        "loads": [count(r"ld\\.global\\." + kind) for kind in (r"v4\\.b32", r"v2\\.b64", r"v2\\.b32")],
+        "stores": [count(r"st\\.global\\." + kind) for kind in (r"v4\\.b32", r"v2\\.b64", r"v2\\.b32")],
         "inexact": count(r"fma\\.rn\\.f|\\.ftz|\\.approx|div\\.full"),
-        "exact": count(r"(sqrt|div)\\.rn\\.f%d" % bits),
+        "exact": count(r"(sqrt|div)\\.rn\\.f%d" % T.primitive_bitwidth),
         # A barrier and no write behind it, then the atomic: what all threads wrote is there for the last program.
         "arrivals": count(r"bar\\.sync\\s+0;(?:(?!bar\\.sync|st\\.)[\\s\\S])*?atom\\.global\\.gpu\\.acq_rel\\.add"),
     })
@@ -69,23 +69,31 @@ print(json.dumps(rows))
 """
 NVIDIA = [("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32)]
 AMD = ("hip", "gfx942", 64)
-# (kernel, 16-byte loads, 16-byte stores): x, grad, m, v, s, x0 and four written; for slice_p > 1 two and one less.
-KERNELS = [("prodigy_update_kernel", 10, 7), ("prodigy_finish_kernel", 3, 1)]
+UPDATE, FINISH = "prodigy_update_kernel", "prodigy_finish_kernel"
+FLOAT32, FLOAT64, HALVES = ["float32"] * 3, ["float64"] * 3, ["float32", "bfloat16", "float32"]
+# The accesses of a thread to 4 elements, or to 2 of float64: of 16 bytes (in float64: the second), and of 8. Of x,
+# grad, m, v, s and x0, and for slice_p > 1 of the first four; in bfloat16 also of delta and of a float32 grad.
+ACCESSES = {
+    (UPDATE, *FLOAT32): ([10, 0, 0], [7, 0, 0]),
+    (FINISH, *FLOAT32): ([4, 0, 0], [1, 0, 0]),
+    (UPDATE, *FLOAT64): ([0, 10, 0], [0, 7, 0]),
+    (FINISH, *FLOAT64): ([0, 4, 0], [0, 1, 0]),
+    (UPDATE, *HALVES): ([9, 0, 5], [7, 0, 2]),
+    (FINISH, *HALVES): ([4, 0, 3], [1, 0, 1]),
+}
 
 
 @needs_triton
 def test_kernels_compile_to_16_byte_accesses_and_exact_arithmetic():
-    targets = [(32, target) for target in (*NVIDIA, AMD)] + [(64, NVIDIA[1])]
-    wanted = [(*kernel, bits, target) for kernel in KERNELS for bits, target in targets]
-    rows = json.loads(python(COMPILE, json.dumps([(kernel, bits, target) for kernel, _, _, bits, target in wanted])))
-    for (kernel, loads, stores, bits, target), row in zip(wanted, rows, strict=True):
+    targets = [(FLOAT32, target) for target in (*NVIDIA, AMD)] + [(FLOAT64, NVIDIA[1]), (HALVES, NVIDIA[1])]
+    wanted = [(kernel, types, target) for kernel in (UPDATE, FINISH) for types, target in targets]
+    for (kernel, types, target), row in zip(wanted, json.loads(python(COMPILE, json.dumps(wanted))), strict=True):
         assert row["binary"] > 1000, (kernel, target)
         if target is AMD:
             continue
-        which = 0 if bits == 32 else 1
-        assert (row["loads"][which], row["stores"][which]) == (loads, stores), (kernel, bits, target)
-        assert row["inexact"] == 0 and row["exact"] > 0, (kernel, bits, target)
-        assert row["arrivals"] == 1, (kernel, bits, target)
+        assert (row["loads"], row["stores"]) == ACCESSES[(kernel, *types)], (kernel, types, target)
+        assert row["inexact"] == 0 and row["exact"] > 0, (kernel, types, target)
+        assert row["arrivals"] == 1, (kernel, types, target)
 
 
 COUNT = """
@@ -113,26 +121,30 @@ triton.runtime.JITFunction.run = warm_up
 backend._broken, backend._units = lambda device: None, lambda device: 4
 os.environ["TRITON_INTERPRET"] = "1"  # too late for triton, which has been imported; lets CPU tensors in
 
-def steps(sizes, options):
-    params = [torch.nn.Parameter(torch.ones(n)) for n in sizes]
+def steps(sizes, options, dtype=torch.float32):
+    params = [torch.nn.Parameter(torch.ones(n, dtype=dtype)) for n in sizes]
     opt = Prodigy(params, backend="triton", **options)
     changes = [{"lr": 0.5}, {"weight_decay": 0.1}, {"eps": 1e-6}, {"d": 0.01}, {"betas": (0.5, 0.9)}, {"d_coef": 2}]
     for change in [{}, *changes]:
         opt.param_groups[0].update(change)
-        for p in params:
-            p.grad = torch.ones_like(p)
+        for i, p in enumerate(params):
+            p.grad_dtype = None
+            p.grad = torch.ones_like(p, dtype=torch.float32 if i % 2 else dtype)
         opt.step()
 
 steps([3, 40, 17], {})
 steps([1], {"slice_p": 3, "maximize": True})
 steps([16] * 16, {"decouple": False, "use_bias_correction": True, "betas": (0.0, 0.9), "beta3": 0.5})
 print(len(launches), len(compiled))
+for mode in ("stochastic", "displacement", "nearest"):
+    steps([3, 40, 17], {"low_precision": mode}, torch.bfloat16)
+print(len(launches), len(compiled))
 """
 
 
 @needs_triton
 def test_nothing_that_changes_between_steps_compiles_anew():
-    assert python(COUNT).split() == ["42", "2"]
+    assert python(COUNT).split() == ["42", "2", "84", "4"]
 
 
 # -- the choice --------------------------------------------------------------------------------------------------------
@@ -173,9 +185,9 @@ def test_a_triton_that_does_not_work_is_said_once_and_never_when_it_was_asked_fo
             choose(**options)
 
 
-@pytest.mark.parametrize("p", [torch.zeros(3, dtype=torch.float16), torch.zeros(3, 2)[:, 0]], ids=["float16", "gaps"])
 @pytest.mark.parametrize("reason", [None, "Triton is missing (test)"])
-def test_a_parameter_that_does_not_fit_is_no_fault_of_triton(monkeypatch, no_cuda, recwarn, p, reason):
+def test_a_parameter_that_does_not_fit_is_no_fault_of_triton(monkeypatch, no_cuda, recwarn, reason):
+    p = torch.zeros(3, 2)[:, 0]
     monkeypatch.setattr(triton, "_broken", lambda device: reason)
     backends._say_once.cache_clear()
     assert backends.choose(p.as_subclass(OnGpu), Prodigy([torch.zeros(1)]).param_groups[0]) == "foreach"
@@ -220,22 +232,23 @@ def test_a_parameter_on_the_cpu_is_taken_only_when_the_tests_name_the_backend(mo
 # -- addresses ---------------------------------------------------------------------------------------------------------
 
 
-def slots():
+def slots(dtype):
     tensors = [torch.zeros(4, 3), torch.zeros(5, 7).t(), torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last)]
-    opt = Prodigy(tensors, backend="reference")
+    tensors = [t.to(dtype) for t in tensors]
+    opt = Prodigy(tensors, backend="reference", low_precision="displacement")
     for p in tensors:
         p.grad = torch.ones_like(p)
     opt.step()
-    return [Slot(i, p, opt.state[p], 0, 1) for i, p in enumerate(tensors)]
+    return opt._plans.slots
 
 
 def test_addresses_may_have_the_highest_bit_set(monkeypatch):
     """As those of Intel GPUs have."""
-    entries, address = slots(), 2**64 - 4096
+    entries, address = slots(torch.float32), 2**64 - 4096
     monkeypatch.setattr(torch.Tensor, "data_ptr", lambda t: address)
     tensors = addresses.TensorList(entries, torch.Tensor)
     assert tensors.read_grads([entry.param.grad for entry in entries]) == -1
-    assert tensors.addresses() == address.to_bytes(8, "little") * 3
+    assert tensors.addresses() == (address.to_bytes(8, "little") + (32).to_bytes(8, "little")) * 3
     words, _ = triton.TritonPlan._rows(None, entries)
     assert list(words[:4]) == [address] * 4
     place = triton._place("lr", torch.ones(()))
@@ -244,11 +257,13 @@ def test_addresses_may_have_the_highest_bit_set(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:Sparse")
 @pytest.mark.skipif(bool(compiled.MISSING), reason="no compiled module")
-def test_addresses_in_python_are_those_in_cpp():
-    entries = slots()
+@pytest.mark.parametrize(("dtype", "state"), [(torch.float32, "s"), (torch.float16, "delta")], ids=str)
+def test_addresses_in_python_are_those_in_cpp(dtype, state):
+    entries = slots(dtype)
     lists = [kind(entries, torch.Tensor) for kind in (addresses.TensorList, compiled._C.TensorList)]
     first, second, third = (entry.param.grad for entry in entries)
-    for grads in ([first, second, third], [None, second, None]):
+    mixed = [first.float() if state == "delta" else first, second, None]
+    for grads in ([first, second, third], [None, second, None], mixed):
         assert [tensors.read_grads(grads) for tensors in lists] == [-1, -1]
         assert lists[0].addresses() == lists[1].addresses() != b""
     freed = first.clone()
@@ -257,7 +272,7 @@ def test_addresses_in_python_are_those_in_cpp():
     for wrong in (first.double(), first.t().contiguous().t(), first[:2], *sparse, freed):
         assert [tensors.read_grads([wrong, second, third]) for tensors in lists] == [0, 0]
     assert [tensors.unchanged() for tensors in lists] == [True, True]
-    entries[1].state["s"] = entries[1].state["s"].clone()
+    entries[1].state[state] = entries[1].state[state].clone()
     assert [tensors.unchanged() for tensors in lists] == [False, False]
 
 

@@ -21,7 +21,8 @@ gradients are zero x must not move by a bit; those without momentum (beta1 == 0)
 step; and those that `undo` could not take back exactly enough. `without_step` makes the step of *update* vanish.
 
 The functions have the names and the order of csrc/prodigy/rule.h, so that the two can be read side by side. T is the
-type of the arithmetic, float32 or float64; scalars of a whole step are float64. Floating-point fusion must be off.
+type of the arithmetic, float32 or float64, whatever the types in memory are (storage.py); scalars of a whole step are
+float64. Floating-point fusion must be off.
 """
 
 from typing import Any, NamedTuple
@@ -93,6 +94,7 @@ class Coefficients(NamedTuple):
     momentum: Any
     deferred: Any
     active: Any  # lr > 0
+    k: Any  # uint32, for random bits
 
 
 @triton.jit
@@ -167,6 +169,7 @@ def coefficients(h, shared, old, d_new, T: tl.constexpr):
         h.beta1 > 0,
         (h.beta1 <= 0) | (old.k == 0) | hard_to_undo,
         h.lr > 0,
+        old.k.to(tl.int64).to(tl.uint32),
     )
 
 
@@ -189,10 +192,13 @@ def finite_or_zero(g):
 
 
 @triton.jit
-def sample(g, x, x0, s, c):
-    """s <- beta3*s + (d/d0)*dlr*g, for the sampled positions; and the element's part of sum <g, x0 - x> and sum |s|."""
+def sample(g, distance, s, c):
+    """s <- beta3*s + (d/d0)*dlr*g, for the sampled positions; and the element's part of sum <g, x0 - x> and sum |s|.
+
+    distance: x0 - x.
+    """
     s = c.beta3 * s + c.s_weight * finite_or_zero(g)
-    return s, g * (x0 - x), tl.abs(s)
+    return s, g * distance, tl.abs(s)
 
 
 @triton.jit
@@ -202,23 +208,28 @@ def moments(g, m, v, c):
     return c.beta1 * m + c.one_minus_beta1 * dg, c.beta2 * v + c.one_minus_beta2 * (dg * dg)
 
 
-@triton.jit
-def step(x, m, v, decay, dlr, d_eps):
-    """x <- x - (decay*x + dlr * m / (sqrt(v) + d*eps))."""
-    return x - (decay * x + dlr * divide(m, square_root(v) + d_eps))
+# Note [Position]
+# What moves is `at`: x itself, or its displacement from x0 where that is what is kept. `origin` is what x is more than
+# `at`: 0, or x0.
 
 
 @triton.jit
-def correct(x, m, v, c):
-    """x <- x + dlr * (m / (sqrt(v) + d*eps) - m / (sqrt(v) + d_new*eps)): as had the first kernel known d_new."""
+def step(at, x, m, v, decay, dlr, d_eps):
+    """at <- at - (decay*x + dlr * m / (sqrt(v) + d*eps))."""
+    return at - (decay * x + dlr * divide(m, square_root(v) + d_eps))
+
+
+@triton.jit
+def correct(at, m, v, c):
+    """at <- at + dlr * (m / (sqrt(v) + d*eps) - m / (sqrt(v) + d_new*eps)): as had the first kernel known d_new."""
     root = square_root(v)
-    return x + c.dlr * (divide(m, root + c.old_d_eps) - divide(m, root + c.d_eps))
+    return at + c.dlr * (divide(m, root + c.old_d_eps) - divide(m, root + c.d_eps))
 
 
 @triton.jit
-def undo(x, m, v, c):
-    """x <- (x + dlr * m / (sqrt(v) + d*eps)) / (1 - decay): as before a step that turns out to be none."""
-    return divide(x + c.dlr * divide(m, square_root(v) + c.d_eps), 1 - c.decay)
+def undo(at, origin, m, v, c):
+    """at <- (at + decay*origin + dlr * m / (sqrt(v) + d*eps)) / (1 - decay): as before a step that is none."""
+    return divide(at + c.decay * origin + c.dlr * divide(m, square_root(v) + c.d_eps), 1 - c.decay)
 
 
 @triton.jit

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from ..hyper import Hyper, Shared
-from ..state import state_dtype
+from ..low_precision import arithmetic
 from ..step import Slot, Step
-from ..tensors import HALVES
 from . import compiled
 from .addresses import STATES, TensorList, memory_order
 from .device import DevicePlan
@@ -57,8 +56,6 @@ def unsupported(p: Tensor, group: dict[str, Any]) -> str | None:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1" and group["backend"] == "triton"  # the tests do so
     if p.device.type not in ("cuda", "xpu") and not (interpreted and p.device.type == "cpu"):
         return f"the parameter is on {p.device}, not on a GPU"
-    if p.dtype in HALVES or state_dtype(p, group) in HALVES:
-        return f"dtype {p.dtype} with a state of {state_dtype(p, group)} is not supported yet"
     return compiled.unfit(p, group) or _broken(p.device)
 
 
@@ -105,7 +102,9 @@ class TritonPlan(DevicePlan):
         from ..triton_kernels import kernels
 
         self._kernels = kernels
-        self._bits = 64 if p.dtype == torch.float64 else 32
+        types = {"T": arithmetic(p), "X": p.dtype, "S": slots[0].state["exp_avg_sq"].dtype}
+        self._types = {name: getattr(kernels.tl, str(dtype).removeprefix("torch.")) for name, dtype in types.items()}
+        self._block = SIZES.block * 4 // arithmetic(p).itemsize
         words, owners = self._rows(slots)
         self._chunks = len(owners)
         table = self._upload_table(8 * len(words + owners), _writer((words + owners).tobytes())).view(torch.int64)
@@ -123,10 +122,12 @@ class TritonPlan(DevicePlan):
             state, order = slot.state, memory_order(slot.param)
             stands_for_zero = state["p0"].dim() == 0 and (slot.slice_p > 1 or slot.param.dim() > 0)
             arrays = [slot.param, *map(state.get, STATES[:3]), None if stands_for_zero else state["p0"]]
+            arrays.append(state["delta"] if slot.low_precision == "displacement" else None)
             addresses = [0 if t is None else t.data_ptr() for t in arrays]
-            sizes = [slot.param.numel(), slot.slice_p, slot.group, len(owners), len(order)]
+            sizes = [slot.param.numel(), slot.slice_p, slot.group, len(owners)]
+            rounding = [slot.index, slot.low_precision == "stochastic"]
             strides = [[pair[which] for pair in order] for which in (0, 1)]
-            words.extend(addresses + sizes)
+            words.extend(addresses + sizes + rounding + [len(order), 0])
             for row in strides:
                 words.extend(row + [0] * (compiled.MAX_DIMS - len(row)))
             owners.extend([i] * -(-slot.param.numel() // SIZES.chunk))
@@ -165,13 +166,11 @@ class TritonPlan(DevicePlan):
 
     def _launch(self, kernel: Any, step: Step, sums: Tensor, more: Any, **sizes: int) -> None:
         amp = {} if step.found_inf is None else {"found_inf": step.found_inf}
-        language = self._kernels.tl
         kernel[(self._programs,)](
             self._tensors, self._owners, step.row, sums, self._counters, more, self._chunks,
-            **{**self._views, **amp, **sizes},
-            T=language.float64 if self._bits == 64 else language.float32,
+            **{**self._views, **amp, **sizes, **self._types},
             CHUNK=SIZES.chunk,
-            BLOCK=SIZES.block * 32 // self._bits,
+            BLOCK=self._block,
             num_warps=SIZES.warps,
             enable_fp_fusion=False,
         )  # fmt: skip
