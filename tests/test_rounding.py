@@ -212,6 +212,18 @@ def test_a_displacement_is_corrected_exactly(backend, dtype, options):
 
 
 @each_half
+def test_a_correction_draws_bits_of_its_own(backend, dtype):
+    """Those of the step again would push what they have rounded in the same direction."""
+    if not backend.one_pass or device_of("cpu") is None:
+        pytest.skip("x is rounded once, or there is nothing to compare with")
+    options = {"low_precision": "stochastic", "eps": 0.5, "d_coef": 16.0}
+    (ours, opt), (theirs, _) = (stepped(b, dtype, 3, **options) for b in (backend, type(backend)("cpu")))
+    assert opt.d > 2.0**-8
+    differ = sum(int((p != q).sum()) for p, q in zip(ours, theirs, strict=True))
+    assert differ <= 0.005 * sum(p.numel() for p in ours)
+
+
+@each_half
 @pytest.mark.parametrize(("mode", "units"), [("stochastic", 1), ("displacement", 0), ("nearest", 1)])
 def test_what_turns_out_to_be_no_step_is_undone(backend, dtype, mode, units):
     draw = torch.Generator().manual_seed(5)
