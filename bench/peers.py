@@ -52,8 +52,8 @@ def adamw(**options: Any) -> Make:
     return lambda params: torch.optim.AdamW(params, lr=1e-6, **options)
 
 
-def ours(backend: str, slice_p: int = 1) -> Make:
-    return lambda params: Prodigy(params, backend=backend, slice_p=slice_p)
+def ours(backend: str, **options: Any) -> Make:
+    return lambda params: Prodigy(params, backend=backend, **options)
 
 
 def optimi(params: Any) -> Any:
@@ -76,22 +76,34 @@ def adam_bytes(size: int) -> float:
     return adamw_bytes(size, size)
 
 
-def own(device: torch.device) -> list[Peer]:
-    """Our backends on this device; with slice_p=11 the best of them."""
+def variants(name: str, dtype: torch.dtype) -> list[Peer]:
+    """A backend of ours with options that change how many bytes a step moves."""
+    options: dict[str, tuple[dict[str, Any], dict[str, Any], int]]  # of the optimizer, of the count; tensors kept
+    options = {"slice_p=11": ({"slice_p": 11}, {"slice_p": 11}, 4)}
+    if dtype.itemsize == 2:
+        options["displacement"] = {"low_precision": "displacement"}, {"displacement": True}, 6
+        options["bfloat16 state"] = {"state_dtype": torch.bfloat16}, {"state": 2}, 5
+    return [
+        Peer(
+            f"prodigy_fused({name}, {what})", ours(name, **given), "prodigy-fused", partial(prodigy_bytes, **counted),
+            tensors, slice_p=given.get("slice_p", 1),
+        )
+        for what, (given, counted, tensors) in options.items()
+    ]  # fmt: skip
+
+
+def own(device: torch.device, dtype: torch.dtype) -> list[Peer]:
+    """Our backends on this device; the best of them in its variants, too."""
     names = fused_backends(device)
-    sampled_bytes = partial(prodigy_bytes, slice_p=11)
     fused = [
         Peer(f"prodigy_fused({name})", ours(name), "prodigy-fused", prodigy_bytes, scans=True, trains=name == names[0])
         for name in names
     ]
-    sampled = [
-        Peer(f"prodigy_fused({name}, slice_p=11)", ours(name, 11), "prodigy-fused", sampled_bytes, 4, slice_p=11)
-        for name in names[:1]
-    ]
+    varied = [peer for name in names[:1] for peer in variants(name, dtype)]
     compiled = imported("compiled_foreach", "make")
     return [
         *fused,
-        *sampled,
+        *varied,
         Peer("prodigy_fused(foreach)", ours("foreach"), "prodigy-fused", spare=1),
         Peer("compiled foreach", compiled, most_tensors={"cpu": 20, "cuda": 150}, trains=False),
     ]
@@ -118,9 +130,16 @@ def others() -> list[Peer]:
     ]
 
 
-def table(device: torch.device) -> list[Peer]:
+def of_bfloat16() -> list[Peer]:
+    """Those whose point is that bfloat16 parameters learn."""
+    torchao = imported("torchao.optim", "_AdamW", lr=1e-6, bf16_stochastic_round=True)
+    return [Peer("torchao AdamW, stochastic", torchao, "torchao", tensors=3, most_tensors={"cpu": 20, "cuda": 150})]
+
+
+def table(device: torch.device, dtype: torch.dtype = torch.float32) -> list[Peer]:
     """All peers on a device, in the order of their turns: first those that should meet in one heat."""
-    return sorted([*own(device), *others()], key=lambda peer: not peer.scans)
+    peers = [*own(device, dtype), *others(), *(of_bfloat16() if dtype == torch.bfloat16 else [])]
+    return sorted(peers, key=lambda peer: not peer.scans)
 
 
 class Copier:

@@ -132,7 +132,7 @@ def trained(args: argparse.Namespace, peers: list[Peer], tick: Any) -> Iterator[
 
 def jobs(args: argparse.Namespace) -> list[tuple[str, int, Any]]:
     """What there is to do: name, turns, and the function that does it and yields rows."""
-    peers = [peer for peer in table(args.device) if chosen(args.peer, peer.name)]
+    peers = [peer for peer in table(args.device, args.dtype) if chosen(args.peer, peer.name)]
     found = []
     for workload in QUICK if args.quick else WORKLOADS:
         if not chosen(args.workload, workload.name) or (args.device.type == "cpu" and not workload.cpu):

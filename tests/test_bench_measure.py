@@ -145,7 +145,7 @@ def test_what_does_not_fit_into_memory_is_rejected(budget, fit):
 
 def test_too_many_tensors_are_listed_and_take_no_place_in_a_heat(monkeypatch, tmp_path, log):
     everybody = [recorder(ANCHOR), Peer("limited", recorder("limited").make, most_tensors={"cpu": 49})]
-    monkeypatch.setattr(run, "table", lambda device: everybody)
+    monkeypatch.setattr(run, "table", lambda device, dtype: everybody)
     run.main(["--quick", "--workload=50 x", f"--csv={tmp_path / 'a.csv'}"])
     found = {row["peer"]: (row["status"], row["reason"]) for row in rows.read(tmp_path / "a.csv")}
     assert found["limited"] == ("not run", "not on more than 49 tensors: it would take minutes")
@@ -289,3 +289,9 @@ def test_the_backends_of_this_machine_are_found():
     names = [peer.name for peer in peers.table(CPU)]
     assert len(names) == len(set(names))
     assert {benchmarks.FUSED, "prodigy_fused(cpu, slice_p=11)", "prodigy_fused(foreach)", ANCHOR} <= set(names)
+
+
+def test_bfloat16_has_its_own_peers():
+    names = {peer.name for peer in peers.table(CPU, torch.bfloat16)} - {peer.name for peer in peers.table(CPU)}
+    ours = {f"prodigy_fused(cpu, {what})" for what in ("displacement", "bfloat16 state")}
+    assert names == {*ours, "torchao AdamW, stochastic"}

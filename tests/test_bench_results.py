@@ -220,7 +220,7 @@ def test_a_peer_that_is_slowed_down_is_found(tmp_path, monkeypatch, capsys):
         return dataclasses.replace(peer, make=make) if peer.name == FUSED else peer
 
     everybody = run.table
-    monkeypatch.setattr(run, "table", lambda device: list(map(slowed, everybody(device))))
+    monkeypatch.setattr(run, "table", lambda device, dtype: list(map(slowed, everybody(device))))
     run.main([*CPU_CHECK, f"--csv={paths[1]}"])
     capsys.readouterr()
     assert compare.main(list(map(str, paths))) == 1
@@ -236,7 +236,7 @@ BYTES = {
     # g, x, x0 of 2 bytes, x written; m, v, s of 4, read and written
     "bfloat16": (roofline.prodigy_bytes(x=2), 2 + 2 + 2 + 2 + 24),
     # x is not read; x - x0 is read and written
-    "bfloat16, displacement": (roofline.prodigy_bytes(x=2, displacement=True), 2 + 2 + 2 + 24 + 8),
+    "bfloat16, displacement": (roofline.prodigy_bytes(x=2, displacement=True), 2 + 4 + 2 + 24 + 8),
     "float64": (roofline.prodigy_bytes(x=8, state=8), 80),
 }
 

@@ -135,6 +135,25 @@ def test_lr_in_a_tensor(backend, options, dtype, monkeypatch):
         assert same(before, snapshot(tensor)) == (lr == 0)
 
 
+def test_an_lr_on_the_device_that_is_no_number_touches_nothing(backend, monkeypatch):
+    monkeypatch.setattr(hyper, "on_device", lambda value: isinstance(value, torch.Tensor))
+    opt = train(start(backend, [50, 7], lr=torch.ones(())), 2)
+    before = snapshot(opt)
+    opt.param_groups[0]["lr"].fill_(torch.nan)
+    opt.step()
+    opt.param_groups[0]["lr"].fill_(1)
+    assert same(before, snapshot(opt))
+
+
+def test_numbers_on_the_device_are_named_when_they_are_none(backend, monkeypatch):
+    monkeypatch.setattr(hyper, "on_device", lambda value: isinstance(value, torch.Tensor))
+    for name, lr, grad_scale in (("lr", torch.ones((), dtype=torch.int64), None), ("grad_scale", 1.0, torch.ones(2))):
+        opt = start(backend, [5], lr=lr)
+        opt.grad_scale = grad_scale
+        with pytest.raises(ValueError, match=f"^{name} must be a number or a float32 or float64 tensor"):
+            train(opt, 1)
+
+
 def test_grad_scale_and_found_inf_on_the_device(backend, options, monkeypatch):
     plain, scaled = start(backend, **options), start(backend, **options)
     train(plain, 1), train(scaled, 1)
@@ -163,10 +182,36 @@ def test_a_step_shared_with_a_backend_that_waits_for_numbers(backend):
     assert all((p < 1).all() for p in pair)
 
 
+def test_only_the_last_plan_of_a_step_advances_the_estimate(backend):
+    both = []
+    for name in (backend, "reference"):
+        pair = [nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in (torch.float32, torch.float64)]
+        opt = Prodigy(pair, backend=name, d0=1e-3)
+        for _ in range(4):
+            for p in pair:
+                p.grad = torch.ones_like(p)
+            opt.step()
+        both.append(opt)
+    assert [len(opt._plans.plans) for opt in both] == [2, 2]
+    assert both[0].step_count == 4 and both[0].corrections == both[1].corrections > 0
+    agree(*both, tolerance=1e-6)
+
+
 def test_samples_are_row_major_in_any_memory_order(backend):
     ours, theirs = (nn.Parameter(values([120], 0)[0].view(2, 3, 4, 5).permute(3, 0, 2, 1)) for _ in range(2))
     both = [Prodigy([p], backend=name, d0=1e-3, slice_p=3) for p, name in ((ours, backend), (theirs, "reference"))]
     agree(*map(train, both))
+
+
+@pytest.mark.parametrize("options", [{"slice_p": 1 << 40}, {"betas": (0.0, 0.99)}], ids=str)
+def test_what_only_some_chunks_have(backend, options):
+    """A sample in the first chunk only; a gradient that is not finite, of which `finish` makes the step."""
+    both = [train(kernel_runs.start(name, [CHUNK + 5, 7], **options), 2) for name in (backend, "reference")]
+    for opt in both:
+        params(opt)[0].grad[CHUNK + 1] = torch.nan
+        opt.step()
+        assert all(p.isfinite().all() for p in params(opt))
+    agree(*both)
 
 
 # -- lists of tensors --------------------------------------------------------------------------------------------------

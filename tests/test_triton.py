@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,8 @@ for kernel, types, target in json.loads(sys.argv[1]):
         "stores": [count(r"st\\.global\\." + kind) for kind in (r"v4\\.b32", r"v2\\.b64", r"v2\\.b32")],
         "inexact": count(r"fma\\.rn\\.f|\\.ftz|\\.approx|div\\.full"),
         "exact": count(r"(sqrt|div)\\.rn\\.f%d" % T.primitive_bitwidth),
+        # A barrier and no write behind it, then the atomic: what all threads wrote is there for the last program.
+        "arrivals": count(r"bar\\.sync\\s+0;(?:(?!bar\\.sync|st\\.)[\\s\\S])*?atom\\.global\\.gpu\\.acq_rel\\.add"),
     })
 print(json.dumps(rows))
 """
@@ -91,6 +94,7 @@ def test_kernels_compile_to_16_byte_accesses_and_exact_arithmetic():
             continue
         assert (row["loads"], row["stores"]) == ACCESSES[(kernel, *types)], (kernel, types, target)
         assert row["inexact"] == 0 and row["exact"] > 0, (kernel, types, target)
+        assert row["arrivals"] == 1, (kernel, types, target)
 
 
 COUNT = """
@@ -182,9 +186,11 @@ def test_a_triton_that_does_not_work_is_said_once_and_never_when_it_was_asked_fo
             choose(**options)
 
 
-def test_a_parameter_with_gaps_is_no_fault_of_triton(monkeypatch, no_cuda, recwarn):
-    monkeypatch.setattr(triton, "_broken", lambda device: None)
-    p = torch.zeros(4, 6)[:, ::2].as_subclass(OnGpu)
+@pytest.mark.parametrize("reason", [None, "Triton is missing (test)"])
+def test_a_parameter_that_does_not_fit_is_no_fault_of_triton(monkeypatch, no_cuda, recwarn, reason):
+    monkeypatch.setattr(triton, "_broken", lambda device: reason)
+    backends._say_once.cache_clear()
+    p = torch.zeros(3, 2)[:, 0].as_subclass(OnGpu)
     assert backends.choose(p, Prodigy([torch.zeros(1)]).param_groups[0]) == "foreach"
     assert not list(recwarn)
 
@@ -198,15 +204,24 @@ def raise_compile_error(device):
     ("break_it", "words"),
     [
         (lambda m: m.setitem(sys.modules, "triton", None), ["missing", "pip install triton"]),
+        (lambda m: m.delattr("triton.__version__"), ["missing", "pip install triton"]),
         (lambda m: m.setattr("triton.__version__", "3.1.0"), ["3.1.0 is too old", "3.6"]),
         (lambda m: m.setattr(triton, "_try_out", raise_compile_error), ["Failed to find C compiler.)", "gcc"]),
     ],
-    ids=["missing", "old", "no compiler"],
+    ids=["missing", "a folder of that name", "old", "no compiler"],
 )
 def test_why_triton_cannot_be_used(monkeypatch, break_it, words):
     break_it(monkeypatch)
     reason = triton._broken.__wrapped__(torch.device("cpu"))
     assert [word for word in (*words, "fused=False") if word not in reason] == []
+
+
+@needs_triton
+def test_the_interpreter_is_not_given_addresses_of_a_gpu(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(triton, "_try_out", lambda device: None)
+    assert "TRITON_INTERPRET=1 is set" in triton._broken.__wrapped__(torch.device("cuda"))
+    assert triton._broken.__wrapped__(torch.device("cpu")) is None
 
 
 def test_a_parameter_on_the_cpu_is_taken_only_when_the_tests_name_the_backend(monkeypatch):
@@ -228,6 +243,20 @@ def slots(dtype):
     return opt._plans.slots
 
 
+def test_addresses_may_have_the_highest_bit_set(monkeypatch):
+    """As those of Intel GPUs have."""
+    entries, address = slots(torch.float16), 2**64 - 4096
+    monkeypatch.setattr(torch.Tensor, "data_ptr", lambda t: address)
+    tensors = addresses.TensorList(entries, torch.Tensor)
+    assert tensors.read_grads([entry.param.grad for entry in entries]) == -1
+    assert tensors.addresses() == struct.pack("=2Q", address, 16) * 3
+    words, _ = triton.TritonPlan._rows(None, entries)
+    assert list(words[:6]) == [*[address] * 4, 0, address]
+    place = triton._place("lr", torch.ones(()))
+    assert triton.GROUP.unpack(triton.GROUP.pack(*range(9), *place))[-2:] == (address, 32)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
 @pytest.mark.skipif(bool(compiled.MISSING), reason="no compiled module")
 @pytest.mark.parametrize(("dtype", "state"), [(torch.float32, "s"), (torch.float16, "delta")], ids=str)
 def test_addresses_in_python_are_those_in_cpp(dtype, state):
@@ -238,14 +267,17 @@ def test_addresses_in_python_are_those_in_cpp(dtype, state):
     for grads in ([first, second, third], [None, second, None], mixed):
         assert [tensors.read_grads(grads) for tensors in lists] == [-1, -1]
         assert lists[0].addresses() == lists[1].addresses() != b""
-    for wrong in (first.double(), first.t().contiguous().t(), first[:2], first.to_sparse()):
+    freed = first.clone()
+    freed.untyped_storage().resize_(0)
+    sparse = first.to_sparse(), first.to_sparse_csr()
+    for wrong in (first.double(), first.t().contiguous().t(), first[:2], *sparse, freed):
         assert [tensors.read_grads([wrong, second, third]) for tensors in lists] == [0, 0]
     assert [tensors.unchanged() for tensors in lists] == [True, True]
     entries[1].state[state] = entries[1].state[state].clone()
     assert [tensors.unchanged() for tensors in lists] == [False, False]
 
 
-@needs_triton
+@pytest.mark.skipif(device_of("triton") != "cpu", reason="the kernels are not run by the CPU here")
 def test_it_needs_no_compiled_module(monkeypatch):
     monkeypatch.setattr(compiled, "MISSING", "no C++ compiler (test)")
     ours = train(start("triton", [50, 7], slice_p=3), steps=2)

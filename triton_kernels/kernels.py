@@ -283,8 +283,8 @@ def prodigy_update_kernel(
         if t.group != current:
             current = t.group
             c = coefficients(load_hyper(groups, current), common, old, old.d, T)
-        dot = c.dot_weight * 0
-        norm = c.dot_weight * 0
+        dot = tl.zeros([], tl.float64)
+        norm = tl.zeros([], tl.float64)
         if (grad.at != 0) & c.active:
             begin = (n - t.first_chunk) * CHUNK
             order = tensors + owner * TENSOR_WORDS + ORDER

@@ -63,7 +63,8 @@ def choose(p: Tensor, group: dict[str, Any]) -> str:
         if reason is None:
             return name
     if named is None and group["fused"] is None:
-        if missing := load("cpu" if p.device.type == "cpu" else "triton").missing(p.device):
+        fit = load("compiled").unfit(p, group) is None  # else nothing that could be installed would help
+        if fit and (missing := load("cpu" if p.device.type == "cpu" else "triton").missing(p.device)):
             _say_once(f"prodigy_fused runs on its slower foreach backend: {missing}")
         return "foreach"
     asked = "fused=True" if named is None else f"backend={named[0]!r}"

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..step import Slot
@@ -35,7 +36,7 @@ class TensorList:
     def __init__(self, slots: Sequence[Slot], tensor_class: type) -> None:
         self._slots = slots
         self._known = self._look()
-        self._addresses = array("q")
+        self._addresses = array("Q")
 
     def unchanged(self) -> bool:
         """Whether every parameter and state tensor is where it was."""
@@ -43,16 +44,18 @@ class TensorList:
 
     def read_grads(self, grads: list[Tensor | None]) -> int:
         """The index of the first gradient laid out otherwise than its parameter, or -1."""
-        addresses = array("q", bytes(16 * len(grads)))
+        addresses = array("Q", bytes(16 * len(grads)))  # unsigned: on Intel GPUs the highest bit is set
         for i, (slot, grad) in enumerate(zip(self._slots, grads, strict=True)):
             if grad is None:
                 continue
             p = slot.param
-            if type(grad).__torch_dispatch__ is not Tensor.__torch_dispatch__ or grad.is_sparse:
+            if type(grad).__torch_dispatch__ is not Tensor.__torch_dispatch__ or grad.layout != torch.strided:
                 return i
             if not fits_dtype(grad, p) or grad.device != p.device or not same_layout(grad, p):
                 return i
-            addresses[2 * i : 2 * i + 2] = array("q", [grad.data_ptr(), 8 * grad.itemsize])
+            if grad.data_ptr() == 0 and grad.numel() > 0:
+                return i  # freed: 0 would pass for no gradient
+            addresses[2 * i : 2 * i + 2] = array("Q", [grad.data_ptr(), 8 * grad.itemsize])
         self._addresses = addresses
         return -1
 

@@ -42,8 +42,8 @@ class Sizes(NamedTuple):
 
 SIZES = Sizes()
 # Words of 8 bytes, as triton_kernels.tables has them.
-SHARED = struct.Struct("=5d2q8x")
-GROUP = struct.Struct("=9d2q8x")
+SHARED = struct.Struct("=5d2Q8x")
+GROUP = struct.Struct("=9d2Q8x")
 
 
 def missing(device: torch.device) -> str | None:
@@ -62,12 +62,14 @@ def unsupported(p: Tensor, group: dict[str, Any]) -> str | None:
 @cache
 def _broken(device: torch.device) -> str | None:
     try:
-        import triton
+        from triton import __version__ as version
     except ImportError as error:
         return f"Triton is missing ({error}): pip install triton, or use fused=False"
-    version = triton.__version__
     if tuple(map(int, version.split(".")[:2])) < OLDEST:
         return f"Triton {version} is too old: install {'.'.join(map(str, OLDEST))} or newer, or use fused=False"
+    if os.environ.get("TRITON_INTERPRET") == "1" and device.type != "cpu":
+        # It would read and write this device's memory as if it were the host's.
+        return "TRITON_INTERPRET=1 is set, and the interpreter follows no GPU addresses: unset it, or use fused=False"
     try:
         _try_out(device)
     except Exception as error:  # whatever a compiler, a linker or a driver may raise
@@ -81,7 +83,7 @@ def _broken(device: torch.device) -> str | None:
 
 def _try_out(device: torch.device) -> None:
     """A step over nothing. What it compiles is not compiled again."""
-    p = torch.empty(0, device=device)
+    p = torch.empty(0, dtype=torch.float32, device=device)
     plan = TritonPlan([Slot(0, p, dict.fromkeys(STATES, p), 0, 1)])
     row = torch.ones(8, dtype=torch.float64, device=device)
     step = Step([Hyper(1.0, 0.9, 0.999, 1e-8, 0.0, True, False, False, False)], Shared(1.0, 1.0, 2.0, 0.9), row)
@@ -115,7 +117,7 @@ class TritonPlan(DevicePlan):
 
     def _rows(self, slots: Sequence[Slot]) -> tuple[array[int], array[int]]:
         """The words of all tensors; and of every chunk, the tensor it belongs to."""
-        words, owners = array("q"), array("q")
+        words, owners = array("Q"), array("Q")  # as in addresses.py
         for i, slot in enumerate(slots):
             state, order = slot.state, memory_order(slot.param)
             stands_for_zero = state["p0"].dim() == 0 and (slot.slice_p > 1 or slot.param.dim() > 0)
@@ -147,9 +149,9 @@ class TritonPlan(DevicePlan):
     def _pack(self, step: Step) -> bytes:
         shared = step.shared
         numbers = shared.d0, shared.d_coef, shared.growth_rate, shared.beta3, step.grad_scale
-        groups = [GROUP.pack(*h, *_place(lr)) for h, lr in zip(step.hypers, self._lrs(step), strict=True)]
+        groups = [GROUP.pack(*h, *_place("lr", lr)) for h, lr in zip(step.hypers, self._lrs(step), strict=True)]
         addresses: bytes = self._plan.addresses()
-        return b"".join([SHARED.pack(*numbers, *_place(step.device_scale)), *groups, addresses])
+        return b"".join([SHARED.pack(*numbers, *_place("grad_scale", step.device_scale)), *groups, addresses])
 
     def _cut(self, groups: int) -> dict[str, Tensor]:
         """The parts of the table of a step, which stays where it is as long as the plan is."""
@@ -159,7 +161,7 @@ class TritonPlan(DevicePlan):
             "shared": shared.view(torch.float64),
             "groups": rows.view(torch.float64),
             "grads": grads.view(torch.int64),
-            "found_inf": torch.zeros(1, device=self.device),
+            "found_inf": torch.zeros(1, dtype=torch.float32, device=self.device),
         }
 
     def _launch(self, kernel: Any, step: Step, sums: Tensor, more: Any, **sizes: int) -> None:
@@ -188,13 +190,13 @@ def _units(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _place(lr: Tensor | None) -> tuple[int, int]:
+def _place(name: str, value: Tensor | None) -> tuple[int, int]:
     """Where the device finds a number, and its bits; zeros if the host has it."""
-    if lr is None:
+    if value is None:
         return 0, 0
-    if lr.numel() != 1 or lr.dtype not in (torch.float32, torch.float64):
-        raise ValueError("a float32 or float64 tensor with one element, on the plan's device, is needed")
-    return lr.data_ptr(), 8 * lr.itemsize
+    if value.numel() != 1 or value.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{name} must be a number or a float32 or float64 tensor with one element")
+    return value.data_ptr(), 8 * value.itemsize
 
 
 def _writer(data: bytes) -> Callable[[int], Any]:
