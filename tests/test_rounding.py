@@ -191,7 +191,8 @@ def test_equal_numbers_are_rounded_equally(backend, dtype, mode, slice_p):
 def test_equal_state_is_rounded_equally(backend, dtype):
     states = []
     for b in (backend, type(backend)("reference")):
-        _, opt = stepped(b, dtype, 1, state_dtype=torch.bfloat16, eps=0.1)
+        # So that all three need rounding.
+        _, opt = stepped(b, dtype, 1, state_dtype=torch.bfloat16, eps=0.1, lr=0.75, betas=(0.25, 0.75))
         states.append([opt.state[p] for group in opt.param_groups for p in group["params"]])
     for ours, theirs in zip(*states, strict=True):
         for key in ("exp_avg_sq", "exp_avg", "s"):
@@ -209,6 +210,18 @@ def test_a_displacement_is_corrected_exactly(backend, dtype, options):
     for p, q in zip(*[[p for group in o.param_groups for p in group["params"]] for o in (opt, other)], strict=True):
         ours, theirs = opt.state[p]["delta"].cpu(), other.state[q]["delta"]
         assert p.numel() == 0 or (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+@each_half
+def test_a_correction_draws_bits_of_its_own(backend, dtype):
+    """Those of the step again would push what they have rounded in the same direction."""
+    if not backend.one_pass or device_of("cpu") is None:
+        pytest.skip("x is rounded once, or there is nothing to compare with")
+    options = {"low_precision": "stochastic", "eps": 0.5, "d_coef": 16.0}
+    (ours, opt), (theirs, _) = (stepped(b, dtype, 3, **options) for b in (backend, type(backend)("cpu")))
+    assert opt.d > 2.0**-8
+    differ = sum(int((p != q).sum()) for p, q in zip(ours, theirs, strict=True))
+    assert differ <= 0.005 * sum(p.numel() for p in ours)
 
 
 @each_half

@@ -41,7 +41,7 @@ class Sizes(NamedTuple):
 
 
 SIZES = Sizes()
-# Words of 8 bytes, as triton_kernels.kernels has them.
+# Words of 8 bytes, as triton_kernels.tables has them.
 SHARED = struct.Struct("=5d2Q8x")
 GROUP = struct.Struct("=9d2Q8x")
 
