@@ -13,6 +13,7 @@ import torch
 from roofline import adamw_bytes, prodigy_bytes
 
 from prodigy_fused import Prodigy, backends
+from prodigy_fused.low_precision import mode_of
 
 Make = Callable[[Any], Any]
 # The yardstick of every ratio: it runs in every heat.
@@ -29,7 +30,7 @@ class Peer:
     name: str
     make: Make  # of a list of parameters; raises where it cannot
     package: str = "torch"  # whose version is noted
-    count: Callable[[int], float] | None = None  # bytes moved per parameter, by the size of its elements; if known
+    count: Callable[[torch.dtype], float] | None = None  # bytes moved per parameter, if known
     tensors: int = 5  # of parameter size that it keeps, parameters included; for the memory a heat needs
     spare: int = 0  # of parameter size that a step allocates on top
     slice_p: int = 1
@@ -71,17 +72,23 @@ def fused_backends(device: torch.device) -> tuple[str, ...]:
     return tuple(name for name in names if backends.load(name).unsupported(p, group) is None)
 
 
-def adam_bytes(size: int) -> float:
+def adam_bytes(dtype: torch.dtype) -> float:
     """torch's and apex's AdamW: state has the parameter's dtype."""
-    return adamw_bytes(size, size)
+    return adamw_bytes(dtype.itemsize, dtype.itemsize)
+
+
+def our_bytes(dtype: torch.dtype, slice_p: int = 1) -> float:
+    """Ours, with default options: state is in float32, or better, and float16 is rounded by displacement."""
+    mode = mode_of(torch.empty(0, dtype=dtype), {"low_precision": None, "slice_p": slice_p})
+    return prodigy_bytes(dtype.itemsize, max(dtype.itemsize, 4), slice_p, mode == "displacement")
 
 
 def own(device: torch.device) -> list[Peer]:
     """Our backends on this device; with slice_p=11 the best of them."""
     names = fused_backends(device)
-    sampled_bytes = partial(prodigy_bytes, slice_p=11)
+    sampled_bytes = partial(our_bytes, slice_p=11)
     fused = [
-        Peer(f"prodigy_fused({name})", ours(name), "prodigy-fused", prodigy_bytes, scans=True, trains=name == names[0])
+        Peer(f"prodigy_fused({name})", ours(name), "prodigy-fused", our_bytes, scans=True, trains=name == names[0])
         for name in names
     ]
     sampled = [
