@@ -13,6 +13,8 @@ import torch
 from roofline import adamw_bytes, prodigy_bytes
 
 from prodigy_fused import Prodigy, backends
+from prodigy_fused.low_precision import mode_of
+from prodigy_fused.state import state_dtype
 
 Make = Callable[[Any], Any]
 # The yardstick of every ratio: it runs in every heat.
@@ -29,7 +31,7 @@ class Peer:
     name: str
     make: Make  # of a list of parameters; raises where it cannot
     package: str = "torch"  # whose version is noted
-    count: Callable[[int], float] | None = None  # bytes moved per parameter, by the size of its elements; if known
+    count: Callable[[torch.dtype], float] | None = None  # bytes moved per parameter, if known
     tensors: int = 5  # of parameter size that it keeps, parameters included; for the memory a heat needs
     spare: int = 0  # of parameter size that a step allocates on top
     slice_p: int = 1
@@ -71,24 +73,32 @@ def fused_backends(device: torch.device) -> tuple[str, ...]:
     return tuple(name for name in names if backends.load(name).unsupported(p, group) is None)
 
 
-def adam_bytes(size: int) -> float:
+def adam_bytes(dtype: torch.dtype) -> float:
     """torch's and apex's AdamW: state has the parameter's dtype."""
-    return adamw_bytes(size, size)
+    return adamw_bytes(dtype.itemsize, dtype.itemsize)
+
+
+def our_bytes(dtype: torch.dtype, **options: Any) -> float:
+    """Ours with these options: a displacement and the dtype of the state follow from them."""
+    group = {"slice_p": 1, "low_precision": None, "state_dtype": torch.float32, **options}
+    p = torch.empty(0, dtype=dtype)
+    state = state_dtype(p, group).itemsize
+    return prodigy_bytes(dtype.itemsize, state, group["slice_p"], mode_of(p, group) == "displacement")
 
 
 def variants(name: str, dtype: torch.dtype) -> list[Peer]:
     """A backend of ours with options that change how many bytes a step moves."""
-    options: dict[str, tuple[dict[str, Any], dict[str, Any], int]]  # of the optimizer, of the count; tensors kept
-    options = {"slice_p=11": ({"slice_p": 11}, {"slice_p": 11}, 4)}
+    options: dict[str, tuple[dict[str, Any], int]]  # and how many tensors are kept
+    options = {"slice_p=11": ({"slice_p": 11}, 4)}
     if dtype.itemsize == 2:
-        options["displacement"] = {"low_precision": "displacement"}, {"displacement": True}, 6
-        options["bfloat16 state"] = {"state_dtype": torch.bfloat16}, {"state": 2}, 5
+        options["displacement"] = {"low_precision": "displacement"}, 6
+        options["bfloat16 state"] = {"state_dtype": torch.bfloat16}, 5
     return [
         Peer(
-            f"prodigy_fused({name}, {what})", ours(name, **given), "prodigy-fused", partial(prodigy_bytes, **counted),
+            f"prodigy_fused({name}, {what})", ours(name, **given), "prodigy-fused", partial(our_bytes, **given),
             tensors, slice_p=given.get("slice_p", 1),
         )
-        for what, (given, counted, tensors) in options.items()
+        for what, (given, tensors) in options.items()
     ]  # fmt: skip
 
 
@@ -96,7 +106,7 @@ def own(device: torch.device, dtype: torch.dtype) -> list[Peer]:
     """Our backends on this device; the best of them in its variants, too."""
     names = fused_backends(device)
     fused = [
-        Peer(f"prodigy_fused({name})", ours(name), "prodigy-fused", prodigy_bytes, scans=True, trains=name == names[0])
+        Peer(f"prodigy_fused({name})", ours(name), "prodigy-fused", our_bytes, scans=True, trains=name == names[0])
         for name in names
     ]
     varied = [peer for name in names[:1] for peer in variants(name, dtype)]

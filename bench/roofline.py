@@ -24,9 +24,9 @@ def prodigy_bytes(x: int = 4, state: int = 4, slice_p: int = 1, displacement: bo
         x: bytes of an element of the parameter, its gradient and x0.
         state: of m, v and s.
         slice_p: s and x0 are read, and s is written, at every p-th element only.
-        displacement: x - x0 is kept in float32: read and written, too.
+        displacement: x - x0 is kept in float32, too: read and written. Needs all of x0.
     """
-    return x + 2 * x + 4 * state + (2 * state + x) / slice_p + (8 if displacement else 0)
+    return x + 2 * x + 4 * state + (2 * state + x) / slice_p + (2 * 4 if displacement else 0)
 
 
 def adamw_bytes(x: int = 4, state: int = 4) -> float:

@@ -107,7 +107,7 @@ def measured(workload: Workload, args: argparse.Namespace, peers: list[Peer], ti
         limits = bandwidths(racers, copied)
         for racer in racers:
             count = racer.peer.count if racer.peer else None
-            per_parameter = round(count(size), 3) if count else ""
+            per_parameter = round(count(args.dtype), 3) if count else ""
             own = what if racer.peer else {**what, "tensors": 1, "parameters": copied}
             yield {**own, "heat": heat, **limits, "bytes": per_parameter, **outcome(racer, racer.peer)}
 

@@ -180,7 +180,7 @@ def warn_if_stuck(slots: Iterable[Slot]) -> None:
     if where:
         more = f" and {len(where) - 1} more" if len(where) > 1 else ""
         warnings.warn(
-            f"{where[0]}{more}: not an element has moved in {PATIENCE} steps, although the gradients are not zero: "
-            'low_precision="nearest" rounds each step away. Use "stochastic" or "displacement"',
+            f"{where[0]}{more}: no element that the estimate looks at has moved in {PATIENCE} steps, although the "
+            'gradients are not zero: low_precision="nearest" rounds each step away. Use "stochastic" or "displacement"',
             stacklevel=2,
         )

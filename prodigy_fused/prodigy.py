@@ -214,7 +214,8 @@ class Prodigy(Optimizer):
         if not work:  # a rank without gradients follows the others
             step.row.copy_(advance(step.row, step.sums, step.shared))
         self._estimate.publish(groups)
-        self._watch(plans)
+        if any(h.lr for h in hypers):
+            self._watch(plans)
 
     def _watch(self, plans: Plans) -> None:
         # Not in every step, and never in a capture: it waits for the device.
@@ -298,7 +299,9 @@ class Prodigy(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from a checkpoint of this class or of ``prodigyopt.Prodigy`` 1.1.2, on any device or backend.
 
-        ``foreach``, ``fused``, ``capturable`` and ``backend`` stay as constructed.
+        ``foreach``, ``fused``, ``capturable`` and ``backend`` stay as constructed; all other options are the
+        checkpoint's, ``low_precision`` and ``state_dtype`` too, where it has them: to change one, set it in
+        ``param_groups`` afterwards.
 
         Raises:
             ValueError: missing keys, wrong shapes, another slice_p, a NaN estimate; nothing has been changed then.

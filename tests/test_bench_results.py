@@ -17,6 +17,7 @@ import roofline
 import rows
 import run
 import test_micro
+import torch
 import train
 from benchmarks import FUSED, race, row
 from peers import ANCHOR, COPY
@@ -235,10 +236,19 @@ BYTES = {
     "DESIGN.md, prodigyopt": (roofline.prodigyopt_bytes(), 124),
     # g, x, x0 of 2 bytes, x written; m, v, s of 4, read and written
     "bfloat16": (roofline.prodigy_bytes(x=2), 2 + 2 + 2 + 2 + 24),
-    # x is not read; x - x0 is read and written
-    "bfloat16, displacement": (roofline.prodigy_bytes(x=2, displacement=True), 2 + 4 + 2 + 24 + 8),
+    # x is read all the same, to see whether somebody else has written it; x - x0 is read and written
+    "bfloat16, displacement": (roofline.prodigy_bytes(x=2, displacement=True), 32 + 4 + 4),
     "float64": (roofline.prodigy_bytes(x=8, state=8), 80),
 }
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(torch.float32, (40, 28)), (torch.float64, (80, 56)), (torch.bfloat16, (32, 14)), (torch.float16, (40, 14))],
+    ids=str,
+)
+def test_bytes_of_the_peers_with_default_options(dtype, expected):
+    assert (peers.our_bytes(dtype), peers.adam_bytes(dtype)) == expected
 
 
 @pytest.mark.parametrize(("count", "expected"), BYTES.values(), ids=BYTES.keys())

@@ -95,6 +95,28 @@ def test_rounding_to_nearest_that_never_starts_is_said_once():
     assert (d, moved, len(caught)) == (1e-6, 0.0, 1)
 
 
+def test_steps_with_lr_0_are_not_waited_for():
+    p = nn.Parameter(torch.ones(3).bfloat16())
+    opt = Prodigy([p], low_precision="nearest", lr=0.0)
+    for _ in range(low_precision.PATIENCE + 1):
+        p.grad = torch.ones_like(p)
+        opt.step()
+    opt.param_groups[0]["lr"] = 1.0
+    with pytest.warns(UserWarning, match="moved in 10 steps"):
+        for _ in range(low_precision.PATIENCE):
+            opt.step()
+
+
+def test_of_a_sample_no_more_is_said_than_was_looked_at():
+    p = nn.Parameter(torch.tensor([1.0, 1e-9, 1e-9]).bfloat16())
+    opt = Prodigy([p], low_precision="nearest", slice_p=3)
+    with pytest.warns(UserWarning, match="no element that the estimate looks at"):
+        for _ in range(low_precision.PATIENCE):
+            p.grad = torch.ones_like(p)
+            opt.step()
+    assert p[0] == 1 and p[1] < 0
+
+
 def test_no_warning_without_a_cause(backend, recwarn):
     for kind in ({}, {"lr": 0.0}, {"low_precision": "stochastic"}):
         opt = start(backend, **{"low_precision": "nearest", "d0": 1.0 if kind == {} else 1e-6, **kind})

@@ -55,8 +55,6 @@ def test_a_step_allocates_nothing_of_parameter_size(backend, options):
     if not backend.one_pass or backend.small:
         pytest.skip("makes no such promise")
     dtype, options = options.get("dtype", torch.float32), {k: v for k, v in options.items() if k != "dtype"}
-    if dtype == torch.bfloat16 and not backend.low_precision:
-        pytest.skip("takes no 16-bit parameters")
     params = [nn.Parameter(torch.ones(n, dtype=dtype, device=backend.device)) for n in (SIZE // 4, 17)]
     for p in params:
         p.grad = torch.ones_like(p)
