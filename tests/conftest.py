@@ -15,7 +15,7 @@ from hypothesis import settings
 
 from prodigy_fused import Prodigy, backends
 
-sys.path.append(str(Path(__file__).parent / "emulation"))
+sys.path += [str(Path(__file__).parent / "emulation"), str(Path(__file__).parents[1] / "bench")]
 import emulated
 import interpreted
 
@@ -80,15 +80,13 @@ def backend(request) -> Backend:
     return request.param
 
 
-# Of each test so many variants, evenly spaced, run on a backend that crawls; the others are slow tests.
-VARIANTS = 2
-FEWER = {
-    **dict.fromkeys(["test_layouts", "test_partitions", "test_threads"], 1),
-    # Of hundreds of tensors or steps.
-    **dict.fromkeys(["test_any_list_of_tensors", "test_any_step", "test_corrections_are_rare", "test_float32"], 0),
-    **dict.fromkeys(["test_state_of_one_among_many_parameters_is_changed", "test_thousands_of_tensors"], 0),
-    **dict.fromkeys(["test_two_threads_cannot_step_at_once"], 0),
-}
+# Of each test one variant, that in the middle, runs on a backend that crawls, and of those over hundreds of tensors or
+# steps none; the others are slow tests.
+CRAWLING = {
+    "test_any_list_of_tensors", "test_any_step", "test_corrections_are_rare", "test_float32",
+    "test_state_of_one_among_many_parameters_is_changed", "test_thousands_of_tensors",
+    "test_two_threads_cannot_step_at_once",
+}  # fmt: skip
 
 
 def pytest_collection_modifyitems(items) -> None:
@@ -99,10 +97,9 @@ def pytest_collection_modifyitems(items) -> None:
         if name in crawling:
             variants.setdefault(f"{item.path}:{item.originalname}", []).append(item)
     for same in variants.values():
-        count = FEWER.get(same[0].originalname, VARIANTS)
-        kept = {i * len(same) // count for i in range(count)}
-        for i, item in enumerate(same):
-            if i not in kept:
+        kept = None if same[0].originalname in CRAWLING else same[len(same) // 2]
+        for item in same:
+            if item is not kept:
                 item.add_marker("slow")
 
 

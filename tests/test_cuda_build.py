@@ -12,7 +12,6 @@ import torch
 
 from prodigy_fused.backends import cuda
 
-ROOT = Path(__file__).parents[1]
 ARCHITECTURES = ("80", "90", "100", "120")
 # Of float32, of float64, and of mixed types with float32 arithmetic.
 NUMBERS = ("IfLb0", "IdLb0", "IfLb1")
@@ -20,44 +19,32 @@ KERNELS = {f"{kernel}_kernel{number}": 128 for kernel in ("update", "finish") fo
 REQUIRED = "cuda-build" in os.environ.get("PRODIGY_FUSED_REQUIRE", "").split(",")
 
 
-def find_nvcc():
-    wheels = [Path(folder, "nvidia/cu13/bin/nvcc") for folder in sys.path]
-    found = [Path(p) for p in (shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc", *wheels) if p and Path(p).is_file()]
-    return found[0] if found else None
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """What ptxas says about every kernel on every architecture, and the PTX of the newest."""
-    nvcc, folder = find_nvcc(), tmp_path_factory.mktemp("nvcc")
-    if nvcc is None:
-        (pytest.fail if REQUIRED else pytest.skip)("no nvcc")
-    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
-    common = [nvcc, "-std=c++17", f"-I{ROOT / 'csrc'}", "-Werror=all-warnings", "--threads=2", "-O3"]
-    command = [*common, *codes, "-Xptxas=-v", "--keep", f"--keep-dir={folder}", "-c", "-o", folder / "launch.o"]
-    result = subprocess.run([*command, ROOT / "csrc/cuda/launch.cu"], capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    ptx = next(folder.glob(f"*compute_{ARCHITECTURES[-1]}*.ptx"), None) or next(folder.glob("*.ptx"))
-    return result.stdout + result.stderr, ptx.read_text()
+def dump(*options):
+    """What cuobjdump, of a toolkit or of PyPI, says about the compiled module."""
+    if cuda.MISSING or cuda._C.CUDA is None:
+        (pytest.fail if REQUIRED else pytest.skip)("_C has no CUDA half here")
+    places = [Path(folder, "nvidia/cu13/bin/cuobjdump") for folder in sys.path]
+    places += [Path(place) for place in (shutil.which("cuobjdump"), "/usr/local/cuda/bin/cuobjdump") if place]
+    tool = next((place for place in places if place.is_file()), None)
+    if tool is None:
+        (pytest.fail if REQUIRED else pytest.skip)("no cuobjdump")
+    return subprocess.run([tool, *options, cuda._C.__file__], capture_output=True, text=True, check=True).stdout
 
 
 def report(text):
-    """(architecture, kernel, registers, spilled bytes) of every kernel."""
-    entry = re.compile(
-        r"Compiling entry function '(\w+)' for 'sm_(\d+)a?'.*?"
-        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
-        re.DOTALL,
-    )
-    for name, architecture, _, stores, loads, registers in entry.findall(text):
-        kernel = next(kernel for kernel in KERNELS if kernel in name)
-        yield architecture, kernel, int(registers), int(stores) + int(loads)
+    """(architecture, kernel, registers, bytes of local memory) of every kernel; a spilled register is in the latter."""
+    for part in text.split("Fatbin elf code:")[1:]:
+        architecture = re.search(r"arch = sm_(\d+)", part).group(1)
+        for name, *numbers in re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", part):
+            registers, stack, local = map(int, numbers)
+            yield architecture, next(kernel for kernel in KERNELS if kernel in name), registers, stack + local
 
 
-def test_registers_and_spills(compiled, capsys):
-    rows = list(report(compiled[0]))
+def test_registers_and_spills(capsys):
+    rows = list(report(dump("-res-usage")))
     with capsys.disabled():
         for row in rows:
-            print("\n  sm_{}: {:19} {:3} registers, {} bytes spilled".format(*row), end="")
+            print("\n  sm_{}: {:19} {:3} registers, {} bytes of local memory".format(*row), end="")
     assert {(a, k) for a, k, *_ in rows} == {(a, k) for a in ARCHITECTURES for k in KERNELS}
     assert [row for row in rows if row[3] > 0 or row[2] > KERNELS[row[1]]] == []
 
@@ -66,8 +53,8 @@ def test_registers_and_spills(compiled, capsys):
     ("kernel", "kind"),
     [("update_kernelIfLb0", "v4.f32"), ("update_kernelIdLb0", "v2.f64"), ("update_kernelIfLb1", "v4.f32")],
 )
-def test_16_byte_accesses_to_global_memory(compiled, kernel, kind):
-    body = next(part for part in compiled[1].split(".entry")[1:] if kernel in part.split("(")[0])
+def test_16_byte_accesses_to_global_memory(kernel, kind):
+    body = next(part for part in dump("-ptx").split(".entry")[1:] if kernel in part.split("(")[0])
     # x, grad, m, v, s, x0, and the four that are written; and once more x, grad, m, v for slice_p > 1.
     assert len(re.findall(rf"ld\.global\.{kind}", body)) >= 10
     assert len(re.findall(rf"st\.global\.{kind}", body)) >= 7

@@ -9,6 +9,7 @@ import prodigyopt
 import pytest
 import torch
 from oracle import Case, Prodigyopt, numpy, record, replay, same, snapshot
+from regression import START, regression
 from toolbox import D0, make_params, parameters, train
 from torch import nn
 
@@ -42,22 +43,6 @@ def low_precision_backend():
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
-
-START = {"weights": lambda w: w.sign() * (0.02 + 0.05 * w.abs()), "norms": torch.ones_like}
-
-
-def regression(kind, dtype=torch.float32, steps=500, seed=0, backend="cpu", **options):
-    """Least squares for a matrix that starts near its solution, as in a fine-tuning. Returns d, and what has moved."""
-    draw = torch.Generator().manual_seed(seed)
-    x0 = START[kind](torch.randn(256, 256, generator=draw)).bfloat16()
-    solution = x0 + 0.02 * torch.randn(x0.shape, generator=draw)
-    p = nn.Parameter(x0.to(dtype, copy=True))
-    opt = Prodigy([p], backend=backend, **options)
-    for _ in range(steps):
-        inputs = torch.randn(32, 256, generator=draw)
-        p.grad = (inputs.T @ (inputs @ (p.detach().float() - solution)) / 32).to(dtype)
-        opt.step()
-    return opt.d, (p.detach().float() != x0.float()).float().mean().item()
 
 
 @pytest.fixture(scope="module")
