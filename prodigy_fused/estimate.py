@@ -17,7 +17,7 @@ from . import hyper
 from .hyper import Shared
 
 FIELDS = ("d", "d_max", "d_hat", "d_numerator", "d_denom", "k", "nonfinite_steps", "corrections")
-RUN = 4096  # elements that are summed in one go
+RUN = 1024  # elements that are summed in one go, and in their own precision
 Published = dict[str, Any]
 COUNTERS = frozenset({"k", "nonfinite_steps", "corrections"})
 
@@ -86,14 +86,15 @@ class Estimate:
 
 
 def stable_sum(t: Tensor) -> Tensor:
-    """The sum of all elements in float64, in an order that does not depend on the number of threads.
+    """The sum of all elements, float64, in an order that does not depend on the number of threads.
 
-    torch splits a long reduction to one number among its threads, but not one to many numbers.
+    torch splits a long reduction to one number among its threads, but not one to many numbers. Only sums of runs are
+    made in float64: asked for it at once, torch would make a copy of all elements in float64 first.
     """
     while t.numel() > RUN:
         t = t.flatten()
         whole = t.numel() // RUN * RUN
-        t = torch.cat([t[:whole].view(-1, RUN).sum(1, dtype=torch.float64), t[whole:].sum(dtype=torch.float64)[None]])
+        t = torch.cat([t[:whole].view(-1, RUN).sum(1).double(), t[whole:].sum(dtype=torch.float64)[None]])
     return t.sum(dtype=torch.float64)
 
 
