@@ -11,7 +11,7 @@ CPP_FILES = $(shell find csrc tests/emulation -name '*.cpp' -o -name '*.h' -o -n
 ASAN_ENV = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/asan/lib PRODIGY_FUSED_EMULATION=build/emulation-asan
 # All that the emulated kernels run in; of the CPU's, the tests in which memory is walked in new ways.
-ASAN_CPU = edges or fuzz or groups or memory or robust or selection or shapes
+ASAN_CPU = fuzz or memory or rounding or selection or shapes
 ASAN_TESTS ?= -k "emulated or emulation or (cpu and ($(ASAN_CPU)))"
 
 # Lists what the named extras ask for: the package itself is installed after them, with the build tools among them.
