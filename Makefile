@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # A backend named here fails the suite where it would be skipped.
 PYTEST := PRODIGY_FUSED_REQUIRE=cpu,emulated,triton,cuda-build $(BIN)/pytest
-PIP := $(BIN)/pip install -q --disable-pip-version-check
+PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile
 CPP_FILES = $(shell find csrc tests/emulation -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 # The sanitizer runtimes must be in the process before python itself; libstdc++ with them, or ASan aborts at the

@@ -9,8 +9,6 @@
 namespace prodigy {
 namespace py = pybind11;
 
-namespace {
-
 // The part of DLPack's ABI, version 1, that is needed here (dlpack.h of the DLPack project).
 struct DLTensor {
   void* data;
@@ -21,6 +19,9 @@ struct DLTensor {
   std::int64_t *shape, *strides;
   std::uint64_t byte_offset;
 };
+
+namespace {
+
 constexpr int kDLCPU = 1, kDLCUDA = 2;
 constexpr int kDLFloat = 2, kDLBfloat = 4;
 constexpr std::uint32_t kMajor = 1;
