@@ -1,4 +1,4 @@
-"""What the CUDA backend is to reach on a GPU, and what was measured: README's table of it."""
+"""What the CUDA and Triton backends are to reach on a GPU, and what was measured: README's table of it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rows import Row
 Rows = list[Row]
 BILLION, GPT2, MANY = "1 B, GPT", "GPT-2 124 M", "1,000 x 1,000"
 OURS, SAMPLED = "prodigy_fused(cuda)", "prodigy_fused(cuda, slice_p=11)"
+TRITON = "prodigy_fused(triton)"
 Figure = Callable[[Row, Rows], float | None]
 
 
@@ -65,6 +66,8 @@ GOALS = [
     Goal("launches", "2", MANY, _of("launches"), "{:.0f}"),
     Goal("host synchronisations", "0", MANY, _of("syncs"), "{:.0f}"),
     Goal("extra memory", "< 1 MB", BILLION, _of("extra_bytes", 1e-6), "{:.3f} MB"),
+    Goal("Triton: speed to the CUDA backend's", ">= 0.95 x", BILLION, faster_than(OURS), peer=TRITON),
+    Goal("Triton: host time", "< 0.5 ms", MANY, _of("host_ms"), "{:.3f} ms", peer=TRITON),
 ]
 
 

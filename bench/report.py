@@ -1,6 +1,6 @@
 """Results as tables: on the terminal, as Markdown, and in README.md, whose figures nobody else writes.
 
-python bench/report.py [FILE.csv ...] [--readme] [--plots FOLDER]
+python bench/report.py [FILE.csv ...] [--write]
 """
 
 from __future__ import annotations

@@ -20,8 +20,9 @@ from ..step import ReadsSlots, Slot, Step
 from ..tensors import sampled
 
 # Temporaries of one run hold at most this many elements (a single larger tensor is a run of its own), so that peak
-# memory does not grow with the model.
-RUN_ELEMENTS = 1 << 24
+# memory does not grow with the model. On a CPU, where an operation costs no launch, they stay in its cache: with
+# tensors of 100,000 that is three times faster than temporaries for which the system must find, and clear, new pages.
+RUN_ELEMENTS, RUN_ELEMENTS_ON_CPU = 1 << 24, 1 << 16
 
 
 def unsupported(p: Tensor, group: dict[str, Any]) -> str | None:
@@ -77,11 +78,12 @@ class ForeachPlan(ReadsSlots):
 
     def _runs(self, grads: list[Tensor | None], step: Step) -> Iterator[Run]:
         run, elements = None, 0
+        most = RUN_ELEMENTS_ON_CPU if self.sums.is_cpu else RUN_ELEMENTS
         for slot, grad in zip(self.slots, grads, strict=True):
             h = step.hypers[slot.group]
             if grad is None or h.lr == 0 or grad.numel() == 0:
                 continue
-            if run is None or run.slots[0].group != slot.group or elements + grad.numel() > RUN_ELEMENTS:
+            if run is None or run.slots[0].group != slot.group or elements + grad.numel() > most:
                 if run is not None:
                     yield run
                 run, elements = Run([], [], h), 0
