@@ -10,9 +10,10 @@ CPP_FILES = $(shell find csrc tests/emulation -name '*.cpp' -o -name '*.h' -o -n
 # first C++ exception. Python never frees all it allocates, hence no leak check.
 ASAN_ENV = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/asan/lib PRODIGY_FUSED_EMULATION=build/emulation-asan
-# All that the emulated kernels run in; of the CPU's, the tests in which memory is walked in new ways.
+# All that the emulated kernels run in, but not once more in processes of their own; of the CPU's, the tests in which
+# memory is walked in new ways.
 ASAN_CPU = fuzz or memory or rounding or selection or shapes
-ASAN_TESTS ?= -k "emulated or emulation or (cpu and ($(ASAN_CPU)))"
+ASAN_TESTS ?= -k "not ranks and (emulated or emulation or (cpu and ($(ASAN_CPU))))"
 
 # Lists what the named extras ask for: the package itself is installed after them, with the build tools among them.
 define EXTRAS
