@@ -4,7 +4,7 @@
 
 Times of two runs do not compare: the machine, or its load, was another. So each optimizer's time is taken relative to
 AdamW(fused) and to the copy in its own race, and it counts as slower only if it is so by both. Exit status 1 then, or
-if something that was measured now fails.
+if something that was measured now fails, or is ours and is not measured any more.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import math
 import sys
 from dataclasses import dataclass
 from operator import itemgetter
-from pathlib import Path
 
 import rows
 from peers import ANCHOR, COPY, IN_PLACE
 from rows import Row
 
 KEY = itemgetter("device", "threads", "kind", "workload", "dtype", "peer")
+WORKLOAD = itemgetter("device", "threads", "kind", "workload", "dtype")
 RACE = itemgetter("run", "kind", "workload", "dtype", "heat")
 Rows = list[Row]
 
@@ -77,15 +77,18 @@ def slower(before: Rows, after: Rows, floor: float = 0.05) -> list[Change]:
 
 
 def broken(before: Rows, after: Rows) -> Rows:
-    """Rows of peers that were measured before and fail now."""
-    old = {KEY(row) for row in before if row["status"] == "ok"}
-    return [row for row in after if row["status"] == "failed" and KEY(row) in old]
+    """Rows of peers that were measured before and fail now; and of ours, the old ones of those that are gone."""
+    old = {KEY(row): row for row in before if row["status"] == "ok"}
+    new, workloads = {KEY(row) for row in after}, set(map(WORKLOAD, after))
+    failed = [row for row in after if row["status"] == "failed" and KEY(row) in old]
+    ours = [row for row in old.values() if row["peer"].startswith("prodigy_fused") and WORKLOAD(row) in workloads]
+    return failed + [{**row, "reason": "no longer measured"} for row in ours if KEY(row) not in new]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("old", type=Path)
-    parser.add_argument("new", type=Path)
+    parser.add_argument("old", type=rows.file)
+    parser.add_argument("new", type=rows.file)
     parser.add_argument("--floor", type=float, default=0.05, help="changes below this are noise, whatever was seen")
     args = parser.parse_args(argv)
     before, after = (rows.latest(rows.read(path)) for path in (args.old, args.new))

@@ -222,7 +222,7 @@ def with_figures(readme: str, measured: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", type=Path, nargs="*", help="default: all committed ones")
+    parser.add_argument("files", type=rows.file, nargs="*", help="default: all committed ones")
     parser.add_argument("--write", action="store_true", help="write plots, summary.md and README.md's figures anew")
     args = parser.parse_args()
     measured = for_the_record(args.files)

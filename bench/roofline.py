@@ -6,11 +6,10 @@ python bench/roofline.py FILE.csv    the error of the prediction against measure
 
 from __future__ import annotations
 
+import argparse
 import math
 import statistics
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import rows
@@ -162,5 +161,13 @@ def report(measured: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", "Below that the time goes into tables and checks per tensor, which the model omits."])
 
 
+def main() -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("file", type=rows.file, nargs="?")
+    args = parser.parse_args()
+    print(report(rows.latest(rows.read(args.file))) if args.file else table())
+
+
 if __name__ == "__main__":
-    print(report(rows.latest(rows.read(Path(sys.argv[1])))) if len(sys.argv) > 1 else table())
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import datetime
 import importlib.metadata
@@ -89,6 +90,17 @@ def append(path: Path, rows: Iterable[Row]) -> None:
         if new:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def file(name: str) -> Path:
+    """An argument of a command that is a file of results; anything else is refused in a line."""
+    path = Path(name)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{name}: no such file")
+    with path.open(errors="replace") as head:
+        if head.readline().rstrip("\n").split(",") != list(FIELDS):
+            raise argparse.ArgumentTypeError(f"{name}: not a file of results, or one of another version")
+    return path
 
 
 def read(path: Path) -> list[Row]:

@@ -46,7 +46,17 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=25, help="most that the timed turns of a heat may take")
     parser.add_argument("--csv", type=Path, default=Path("build/bench/bench.csv"), help="append the rows to this file")
     args = parser.parse_args(argv)
-    args.device, args.dtype = torch.device(args.device), getattr(torch, args.dtype)
+    try:
+        args.device = torch.empty(0, device=args.device).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        parser.error(f"--device={args.device}: {measure.first_line(error)}")
+    args.dtype = getattr(torch, args.dtype)
+    if args.threads < 1:
+        parser.error("--threads must be at least 1")
+    if not jobs(args):
+        parser.error("no such workload, or not on this device")
+    if not any(chosen(args.peer, peer.name) for peer in table(args.device, args.dtype)):
+        parser.error("no such peer")
     return args
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from . import hyper, state
 from .estimate import COUNTERS, FIELDS, check_value
@@ -107,6 +108,8 @@ def _admit_group(index: int, group: dict[str, Any], saved: dict[str, Any]) -> di
 
 def _admit_state(index: int, p: Tensor, saved: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
     """The in-memory form of one parameter's saved state, on its device and in its memory order; a new dictionary."""
+    if is_lazy(p):
+        raise ValueError(f"parameter {index} has no shape yet: run the model once before load_state_dict")
     shapes = state.shapes(p, group)
     missing = [key for key in shapes if key not in saved and key != "delta"]
     if missing:

@@ -76,7 +76,10 @@ class Estimate:
             self.row[FIELDS.index(name)] = value
 
     def publish(self, groups: list[dict[str, Any]]) -> None:
-        """Shows the row in ``groups``: numbers on the CPU; elsewhere 0-dim views, read when somebody looks."""
+        """Shows the row in ``groups``: numbers on the CPU; elsewhere 0-dim views, read when somebody looks.
+
+        What they show is what the last step left: a copy of every step's would be one launch more.
+        """
         if self.row.device.type == "cpu":
             self.published = as_numbers(self.row.tolist())
         else:
@@ -118,10 +121,11 @@ def advance(row: Tensor, sums: Tensor, shared: Shared) -> Tensor:
     d_new = torch.minimum(d_max, grown)
 
     counts = den != 0  # no gradient has been non-zero yet: not a step
-    finite = torch.isfinite(d_hat) & torch.isfinite(den)
+    # Non-finite entries count as zero in den, so before the first step only the other sum tells.
+    finite = torch.where(counts, torch.isfinite(d_hat) & torch.isfinite(den), torch.isfinite(sums[0]))
     taken = [d_new, d_max, d_hat, num, den]
     new = [torch.where(counts & finite, t, old[name]) for name, t in zip(FIELDS, taken, strict=False)]
     new.append(old["k"] + counts)
-    new.append(old["nonfinite_steps"] + (counts & ~finite))
+    new.append(old["nonfinite_steps"] + ~finite)
     new.append(old["corrections"] + (new[0] != d))
     return torch.stack(new)

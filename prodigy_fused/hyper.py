@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
+from types import NoneType
 from typing import Any, NamedTuple
 
 import torch
@@ -94,6 +95,12 @@ def check(group: dict[str, Any]) -> None:
     _require(fits, "low_precision", mode, "'stochastic' with slice_p > 1: a displacement needs all of x0")
 
 
+def check_scalar(name: str, value: Any) -> None:
+    """Raises ``ValueError`` if ``value``, a scaler's, is none: neither a number nor a tensor of one element."""
+    one = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, (Real, NoneType))
+    _require(one, name, value, "a number, or a tensor of one element")
+
+
 def beta3_of(group: dict[str, Any]) -> float:
     """The decay of ``s`` and of the numerator: ``sqrt(beta2)`` unless given."""
     return math.sqrt(group["betas"][1]) if group["beta3"] is None else float(group["beta3"])
@@ -132,7 +139,7 @@ def hyper_of(group: dict[str, Any], wait: bool = True) -> Hyper:
     lr = math.nan
     if wait or not on_device(group["lr"]):
         lr = number(group["lr"])
-        _require(0 <= lr < math.inf, "lr", group["lr"], "a finite number >= 0")
+        _require(0 <= lr < math.inf, "lr", group["lr"], "a finite number >= 0 (does a schedule run past its end?)")
     return Hyper(
         lr=lr,
         beta1=float(group["betas"][0]),
@@ -169,7 +176,8 @@ def check_shared(first: Shared, index: int, group: dict[str, Any]) -> None:
     """Raises ``ValueError`` if ``group``, the one of that index, disagrees with group 0."""
     for name, value in _shared_values(group).items():
         if value != getattr(first, name):
-            advice = " (beta3 defaults to sqrt(beta2): give beta3 explicitly)" if group["beta3"] is None else ""
+            defaulted = name == "beta3" and group["beta3"] is None
+            advice = " (beta3 defaults to sqrt(beta2): give beta3 explicitly)" if defaulted else ""
             raise ValueError(
                 f"parameter groups 0 and {index} disagree on {name} ({getattr(first, name)} and {value}), "
                 f"but groups that share one estimate d must share it{advice}"

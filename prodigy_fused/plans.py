@@ -18,7 +18,7 @@ from torch import Tensor
 from . import backends, state
 from .low_precision import mode_of
 from .step import Plan, Slot
-from .tensors import check_gradient, check_parameter
+from .tensors import check_apart, check_gradient, check_parameter
 
 Groups = list[dict[str, Any]]
 
@@ -60,6 +60,7 @@ class Plans:
                 check_gradient(index, p, p.grad)
             chosen[index] = backends.choose(p, groups[g])
 
+        check_apart({index: self.params[index] for index, name in chosen.items() if backends.in_one_pass(name)})
         if capturing(self.params[index] for index in chosen):
             raise RuntimeError("a step that has something to set up cannot be captured: take one before the capture")
         followed = {

@@ -39,7 +39,7 @@ class Prodigy(Optimizer):
         d_coef: factor of the estimate; the preferred way to tune the method (0.5 or 2).
         growth_rate: most that d may grow by in a step, a factor; inf: unrestricted.
         fsdp_in_use: sum the estimate's two sums over the ranks of ``torch.distributed``'s default group; for
-            parameters that are sharded and not replicated.
+            parameters that are sharded and not replicated. Without a process group there is nothing to sum.
         slice_p: estimate d from every p-th element only, which saves memory; 11 is reasonable.
         foreach: True: the ``torch._foreach`` backend; False: a loop over tensors.
         fused: True: a compiled backend, or RuntimeError with the reason; False: never one; None: where there is one.
@@ -165,13 +165,15 @@ class Prodigy(Optimizer):
             What the closure returned, or None.
 
         Raises:
-            ValueError: a bad gradient or hyper-parameter.
+            ValueError: a bad gradient, hyper-parameter, ``grad_scale`` or ``found_inf``; parameters that share memory.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         found_inf = getattr(self, "found_inf", None)
+        hyper.check_scalar("found_inf", found_inf)
+        hyper.check_scalar("grad_scale", getattr(self, "grad_scale", None))
         if found_inf is None or hyper.on_device(found_inf) or not found_inf:
             self._step_alone()
         return loss
@@ -266,6 +268,11 @@ class Prodigy(Optimizer):
     def d(self) -> float:
         """The estimate of the distance to the solution; ``d * lr`` is the step size. Waits for the device."""
         return float(self.param_groups[0]["d"])
+
+    @property
+    def d0(self) -> float:
+        """The first estimate."""
+        return float(self.param_groups[0]["d0"])
 
     @property
     def step_count(self) -> int:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .low_precision import mode_of
-from .tensors import describe, is_dense, same_layout, sampled
+from .tensors import check_memory, describe, is_dense, same_layout, sampled
 
 State = dict[str, Any]
 # May be missing where an option has changed; zero then. (A step makes delta fit x and x0.)
@@ -62,7 +62,8 @@ def follow(index: int, p: Tensor, state: State, group: dict[str, Any]) -> State:
     """An existing state as its parameter needs it now, on its device, in its dtype and memory format; a new dictionary.
 
     Raises:
-        ValueError: a state tensor is missing or has another shape; names the parameter's index and shape.
+        ValueError: a state tensor is missing, sparse, without memory or of another shape; names the parameter's index
+            and shape.
     """
     followed: State = {}
     dtypes = {"p0": p.dtype, "delta": torch.float32}
@@ -74,6 +75,9 @@ def follow(index: int, p: Tensor, state: State, group: dict[str, Any]) -> State:
         if not fits:
             got = tuple(value.shape) if isinstance(value, Tensor) else value
             raise ValueError(f"the state {key!r} of {describe(index, p)} should have shape {tuple(shape)}, got {got}")
+        if value.layout != torch.strided:
+            raise ValueError(f"the state {key!r} of {describe(index, p)} is sparse ({value.layout})")
+        check_memory(f"the state {key!r} of {describe(index, p)}", value)
         followed[key] = _like(value, p, dtypes.get(key, state_dtype(p, group)))
     return followed
 

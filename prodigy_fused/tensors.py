@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -54,7 +57,7 @@ def check_parameter(index: int, p: Tensor) -> None:
 
     Raises:
         TypeError: a complex, integer, sharded (DTensor) or otherwise unsupported parameter.
-        ValueError: a sparse, meta or overlapping (expanded) parameter.
+        ValueError: a sparse, meta, overlapping (expanded) or negated parameter, or one without memory.
     """
     if is_lazy(p):
         return  # has no shape yet; checked again when its first gradient arrives
@@ -65,16 +68,36 @@ def check_parameter(index: int, p: Tensor) -> None:
         raise ValueError(f"{what} is sparse ({p.layout}): Prodigy needs dense parameters")
     if p.dtype not in PARAMETER_DTYPES:
         kind = "complex" if p.is_complex() else "not floating point" if not p.is_floating_point() else "unsupported"
-        advice = ": optimize torch.view_as_real of it" if p.is_complex() else ""
+        advice = ": keep real parameters, and torch.view_as_complex of them in forward()" if p.is_complex() else ""
         raise TypeError(f"{what} has dtype {p.dtype}, which is {kind}{advice}")
     if p.device.type == "meta":
         raise ValueError(f"{what} is on the meta device: materialise it first (for example module.to_empty)")
     if may_overlap(p):
         raise ValueError(f"{what} has elements that share memory (strides {p.stride()}): clone an expanded parameter")
-    _check_memory(what, p)
+    if p.is_neg():
+        raise ValueError(f"{what} is a negated view of other memory (is_neg()): optimize resolve_neg() of it")
+    check_memory(what, p)
 
 
-def _check_memory(what: str, t: Tensor) -> None:
+def check_apart(params: Mapping[int, Tensor]) -> None:
+    """Raises if two parameters, by index, share memory: a kernel that takes all in one pass would step on the first
+    while it reads the second.
+
+    Raises:
+        ValueError: names both. The usual cause is ``load_state_dict(assign=True)``, which unties tied weights.
+    """
+    runs = sorted((p.data_ptr(), index) for index, p in params.items() if p.numel() > 0)
+    for (begin, first), (following, second) in pairwise(runs):
+        p, q = params[first], params[second]
+        if p.device == q.device and following < begin + p.numel() * p.itemsize:
+            raise ValueError(
+                f"{describe(first, p)} and {describe(second, q)} share memory: make them one parameter again "
+                "(load_state_dict(assign=True) unties tied weights), or use fused=False"
+            )
+
+
+def check_memory(what: str, t: Tensor) -> None:
+    """Raises ``ValueError`` if there is nothing where the elements of ``t`` should be."""
     if t.numel() > 0 and t.untyped_storage().nbytes() == 0:
         raise ValueError(f"{what} has no memory: its storage was freed, or it is a wrapper around other tensors")
 
@@ -97,4 +120,4 @@ def check_gradient(index: int, p: Tensor, grad: Tensor) -> None:
         got, wanted = getattr(grad, name), getattr(p, name)
         if got != wanted and not (name == "dtype" and fits_dtype(grad, p)):
             raise ValueError(f"{what} has {name} {got}, the parameter {wanted}")
-    _check_memory(what, grad)
+    check_memory(what, grad)

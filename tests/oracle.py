@@ -85,6 +85,7 @@ class Algorithm4:
                 den += np.abs(state["s"]).sum()
                 moves.append((p, x, g, state, dlr, group))
         if den == 0:
+            self.nonfinite_steps += not math.isfinite(dot)
             return
 
         num = self.beta3 * self.num + d / self.d0 * d * dot
@@ -217,7 +218,7 @@ def record(case: Case) -> Recording:
     return Recording(case, start, recorded, d, x)
 
 
-def replay(make: Callable[..., Any], run: Recording, dtype: torch.dtype, device: str = "cpu", steps: int = 1 << 30):
+def replay(make: Callable[..., Any], run: Recording, dtype: torch.dtype, device: str = "cpu"):
     """Feeds recorded gradients to the optimizer ``make(groups, **options)``.
 
     Returns:
@@ -229,13 +230,13 @@ def replay(make: Callable[..., Any], run: Recording, dtype: torch.dtype, device:
     def gradients(k: int) -> list[Tensor | None]:
         return [None if g is None else g.to(device, dtype) for g in run.grads[k]]
 
-    return *drive(opt, run.case, params, gradients, min(steps, run.case.steps)), opt
+    return *drive(opt, run.case, params, gradients), opt
 
 
-def drive(opt: Any, case: Case, params: list[Tensor], gradients: Callable[[int], list[Tensor | None]], steps: int = 0):
+def drive(opt: Any, case: Case, params: list[Tensor], gradients: Callable[[int], list[Tensor | None]]):
     """Steps ``opt`` through ``case``; returns the ``d`` and ``x`` after each step."""
     ds, xs = [], []
-    for k in range(steps or case.steps):
+    for k in range(case.steps):
         for group, lr in zip(opt.param_groups, case.lrs(k), strict=True):
             group["lr"] = lr
         for p, g in zip(params, gradients(k), strict=True):

@@ -116,12 +116,13 @@ P1 = ["parameter 1", "(4,)"]
 BAD_PARAMETERS = {
     "integer": (lambda: torch.zeros(4, dtype=torch.int64), TypeError, [*P1, "int64"]),
     "bool": (lambda: torch.zeros(4, dtype=torch.bool), TypeError, [*P1, "bool"]),
-    "complex": (lambda: torch.zeros(4, dtype=torch.complex64), TypeError, [*P1, "complex64", "view_as_real"]),
+    "complex": (lambda: torch.zeros(4, dtype=torch.complex64), TypeError, [*P1, "complex64", "view_as_complex"]),
     "float8": (lambda: torch.zeros(4, dtype=torch.float8_e4m3fn), TypeError, [*P1, "float8_e4m3fn"]),
     "sparse": (lambda: torch.zeros(4).to_sparse(), ValueError, [*P1, "sparse"]),
     "meta": (lambda: torch.zeros(4, device="meta"), ValueError, [*P1, "meta"]),
     "expanded": (lambda: torch.zeros(1).expand(4), ValueError, [*P1, "expanded", "clone"]),
     "overlapping": (lambda: torch.zeros(5).as_strided((3, 3), (1, 1)), ValueError, ["parameter 1", "(3, 3)"]),
+    "negated": (lambda: torch._neg_view(torch.ones(4)), ValueError, [*P1, "resolve_neg"]),
     "non-leaf": (lambda: torch.zeros(4, requires_grad=True) * 2, ValueError, [*P1, "leaf"]),
     "number": (lambda: 3.0, TypeError, ["parameter 1", "float"]),
     "name": (lambda: "weight", TypeError, ["parameter 1", "str"]),
@@ -167,6 +168,19 @@ def test_a_group_must_be_a_dictionary(group):
     opt = make()
     with refused(opt, TypeError, "dict"):
         opt.add_param_group(group)
+
+
+def test_parameters_that_share_memory(backend):
+    """Tied weights, untied by ``load_state_dict(assign=True)``: a pass that is one for both would run into itself."""
+    memory = torch.ones(8, dtype=torch.float64, device=backend.device)
+    opt = make(backend, [nn.Parameter(memory[4:]), nn.Parameter(memory.clone()), nn.Parameter(memory[:5])])
+    feed(opt, 0)
+    if backend.one_pass:
+        with refused(opt, ValueError, "parameter 0", "(4,)", "parameter 2", "(5,)", "assign=True"):
+            opt.step()
+        parameters(opt)[2].data = memory[:4]
+        feed(opt, 0)
+    opt.step()
 
 
 # -- gradients -----------------------------------------------------------------------------------------------
@@ -230,6 +244,34 @@ def test_tensors_swapped_for_unfit_ones(backend, swap, words, late):
     feed(opt, 1)
     swap(opt)
     with refused(opt, EITHER, "parameter 3", *words):
+        opt.step()
+
+
+def freed(t):
+    t.untyped_storage().resize_(0)
+    return t
+
+
+@pytest.mark.parametrize(("spoil", "word"), [(freed, "memory"), (torch.Tensor.to_sparse, "sparse")])
+def test_state_swapped_for_unfit_tensors(backend, spoil, word):
+    if not backend.one_pass:
+        pytest.skip("torch's operations look at what they are given")
+    opt = make(backend)
+    train(opt, steps=1)
+    feed(opt, 1)
+    state = opt.state[parameters(opt)[3]]
+    state["exp_avg_sq"] = spoil(state["exp_avg_sq"].clone())
+    with pytest.raises(ValueError, match=rf"'exp_avg_sq' of parameter 3 of shape \(2, 3, 2, 2\) .*{word}"):
+        opt.step()
+
+
+@pytest.mark.parametrize("name", ["grad_scale", "found_inf"])
+@pytest.mark.parametrize("value", ["text", torch.ones(2)], ids=str)
+def test_what_a_scaler_sets(backend, name, value):
+    opt = make(backend)
+    setattr(opt, name, value)
+    feed(opt, 0)
+    with refused(opt, ValueError, name):
         opt.step()
 
 

@@ -93,6 +93,7 @@ def test_repr_shows_the_settings_and_the_estimate():
     assert text.startswith("Prodigy (")
     assert "d_coef: 0.5" in text
     assert "d: 0.001" in text
+    assert make().d0 == 0.001
 
 
 def test_gradients_are_never_written(backend):
@@ -280,6 +281,10 @@ def test_compiled_training_is_eager_training(what):
 def test_lazy_parameters_are_taken_up_when_they_have_a_shape():
     model = nn.Sequential(nn.LazyLinear(3, dtype=torch.float64))
     opt = make(None, model.parameters())
+    saved = opt.state_dict()
+    with pytest.raises(ValueError, match="parameter 0 has no shape yet"):
+        saved["state"][0] = {"s": torch.zeros(1)}
+        opt.load_state_dict(saved)
     train_model(model, opt)
     assert opt.param_groups[0]["k"] == 6
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from oracle import Algorithm4, Pair, Prodigyopt, numpy, same, snapshot, worst
-from torch import Tensor
+from torch import Tensor, nn
 
 TOLERANCE = 1e-10
 SHAPES = [(7, 5), (33,), (), (2, 3, 2, 2)]
@@ -219,6 +219,42 @@ def test_a_bad_gradient_that_is_not_sampled(backend):
         both.step(grads)
         both.check(TOLERANCE)
     assert all(p.isfinite().all() for p in both.ours)
+
+
+@cases(UNCOUPLED)
+def test_only_bad_gradients_from_the_start(backend, options):
+    """They are none to step on, but counted."""
+    both = pair(backend, **options)
+    for k in range(3):
+        both.step([torch.full_like(p, [math.nan, math.inf][k % 2]) for p in start()])
+        assert both.unmoved()
+        assert (both.opt.d, both.opt.step_count, both.opt.nonfinite_steps) == (1e-4, 0, k + 1)
+    train(both, 10)
+    assert both.opt.nonfinite_steps == both.oracle.nonfinite_steps == 3
+
+
+def test_a_gradient_whose_square_is_beyond_float32(backend):
+    p = nn.Parameter(torch.ones(3, device=backend.device))
+    opt = backend([p], d0=1e-4)
+    p.grad = torch.full_like(p, 3e23)  # (d * g)^2 is 9e38, (1 - beta2) of it 9e35
+    opt.step()
+    assert opt.state[p]["exp_avg_sq"].isfinite().all()
+
+
+def test_negated_gradients(backend):
+    """Of the phase of a conjugate, say: torch marks them, and memory holds minus their values."""
+    ours, plain = (nn.Parameter(torch.ones((), dtype=torch.float64, device=backend.device)) for _ in range(2))
+    both = [backend([p], d0=1e-2) for p in (ours, plain)]
+    for _ in range(4):
+        z = torch.complex(torch.zeros_like(ours), ours).conj()
+        ours.grad = None
+        (z.abs() - 3).square().backward()
+        assert ours.grad.is_neg()
+        plain.grad = ours.grad.resolve_neg()
+        for opt in both:
+            opt.step()
+        assert torch.equal(ours, plain)
+    assert plain > 1
 
 
 # -- gradients are read-only, scaled, skipped --------------------------------------------------------------------------

@@ -147,7 +147,8 @@ def test_an_lr_on_the_device_that_is_no_number_touches_nothing(backend, monkeypa
 
 def test_numbers_on_the_device_are_named_when_they_are_none(backend, monkeypatch):
     monkeypatch.setattr(hyper, "on_device", lambda value: isinstance(value, torch.Tensor))
-    for name, lr, grad_scale in (("lr", torch.ones((), dtype=torch.int64), None), ("grad_scale", 1.0, torch.ones(2))):
+    whole = torch.ones((), dtype=torch.int64)
+    for name, lr, grad_scale in (("lr", whole, None), ("grad_scale", 1.0, whole)):
         opt = start(backend, [5], lr=lr)
         opt.grad_scale = grad_scale
         with pytest.raises(ValueError, match=f"^{name} must be a number or a float32 or float64 tensor"):

@@ -86,9 +86,13 @@ def test_two_threads_cannot_step_at_once(backend):
 
 def test_a_setting_changed_in_place_is_noticed(backend):
     p = nn.Parameter(torch.ones(3, device=backend.device))
-    opt = stepped(backend, [p], betas=[0.9, 0.999])
+    opt = stepped(backend, [p], betas=[0.9, 0.999], eps=torch.tensor(1e-8))
     opt.param_groups[0]["betas"][1] = float("nan")
     with pytest.raises(ValueError, match=r"betas\[1\]"):
+        opt.step()
+    opt.param_groups[0]["betas"][1] = 0.999
+    opt.param_groups[0]["eps"].fill_(-1)
+    with pytest.raises(ValueError, match="eps"):
         opt.step()
 
 

@@ -205,7 +205,7 @@ def sample(g, distance, s, c):
 def moments(g, m, v, c):
     """m <- beta1*m + (1-beta1)*d*g;  v <- beta2*v + (1-beta2)*(d*g)^2."""
     dg = c.d * finite_or_zero(g)
-    return c.beta1 * m + c.one_minus_beta1 * dg, c.beta2 * v + c.one_minus_beta2 * (dg * dg)
+    return c.beta1 * m + c.one_minus_beta1 * dg, c.beta2 * v + c.one_minus_beta2 * dg * dg
 
 
 # Note [Position]
@@ -237,8 +237,8 @@ def advance(e, dot, norm, shared):
     """num <- beta3*num + (d/d0)*d*dot;  d_hat = d_coef*num/norm;  d_max <- max(d_max, d_hat);
     d_new = min(d_max, growth_rate * (max(d, d_hat) if d == d0 else d)).
 
-    Returns the new estimate, and whether this is a step: with norm == 0 no gradient has been non-zero yet, and nothing
-    changes. With sums that are not finite, it is a step that leaves d alone.
+    Returns the new estimate, and whether this is a step: with norm == 0 no gradient has been non-zero yet, and d stays.
+    With sums that are not finite, it is a step that leaves d alone. (Non-finite entries count as zero in the norm.)
     """
     d = e.d
     numerator = shared.beta3 * e.d_numerator + d / shared.d0 * d * dot
@@ -246,7 +246,8 @@ def advance(e, dot, norm, shared):
     d_max = tl.where(d_hat > e.d_max, d_hat, e.d_max)
     grown = tl.where((d == shared.d0) & (d_hat > d), d_hat, d) * shared.growth_rate
     stepped = norm != 0
-    counts = stepped & is_finite(d_hat) & is_finite(norm)
+    finite = tl.where(stepped, is_finite(d_hat) & is_finite(norm), is_finite(dot))
+    counts = stepped & finite
     d_new = tl.where(counts, tl.where(grown < d_max, grown, d_max), d)
     now = Estimate(
         d_new,
@@ -255,7 +256,7 @@ def advance(e, dot, norm, shared):
         tl.where(counts, numerator, e.d_numerator),
         tl.where(counts, norm, e.d_denom),
         e.k + stepped.to(tl.float64),
-        e.nonfinite_steps + (stepped & ~counts).to(tl.float64),
+        e.nonfinite_steps + (~finite).to(tl.float64),
         e.corrections + (d_new != d).to(tl.float64),
     )
     return now, stepped

@@ -136,7 +136,7 @@ template <class T>
 PRODIGY_INLINE void moments(T g, T& m, T& v, const Coefficients<T>& c) {
   const T dg = c.d * finite_or_zero(g);
   m = c.momentum ? c.beta1 * m + c.one_minus_beta1 * dg : dg;
-  v = c.beta2 * v + c.one_minus_beta2 * (dg * dg);
+  v = c.beta2 * v + c.one_minus_beta2 * dg * dg;
 }
 
 // Note [Position]
@@ -163,9 +163,12 @@ PRODIGY_INLINE T undo(T at, T origin, T m, T v, const Coefficients<T>& c) {
   return (at + c.decay * origin + c.dlr * (m / (std::sqrt(v) + c.d_eps))) / (T(1) - c.decay);
 }
 
-// The rule for d. False if this is not a step: no gradient has been non-zero yet, and nothing changes.
+// The rule for d. False if this is not a step: no gradient has been non-zero yet, and d stays.
 PRODIGY_INLINE bool advance(Estimate& e, const Sums<double>& sums, const Shared& shared) {
-  if (sums.norm == 0.0) return false;
+  if (sums.norm == 0.0) {
+    e.nonfinite_steps += !std::isfinite(sums.dot);  // non-finite entries count as zero in the norm
+    return false;
+  }
   const double d = e.d;
   const double numerator = shared.beta3 * e.d_numerator + d / shared.d0 * d * sums.dot;
   const double d_hat = shared.d_coef * numerator / sums.norm;

@@ -15,6 +15,12 @@ constexpr std::size_t kFetchAhead = 4;
 // The very object that a dictionary written in Python has as its key, so that finding it compares no characters.
 py::str interned(const char* key) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(key)); }
 
+// Whether torch's negative bit is set: the values are minus what memory holds. Autograd leaves such gradients, parts of
+// conjugates, only where strides mean nothing; else they are laid out otherwise than their parameter.
+bool is_negated(const py::handle& tensor, const TensorView& view) {
+  return view.numel() == 1 && tensor.attr("is_neg")().cast<bool>();
+}
+
 // Sets `order` if the tensor is not row-major. Raises ValueError if its elements do not fill one run of memory.
 MemoryOrder memory_order(const TensorView& view) {
   std::vector<int> dims;
@@ -150,7 +156,7 @@ long TensorList::read_grads(const py::list& grads, std::vector<Gradient>& addres
     TensorView view;
     const bool fits = reader_.read(grad, view) && view.device == device_ &&
                       (view.type == type_ || (is_half(type_) && view.type == Type::kFloat32)) &&
-                      view.has(entries_[i].layout);
+                      view.has(entries_[i].layout) && !is_negated(grad, view);
     if (!fits) return long(i);
     addresses[i] = {view.data, view.type};
   }

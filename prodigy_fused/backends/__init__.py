@@ -17,6 +17,11 @@ COMPILED = ("cuda", "triton", "cpu")
 NAMES = (*COMPILED, "foreach", "reference")
 
 
+def in_one_pass(name: str) -> bool:
+    """Whether backend ``name`` steps all elements at once, so that no two may be the same memory."""
+    return name not in ("foreach", "reference")
+
+
 def load(name: str) -> ModuleType:
     """The backend module: ``unsupported(p, group) -> str | None`` and ``make_plan(slots) -> Plan``."""
     return importlib.import_module(f".{name}", __name__)

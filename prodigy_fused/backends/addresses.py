@@ -43,7 +43,7 @@ class TensorList:
         return self._look() == self._known
 
     def read_grads(self, grads: list[Tensor | None]) -> int:
-        """The index of the first gradient laid out otherwise than its parameter, or -1."""
+        """The index of the first gradient that memory shows otherwise than its parameter, or -1."""
         addresses = array("Q", bytes(16 * len(grads)))  # unsigned: on Intel GPUs the highest bit is set
         for i, (slot, grad) in enumerate(zip(self._slots, grads, strict=True)):
             if grad is None:
@@ -51,7 +51,7 @@ class TensorList:
             p = slot.param
             if type(grad).__torch_dispatch__ is not Tensor.__torch_dispatch__ or grad.layout != torch.strided:
                 return i
-            if not fits_dtype(grad, p) or grad.device != p.device or not same_layout(grad, p):
+            if not fits_dtype(grad, p) or grad.device != p.device or not same_layout(grad, p) or grad.is_neg():
                 return i
             if grad.data_ptr() == 0 and grad.numel() > 0:
                 return i  # freed: 0 would pass for no gradient

@@ -51,5 +51,5 @@ class CompiledPlan:
             slot, grad = self.slots[i], grads[i]
             assert grad is not None
             check_gradient(slot.index, slot.param, grad)
-            # Right, but in another memory order than its parameter.
+            # Right, but in another memory order than its parameter, or minus what memory holds.
             grads[i] = torch.empty_like(slot.param, dtype=grad.dtype, memory_format=torch.preserve_format).copy_(grad)

@@ -46,7 +46,7 @@ class ReferencePlan(ReadsSlots):
             if h.beta1 > 0:
                 m = state["exp_avg"].to(g.dtype)
                 keep(slot, "exp_avg", h.beta1 * m + (1 - h.beta1) * d * g, old["k"])
-            keep(slot, "exp_avg_sq", h.beta2 * v + (1 - h.beta2) * (d * g) ** 2, old["k"])
+            keep(slot, "exp_avg_sq", h.beta2 * v + (1 - h.beta2) * (d * g) * (d * g), old["k"])
             weight = d / d0 * (d if h.safeguard_warmup else dlr)
             s = beta3 * s + weight * sampled(g, slot.slice_p)
             keep(slot, "s", s, old["k"])
