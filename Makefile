@@ -15,6 +15,9 @@ ASAN_ENV = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-f
 ASAN_CPU = fuzz or memory or rounding or selection or shapes
 ASAN_TESTS ?= -k "not ranks and (emulated or emulation or (cpu and ($(ASAN_CPU))))"
 
+# Hundreds of variants that run the same lines: coverage, which slows a test by a half, looks at the other files.
+VARIANTS = $(patsubst %,tests/test_%.py,edges emulation fuzz numbers reproducible rounding shapes)
+
 # Lists what the named extras ask for: the package itself is installed after them, with the build tools among them.
 define EXTRAS
 import sys, tomllib
@@ -66,8 +69,9 @@ bench: build .venv/bench ## the optimizers side by side, minutes; ARGS="--quick"
 figures: build ## write the figures of README.md, the plots and the summary from the rows in bench/results/
 	$(BIN)/python bench/report.py --write
 
-test: build test-asan ## the whole suite but the slow tests, then its coverage; and the compiled module under sanitizers
-	$(PYTEST) -n auto --cov --durations=5 $(ARGS)
+test: build test-asan ## the whole suite but the slow tests, and its coverage; and the compiled module under sanitizers
+	$(PYTEST) -n auto $(VARIANTS) $(ARGS)
+	$(PYTEST) -n auto --cov $(VARIANTS:%=--ignore=%) $(ARGS)
 
 test-slow: build ## the slow tests only
 	$(PYTEST) -m slow $(ARGS)

@@ -87,19 +87,12 @@ CRAWLING = {
     "test_second_moments_of_16_bits_are_right_on_average", "test_state_of_one_among_many_parameters_is_changed",
     "test_thousands_of_tensors", "test_threads", "test_two_threads_cannot_step_at_once",
 }  # fmt: skip
-# Hundreds of variants that run the same lines. Coverage, which slows them by a third, looks at the other files.
-UNTRACED = {
-    "test_edges.py", "test_emulation.py", "test_fuzz.py", "test_numbers.py", "test_reproducible.py", "test_rounding.py",
-    "test_shapes.py",
-}  # fmt: skip
 
 
 def pytest_collection_modifyitems(items) -> None:
     crawling = {backend.name for backend in BACKENDS if backend.crawls}
     variants: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if item.path.name in UNTRACED:
-            item.add_marker("no_cover")
         name = str(getattr(item, "callspec", None) and item.callspec.params.get("backend"))
         if name in crawling:
             variants.setdefault(f"{item.path}:{item.originalname}", []).append(item)
