@@ -95,6 +95,7 @@ def pytest_collection_modifyitems(items) -> None:
     for item in items:
         name = str(getattr(item, "callspec", None) and item.callspec.params.get("backend"))
         if name in crawling:
+            item.add_marker("no_cover")  # traced, an interpreter is slower still
             variants.setdefault(f"{item.path}:{item.originalname}", []).append(item)
     for same in variants.values():
         kept = None if same[0].originalname in CRAWLING else same[len(same) // 2]
