@@ -19,8 +19,8 @@ import rows
 from peers import ANCHOR, COPY, IN_PLACE
 from rows import Row
 
-KEY = itemgetter("device", "threads", "kind", "workload", "dtype", "peer")
-WORKLOAD = itemgetter("device", "threads", "kind", "workload", "dtype")
+WHERE = ("device", "threads", "kind", "workload", "dtype")
+WORKLOAD, KEY = itemgetter(*WHERE), itemgetter(*WHERE, "peer")
 RACE = itemgetter("run", "kind", "workload", "dtype", "heat")
 Rows = list[Row]
 

@@ -82,7 +82,7 @@ def append(path: Path, rows: Iterable[Row]) -> None:
         ValueError: the file has other columns, or a row has one that is not in FIELDS.
     """
     new = not path.exists()
-    if not new and path.read_text().partition("\n")[0].split(",") != list(FIELDS):
+    if not new and not _has_our_columns(path):
         raise ValueError(f"{path} has other columns than this version writes: give another file")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="") as file:
@@ -97,10 +97,14 @@ def file(name: str) -> Path:
     path = Path(name)
     if not path.is_file():
         raise argparse.ArgumentTypeError(f"{name}: no such file")
-    with path.open(errors="replace") as head:
-        if head.readline().rstrip("\n").split(",") != list(FIELDS):
-            raise argparse.ArgumentTypeError(f"{name}: not a file of results, or one of another version")
+    if not _has_our_columns(path):
+        raise argparse.ArgumentTypeError(f"{name}: not a file of results, or one of another version")
     return path
+
+
+def _has_our_columns(path: Path) -> bool:
+    with path.open(errors="replace") as lines:
+        return lines.readline().rstrip("\n").split(",") == list(FIELDS)
 
 
 def read(path: Path) -> list[Row]:

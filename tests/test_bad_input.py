@@ -255,7 +255,7 @@ def freed(t):
 @pytest.mark.parametrize(("spoil", "word"), [(freed, "memory"), (torch.Tensor.to_sparse, "sparse")])
 def test_state_swapped_for_unfit_tensors(backend, spoil, word):
     if not backend.one_pass:
-        pytest.skip("torch's operations look at what they are given")
+        pytest.skip("gives its state to torch's operations without a look")
     opt = make(backend)
     train(opt, steps=1)
     feed(opt, 1)
