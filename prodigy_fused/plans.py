@@ -95,6 +95,10 @@ class Plans:
             return self.plans[0][0].sums.device
         return self.params[0].device if self.params else torch.device("cpu")
 
+    def capturing(self) -> bool:
+        """Whether a step now becomes part of a CUDA graph."""
+        return capturing(plan.sums for plan, _ in self.plans)
+
     def fit(self, groups: Groups, states: dict[Tensor, Any]) -> bool:
         """Whether these are still the parameters and the state the plans were built for."""
         params = parameters(groups)
@@ -117,7 +121,7 @@ class Plans:
             ValueError: a bad gradient.
             RuntimeError: the step is captured in a CUDA graph, and a group is not ``capturable``.
         """
-        if capturing(plan.sums for plan, _ in self.plans) and not all(group["capturable"] for group in groups):
+        if self.capturing() and not all(group["capturable"] for group in groups):
             raise RuntimeError("a step is captured in a CUDA graph: construct the optimizer with capturable=True")
         work = [(plan, [self.params[i].grad for i in indices]) for plan, indices in self.plans]
         for plan, grads in work:

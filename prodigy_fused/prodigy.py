@@ -221,7 +221,7 @@ class Prodigy(Optimizer):
 
     def _watch(self, plans: Plans) -> None:
         # Not in every step, and never in a capture: it waits for the device.
-        if self._watched < PATIENCE and not (plans.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        if self._watched < PATIENCE and not plans.capturing():
             self._watched += 1
             if self._watched == PATIENCE:
                 warn_if_stuck(plans.slots)
