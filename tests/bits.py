@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-TESTS = Path(__file__).parent
-sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "emulation")]
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parent / "emulation")]
 
 import emulated
 import interpreted
 import torch
 from torch import Tensor, nn
 
+from prodigy_fused import Prodigy, backends
+
 emulated.register()
 interpreted.register()
-from prodigy_fused import Prodigy, backends
+
 
 STEPS = 50
 # Triton's interpreter is slow: fewer steps, and one tensor of several chunks is left out.
