@@ -68,7 +68,7 @@ def current_x(slot: Slot) -> Tensor:
 
 
 def apply_step(slot: Slot, step_of_x: Tensor, k: Any) -> None:
-    """Subtracts a step, in the precision of the arithmetic, from ``x``; ``k``, a number or a tensor, is for rounding."""
+    """Subtracts a step, in the precision of the arithmetic, from ``x``; ``k``, a number or tensor, is for rounding."""
     p = slot.param
     if slot.low_precision == "displacement":
         delta = slot.state["delta"]

@@ -32,7 +32,9 @@ def check_layout(module: Any, wanted: dict[str, Any]) -> None:
     for name, value in wanted.items():
         found = getattr(module, name, None)
         if found != value:
-            raise ImportError(f"it has {name} = {found}, and this version needs {value}")
+            if isinstance(found, tuple) and isinstance(value, tuple):
+                found, value = (sorted({*a} - {*b}) or "another order" for a, b in ((found, value), (value, found)))
+            raise ImportError(f"built from other sources: {name}: {found} instead of {value}")
 
 
 try:
