@@ -12,7 +12,7 @@ from torch import Tensor
 from . import backends, options, sharding
 from .estimate import Estimate, changes
 from .low_precision import STUCK_AFTER_STEPS, warn_if_stuck
-from .options import EstimateOptions, Group, Hyper, Scalar, on_device
+from .options import EstimateOptions, Group, Hyper, Scalar
 from .plans import PlanSet
 from .step import Step
 
@@ -64,7 +64,7 @@ class Runtime:
         if plans.sharded and found_inf is not None:
             found_inf = sharding.agree(found_inf, plans.device)
         # The only place that decides a skip on the host. On a device the kernels do, and take part in all that follows.
-        if not (plans.reads_device and on_device(found_inf)) and found_inf:
+        if not (plans.reads_device and options.on_device(found_inf)) and found_inf:
             return
 
         plans.build()
@@ -128,4 +128,4 @@ def _identical(a: list[tuple[Any, ...]], b: list[tuple[Any, ...]]) -> bool:
 
 def _scalar(value: Any, default: float) -> Scalar:
     """Returns what a scaler left: a tensor if it is on a device, else a number."""
-    return default if value is None else value if on_device(value) else float(value)
+    return default if value is None else value if options.on_device(value) else float(value)
