@@ -48,9 +48,12 @@ def float_of(word):
 
 SEED = tl.constexpr(0x9E3779B9)
 NOT_SEED = tl.constexpr(0x61C88646)
-# Separate streams of random bits, for the step and for the later change of an x that is rounded already.
+# Separate streams for a step and for a later change, by *finish*, to an x that has taken its step.
 STEP_STREAM = tl.constexpr(0)
 CORRECTION_STREAM = tl.constexpr(1)
+# Of the hash "lowbias32" by Chris Wellons (https://nullprogram.com/blog/2018/07/31/).
+FACTOR_1 = tl.constexpr(0x7FEB352D)
+FACTOR_2 = tl.constexpr(0x846CA68B)
 
 
 class RandomBits(NamedTuple):
@@ -62,9 +65,9 @@ class RandomBits(NamedTuple):
 
 @triton.jit
 def mix(h):
-    """Returns a hash of 32 bits ("lowbias32", github.com/skeeto/hash-prospector)."""
-    h = times(h ^ (h >> 16), 0x7FEB352D)
-    h = times(h ^ (h >> 15), 0x846CA68B)
+    """Returns a hash of 32 bits: lowbias32."""
+    h = times(h ^ (h >> 16), FACTOR_1)
+    h = times(h ^ (h >> 15), FACTOR_2)
     return h ^ (h >> 16)
 
 
@@ -82,10 +85,13 @@ def random_bits(k, tensor, stream, begin):
 
 @triton.jit
 def draw(random, low):
-    """Returns 32 random bits per element; low: the low 32 bits of the elements' positions."""
+    """Returns 32 random bits per element: lowbias32 with `b` added between its two rounds.
+
+    low: the low 32 bits of the elements' positions.
+    """
     h = low ^ random.a
-    h = times(h ^ (h >> 16), 0x7FEB352D)
-    h = times(plus(h ^ (h >> 15), random.b), 0x846CA68B)
+    h = times(h ^ (h >> 16), FACTOR_1)
+    h = times(plus(h ^ (h >> 15), random.b), FACTOR_2)
     return h ^ (h >> 16)
 
 
@@ -97,18 +103,27 @@ def exchanged(bits):
 
 # -- bfloat16 and float16, as bits -------------------------------------------------------------------------------------
 
-SIZE = tl.constexpr(0x7FFFFFFF)  # all but the sign
+# Bits of float32: all but the sign; infinity; 1/2.
+SIZE = tl.constexpr(0x7FFFFFFF)
 INFINITY = tl.constexpr(0x7F800000)
-# float32 bits of 2^-14, the smallest normal float16, and of 2^16, where float16 overflows.
+ONE_HALF = tl.constexpr(126 << 23)
+# Of 2^-14, the smallest normal float16, and of 2^16, where float16 overflows.
 HALF_NORMAL = tl.constexpr(113 << 23)
 HALF_INFINITY = tl.constexpr(143 << 23)
-# Between the exponents of float32 and of float16, whose biases are 127 and 15.
+# The difference of the exponents' biases, 127 - 15, in the place of float32's exponent.
 REBIAS = tl.constexpr(112 << 23)
+# Bits of float16, without the sign. Adding QUIET to a NaN of bfloat16 keeps it one when its low bits are cut off.
+HALF_NAN = tl.constexpr(0x7E00)
+HALF_INF = tl.constexpr(0x7C00)
+QUIET = tl.constexpr(0x40)
 
 
 @triton.jit
 def widen(stored, TYPE: tl.constexpr):
-    """Returns the value of a 16-bit word, as float32."""
+    """Returns the value of a 16-bit word, as float32.
+
+    float16: after Fabian Giesen's half_to_float_fast4 (https://gist.github.com/rygorous/2144712), without its branches.
+    """
     word = stored.to(tl.uint32)
     if TYPE.is_bf16():
         return float_of(word << 16)
@@ -127,22 +142,22 @@ def nearest(value, TYPE: tl.constexpr):
     size = word & SIZE
     if TYPE.is_bf16():
         rounded = plus(plus(word, 0x7FFF), (word >> 16) & 1) >> 16
-        return tl.where(size > INFINITY, (word >> 16) | 0x40, rounded).to(tl.uint16)
+        return tl.where(size > INFINITY, (word >> 16) | QUIET, rounded).to(tl.uint16)
     else:
         normal = plus(minus(size, REBIAS - 0xFFF), (size >> 13) & 1) >> 13
-        # Adding 1/2 rounds to a multiple of 2^-24, the unit of float16's subnormal numbers: that is the last place of a
-        # float32 between 1/2 and 1. The bits above those of 1/2 then count the units.
-        subnormal = minus(word_of(float_of(size) + 0.5), 126 << 23)
-        beyond = tl.where(size > INFINITY, 0x7E00, 0x7C00).to(tl.uint32)
+        # The last place of a float32 in [1/2, 1) is 2^-24, the unit of float16's subnormal numbers: this addition
+        # rounds to them, ties to even (Giesen's float_to_half_fast3_rtne).
+        subnormal = minus(word_of(float_of(size) + 0.5), ONE_HALF)
+        beyond = tl.where(size > INFINITY, HALF_NAN, HALF_INF).to(tl.uint32)
         rounded = tl.where(size >= HALF_INFINITY, beyond, tl.where(size < HALF_NORMAL, subnormal, normal))
         return (((word >> 16) & 0x8000) | rounded).to(tl.uint16)
 
 
 @triton.jit
 def stochastic(value, random, TYPE: tl.constexpr):
-    """Returns a float32 rounded to a 16-bit word: away from zero with probability (size - lower) / ulp, else to lower.
+    """Returns a float32 rounded to a 16-bit word, away from zero with probability (|value| - lower) / ulp.
 
-    lower: the nearest size below it that a word can have. ulp: the distance from there to the next.
+    Else it is rounded to `lower`, the next smaller size.
     """
     word = word_of(value)
     size = word & SIZE
@@ -151,7 +166,7 @@ def stochastic(value, random, TYPE: tl.constexpr):
         return tl.where(size < INFINITY, finite.to(tl.uint16), nearest(value, TYPE))
     else:
         up = plus(size, random >> 19)
-        normal = tl.where(up >= HALF_INFINITY, 0x7C00, minus(up, REBIAS) >> 13)
+        normal = tl.where(up >= HALF_INFINITY, HALF_INF, minus(up, REBIAS) >> 13)
         # In units of 2^-24, the ulp of all subnormal numbers.
         units = float_of(tl.where(size < HALF_NORMAL, size, 0)) * 16777216.0  # 2^24
         whole = units.to(tl.int32)
@@ -159,14 +174,14 @@ def stochastic(value, random, TYPE: tl.constexpr):
         is_up = uniform < units - whole.to(tl.float32)
         subnormal = (whole + is_up.to(tl.int32)).to(tl.uint32)
         finite = tl.where(size < HALF_NORMAL, subnormal, normal)
-        return (((word >> 16) & 0x8000) | tl.where(size > INFINITY, 0x7E00, finite)).to(tl.uint16)
+        return (((word >> 16) & 0x8000) | tl.where(size > INFINITY, HALF_NAN, finite)).to(tl.uint16)
 
 
 @triton.jit
 def displacement(x, x0, delta, TYPE: tl.constexpr):
     """Returns the displacement of a rounded x: `delta`, or x - x0 if x no longer is x0 + delta, rounded.
 
-    In that case the user has written to x since.
+    In that case something else has written to x since.
     """
     return tl.where(widen(nearest(x0 + delta, TYPE), TYPE) == x, delta, x - x0)
 

@@ -74,7 +74,7 @@ class Estimate(NamedTuple):
 
 
 class Coefficients(NamedTuple):
-    """The numbers by which one step changes the elements of one group."""
+    """The factors of one group in one step."""
 
     gradient_scale: Any  # g = gradient_scale * grad + l2 * x
     l2: Any
@@ -286,10 +286,10 @@ def finish_of(deferred, stepped, moved):
 
 @triton.jit
 def accumulate(total, error, term, term_error):
-    """total <- total + term, its rounding error added to `error` (Knuth's TwoSum). Returns both.
+    """total <- total + term, its rounding error added to `error`: a compensated sum (Knuth's TwoSum). Returns both.
 
-    So total + error is the same in any order of the terms, except about once in 2^50 in the last bit: the errors, each
-    at most 2^-53 of the total, are rounded themselves, and this counts only if the total is that close to a tie.
+    total + error depends on the order of the terms only in its last bit, about once in 2^50 sums: see Accumulator in
+    csrc/prodigy/rule.h.
     """
     next_total = total + term
     part = next_total - total
