@@ -103,10 +103,12 @@ def test_tables_show_what_is_known_and_who_is_absent():
     assert "- apex: missing: no apex (16 x 4 Mi)" in text
 
 
-def test_the_readme_has_the_figures_of_the_committed_rows():
-    text = README.read_text()
-    assert len(report.MARK.findall(text)) == 3
-    assert report.with_figures(text, report.for_the_record()) == text, "run: make figures"
+def test_readme_and_docs_have_the_figures_of_the_committed_rows():
+    texts = [file.read_text() for file in report.WRITTEN]
+    marks = [found[1] for text in texts for found in report.MARK.findall(text)]
+    assert sorted(marks) == ["cost", "demo", "gpu"]
+    for text in texts:
+        assert report.with_figures(text, report.for_the_record()) == text, "run: make figures"
 
 
 def test_the_readme_is_written_from_rows():
