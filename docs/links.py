@@ -1,8 +1,8 @@
 """A hook of mkdocs: makes links that are right on GitHub right on the site, too.
 
 Pages link to files of the repository by relative paths, which GitHub follows. On the site, pictures in bench/results/
-are served under ``results/``, CONTRIBUTING.md and CHANGELOG.md are pages, and every other file outside docs/ is a link to
-the repository. A link to a file that does not exist is a warning, which a strict build makes an error.
+are served under ``results/``, CONTRIBUTING.md and CHANGELOG.md are pages, and links to other files outside docs/ lead
+to the repository. A link to a file that does not exist is a warning, which a strict build makes an error.
 """
 
 from __future__ import annotations
