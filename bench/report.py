@@ -22,11 +22,11 @@ from rows import Row
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
-WRITTEN = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 REFERENCE = "prodigyopt"
 MARK = re.compile(r"(<!-- (\w+): written by bench/report.py -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 HEAD = "# Measurements\n\nWritten by `make figures` from the rows beside it.\n"
 Cells = dict[str, Callable[[Row, list[Row]], str]]
+WRITTEN = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 
 
 def _number(name: str, form: str, scale: float = 1) -> Callable[[Row, list[Row]], str]:
