@@ -215,10 +215,15 @@ def for_the_record(files: list[Path] | None = None) -> list[Row]:
     return rows.latest([row for file in committed for row in rows.read(file) if row["mode"] == "full"])
 
 
-def with_figures(text: str, measured: list[Row]) -> str:
+def with_figures(file: Path, measured: list[Row]) -> str:
     """The text of one of the files WRITTEN, with everything between the marks written anew."""
+    root = "../" * (len(file.relative_to(ROOT).parts) - 1)
     blocks = {"cost": cost, "gpu": gpu, "demo": demo}
-    return MARK.sub(lambda found: found[1] + blocks[found[2]](measured) + "\n" + found[3], text)
+
+    def written(found: re.Match[str]) -> str:
+        return found[1] + blocks[found[2]](measured).replace("](bench/", f"]({root}bench/") + "\n" + found[3]
+
+    return MARK.sub(written, file.read_text())
 
 
 def main() -> None:
@@ -239,7 +244,7 @@ def main() -> None:
     model = ["## The cost model against the measurements", "", roofline.report(measured), "", roofline.table()]
     (RESULTS / "summary.md").write_text("\n".join([HEAD, markdown(measured), *model, ""]))
     for file in WRITTEN:
-        file.write_text(with_figures(file.read_text(), measured))
+        file.write_text(with_figures(file, measured))
 
 
 if __name__ == "__main__":
