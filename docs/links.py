@@ -17,16 +17,15 @@ from mkdocs.structure.files import File, Files
 
 log = logging.getLogger("mkdocs.hooks.links")
 ROOT = Path(__file__).parents[1]
-PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "README.md": "index.md"}
+PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")  # as pages of the same names in lower case
 PICTURES = "bench/results"
 LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)\s#]+)")
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Adds the pages and pictures that live outside docs/."""
-    for source, page in PAGES.items():
-        if page != "index.md":
-            files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+    for source in PAGES:
+        files.append(File.generated(config, source.lower(), abs_src_path=str(ROOT / source)))
     for picture in sorted((ROOT / PICTURES).glob("*.png")):
         files.append(File.generated(config, f"results/{picture.name}", abs_src_path=str(picture)))
     return files
@@ -49,7 +48,7 @@ def _on_the_site(target: str, written: str, source: str, page: str, config: Any)
         log.warning(f"{source} links to {written!r}, which is not in the repository")
         return written
     if target in PAGES:
-        inside = PAGES[target]
+        inside = target.lower()
     elif posixpath.dirname(target) == PICTURES and target.endswith(".png"):
         inside = f"results/{posixpath.basename(target)}"
     elif target.startswith("docs/") and target.endswith(".md"):
