@@ -29,7 +29,7 @@ Entry entry(Kernel kernel, Storage storage) {
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // or the next caller, torch, would report it as its own
+  cudaGetLastError();  // clear the sticky error, or torch would report it at its next call
   throw std::runtime_error(std::string("prodigy_fused: ") + what + " failed: " + cudaGetErrorString(error));
 }
 

@@ -9,7 +9,7 @@
 
 namespace prodigy {
 
-// Holder: made of the same arguments as a TensorList, which it returns by list().
+// Holder: a class constructed from the same arguments as a TensorList, which it returns by list().
 template <class Holder>
 pybind11::class_<Holder> bind_tensors(pybind11::module_& m, const char* name, const char* doc) {
   namespace py = pybind11;
