@@ -12,8 +12,8 @@ using std::int64_t;
 // Sums are gathered in kLanes independent accumulators, so that the compiler can use vector registers, and passed on in
 // float64 after every block, so that float32 does not have to hold a long sum.
 constexpr int kLanes = 16;
-// How far ahead of its use an element is fetched: ten streams are more than the hardware follows by itself. The best of
-// 128 to 2048, and of none, on Zen 5.
+// Elements between the one that is used and the one that is fetched: ten streams are more than the hardware prefetches
+// by itself. On one core of a Zen 5, 8 million elements: 1.47 ns per element; 128: 1.55; 2048: 1.66; without: 1.59.
 constexpr int kFetchAhead = 512;
 // How x0 - x is computed: from x0, from zero, or from delta.
 enum class Distance { kStart, kZeroStart, kDelta };
