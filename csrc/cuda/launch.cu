@@ -19,8 +19,9 @@ Entry entry_of(Kernel kernel, const char* update, const char* finish) {
 }
 
 Entry entry(Kernel kernel, Storage storage) {
-  if (storage == Storage::kFloat32)
+  if (storage == Storage::kFloat32) {
     return entry_of<float, false>(kernel, "update_kernel<float>", "finish_kernel<float>");
+  }
   if (storage == Storage::kFloat64) {
     return entry_of<double, false>(kernel, "update_kernel<double>", "finish_kernel<double>");
   }
