@@ -1,4 +1,4 @@
-"""Results as tables: on the terminal, as Markdown, and in README.md, whose figures nobody else writes.
+"""Results as tables: on the terminal, as Markdown, and in README.md and docs/, whose figures nobody else writes.
 
 python bench/report.py [FILE.csv ...] [--write]
 """
@@ -26,6 +26,7 @@ REFERENCE = "prodigyopt"
 MARK = re.compile(r"(<!-- (\w+): written by bench/report.py -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 HEAD = "# Measurements\n\nWritten by `make figures` from the rows beside it.\n"
 Cells = dict[str, Callable[[Row, list[Row]], str]]
+WRITTEN = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 
 
 def _number(name: str, form: str, scale: float = 1) -> Callable[[Row, list[Row]], str]:
@@ -183,7 +184,7 @@ def _cost_line(own: list[Row]) -> list[str] | None:
 
 
 def gpu(measured: list[Row]) -> str:
-    """README's table of what a GPU is to show."""
+    """The table in docs/benchmarks.md of what a GPU is to show."""
     lines = goals.table(measured)
     return "\n".join(_sheet(["on a GPU, float32", "parameters", "goal", "measured"], lines))
 
@@ -214,16 +215,23 @@ def for_the_record(files: list[Path] | None = None) -> list[Row]:
     return rows.latest([row for file in committed for row in rows.read(file) if row["mode"] == "full"])
 
 
-def with_figures(readme: str, measured: list[Row]) -> str:
-    """README's text with everything between the marks written anew."""
+def with_figures(file: Path, measured: list[Row]) -> str:
+    """The text of one of the files WRITTEN, with everything between the marks written anew."""
+    root = "../" * (len(file.relative_to(ROOT).parts) - 1)
     blocks = {"cost": cost, "gpu": gpu, "demo": demo}
-    return MARK.sub(lambda found: found[1] + blocks[found[2]](measured) + "\n" + found[3], readme)
+
+    def written(found: re.Match[str]) -> str:
+        return found[1] + blocks[found[2]](measured).replace("](bench/", f"]({root}bench/") + "\n" + found[3]
+
+    return MARK.sub(written, file.read_text())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", type=rows.file, nargs="*", help="default: all committed ones")
-    parser.add_argument("--write", action="store_true", help="write plots, summary.md and README.md's figures anew")
+    parser.add_argument(
+        "--write", action="store_true", help="write plots, summary.md, and figures in README.md and docs/"
+    )
     args = parser.parse_args()
     measured = for_the_record(args.files)
     if not args.write:
@@ -235,8 +243,8 @@ def main() -> None:
     plots.draw(measured, RESULTS)
     model = ["## The cost model against the measurements", "", roofline.report(measured), "", roofline.table()]
     (RESULTS / "summary.md").write_text("\n".join([HEAD, markdown(measured), *model, ""]))
-    readme = ROOT / "README.md"
-    readme.write_text(with_figures(readme.read_text(), measured))
+    for file in WRITTEN:
+        file.write_text(with_figures(file, measured))
 
 
 if __name__ == "__main__":
