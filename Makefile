@@ -1,4 +1,4 @@
-# Everything a developer or CI does. Needs python3, a C++ compiler and make; the rest comes from PyPI into .venv.
+# All development and CI tasks. Needs python3, a C++ compiler and make; the rest comes from PyPI into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 # A backend named here fails the suite where it would be skipped.
@@ -66,12 +66,25 @@ bench: build .venv/bench ## the optimizers side by side, minutes; ARGS="--quick"
 	$(PIP) --no-deps -r .venv/bench-requirements.txt
 	touch $@
 
-figures: build ## write the figures of README.md, the plots and the summary from the rows in bench/results/
+docs: .venv/docs ## build the documentation into build/site; a warning or a dead link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+.venv/docs: .venv/stamp
+	$(BIN)/python -c "$$EXTRAS" docs > .venv/docs-requirements.txt
+	$(PIP) -r .venv/docs-requirements.txt
+	touch $@
+
+figures: build ## write the figures of README.md and docs/, the plots and the summary from the rows in bench/results/
 	$(BIN)/python bench/report.py --write
 
 test: build test-asan ## the whole suite but the slow tests, and its coverage; and the compiled module under sanitizers
 	$(PYTEST) -n auto $(VARIANTS) $(ARGS)
 	$(PYTEST) -n auto --cov $(VARIANTS:%=--ignore=%) $(ARGS)
+
+# One interpreter of Triton, hundreds of variants, processes and installations are left to `make test`.
+QUICK = not (triton or fuzz or install or bench or demo or examples or distributed or build or gpu)
+quick: build ## the inner loop: the tests that find most mistakes, in less than two minutes
+	$(PYTEST) -n auto -q -k "$(QUICK)" $(ARGS)
 
 test-slow: build ## the slow tests only
 	$(PYTEST) -m slow $(ARGS)
@@ -98,4 +111,4 @@ format: .venv/stamp ## let ruff and clang-format rewrite the sources
 clean: ## remove .venv and everything that was built
 	rm -rf .venv build dist *.egg-info prodigy_fused/_C.*.so .pytest_cache .mypy_cache .ruff_cache .coverage
 
-.PHONY: help build emulation demo bench figures test test-slow test-asan lint format clean
+.PHONY: help build emulation demo bench docs figures test quick test-slow test-asan lint format clean

@@ -11,7 +11,19 @@ from pathlib import Path
 import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
+
+
+class BuildPython(build_py):
+    """Copies the modules of triton_kernels/ into the package prodigy_fused.triton_kernels, which says why."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        modules = super().find_package_modules(package, package_dir)
+        if package == "prodigy_fused.triton_kernels":
+            kernels = super().find_package_modules(package, "triton_kernels")
+            modules += [module for module in kernels if module[1] != "__init__"]
+        return modules
 
 
 class CMakeExtension(Extension):
@@ -122,7 +134,7 @@ def find_tool(name: str) -> str:
 
 setup(
     ext_modules=[CMakeExtension("prodigy_fused._C", "csrc")],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "build_py": BuildPython},
     # pip installs these into the build's own environment.
     setup_requires=NVCC if cuda_mode() == "1" and find_nvcc() is None else [],
 )

@@ -42,6 +42,11 @@ def tree(tmp_path):
     return tmp_path / "tree"
 
 
+def test_no_source_is_a_symbolic_link():
+    """Git for Windows would check it out as a text file."""
+    assert [path for name in SOURCES for path in (ROOT / name).rglob("*") if path.is_symlink()] == []
+
+
 def packages():
     """Returns where everything is installed but this package, of which another source tree may be on the path."""
     others = [entry for entry in sys.path if entry and not (Path(entry) / "triton_kernels" / "rule.py").exists()]

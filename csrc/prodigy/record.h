@@ -71,8 +71,9 @@ struct EstimateOptions {
   PRODIGY_ESTIMATE_OPTIONS(PRODIGY_MEMBER)
 };
 
-// The numbers of a step that all groups share.
-struct StepScalars {
+// The numbers of a step that all groups share. Like that of a Group, its size is a multiple of 16 bytes, so that tables
+// can follow each other without gaps.
+struct alignas(16) StepScalars {
   EstimateOptions options;
   PRODIGY_SCALER(PRODIGY_SCALAR_MEMBER)
 };
@@ -82,7 +83,7 @@ struct Hyper {
   PRODIGY_HYPER(PRODIGY_MEMBER)
 };
 
-// One parameter group. Its size is a multiple of 16 bytes, so that tables can follow each other without gaps.
+// One parameter group.
 struct alignas(16) Group {
   Hyper hyper;
   PRODIGY_DEVICE_LR(PRODIGY_MEMBER)
@@ -99,11 +100,14 @@ constexpr const char* kEstimateFields[] = {PRODIGY_ESTIMATE(PRODIGY_NAME)};
 constexpr const char* kStepFields[] = {PRODIGY_ESTIMATE_OPTIONS(PRODIGY_NAME) PRODIGY_SCALER(PRODIGY_SCALAR_NAMES)};
 constexpr const char* kGroupFields[] = {PRODIGY_HYPER(PRODIGY_NAME) PRODIGY_DEVICE_LR(PRODIGY_NAME)};
 
-// No padding but at the end of a Group.
-constexpr std::size_t kWord = 8;
+// No padding but at the end of a row.
+constexpr std::size_t kWord = 8, kRowAlignment = 16;
+constexpr std::size_t row_bytes(std::size_t words) {
+  return (kWord * words + kRowAlignment - 1) / kRowAlignment * kRowAlignment;
+}
 static_assert(sizeof(Estimate) == kWord * std::size(kEstimateFields));
-static_assert(sizeof(StepScalars) == kWord * std::size(kStepFields));
-static_assert(sizeof(Group) == (kWord * std::size(kGroupFields) + 15) / 16 * 16);
+static_assert(sizeof(StepScalars) == row_bytes(std::size(kStepFields)));
+static_assert(sizeof(Group) == row_bytes(std::size(kGroupFields)));
 
 // A record's bytes as structs.
 struct Record {
