@@ -8,9 +8,8 @@ import pathlib
 
 import rows
 import torch
-from gpt import GPT
 from regression import START, regression
-from shakespeare import Corpus, load_text
+from shared import GPT, RESULTS, Corpus, load_text
 from torch.nn import functional as F
 
 from prodigy_fused import Prodigy
@@ -27,7 +26,6 @@ RUNS = {
     "float16 displacement": (torch.float16, {"low_precision": "displacement"}),
 }
 VALIDATION = 256  # sequences
-RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 def loss(model, tokens, targets):

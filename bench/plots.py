@@ -11,17 +11,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import rows
 from peers import ANCHOR, COPY, IN_PLACE
-from report import plot_stem
 from rows import Row
+from shared import palette
 
-OURS, THEIRS, OTHER = "#d55e00", "#0072b2", "#9a9a9a"
 WIDTH = 0.8  # of a group of bars
 
 
 def colour(peer: str) -> str:
     if peer.startswith("prodigy_fused("):
-        return OURS
-    return THEIRS if peer == "prodigyopt" else OTHER
+        return palette.OURS
+    return palette.REFERENCE if peer == "prodigyopt" else palette.OTHER
 
 
 def _finish(figure: plt.Figure, path: Path) -> Path:
@@ -119,7 +118,7 @@ def draw(measured: list[Row], folder: Path) -> list[Path]:
             training: any(row["kind"] == "train" for row in own),
         }
         found += [
-            draw_one(own, folder / f"{plot_stem(own[0])}-{draw_one.__name__}.png")
+            draw_one(own, folder / f"{rows.plot_stem(own[0])}-{draw_one.__name__}.png")
             for draw_one, has in kinds.items()
             if has
         ]

@@ -19,9 +19,8 @@ from peers import ANCHOR, COPY, IN_PLACE
 from rich.console import Console
 from rich.table import Table
 from rows import Row
+from shared import RESULTS, ROOT
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "bench" / "results"
 REFERENCE = "prodigyopt"
 MARK = re.compile(r"(<!-- (\w+): written by bench/report.py -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 HEAD = "# Measurements\n\nWritten by `make figures` from the rows beside it.\n"
@@ -80,7 +79,7 @@ def groups(measured: list[Row]) -> list[tuple[str, Cells, list[Row]]]:
     found = []
     for (_, workload, kind, dtype), same in groupby(measured, key):
         own = list(same)
-        cells = {name: cell for name, cell in (STEP if kind == "step" else TRAIN).items()}
+        cells = STEP if kind == "step" else TRAIN
         used = {name: cell for name, cell in cells.items() if any(cell(row, own) for row in own)}
         sizes = next(((r["parameters"], r["tensors"]) for r in own if r["peer"] not in (COPY, IN_PLACE)), (0, 0))
         found.append((f"{workload}: {sizes[0]:,} parameters in {sizes[1]:,} tensors, {dtype}", used, own))
@@ -127,12 +126,6 @@ def _sheet(header: list[str], lines: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(header) + " |", rule, *("| " + " | ".join(line) + " |" for line in lines)]
 
 
-def plot_stem(row: Row) -> str:
-    """What the names of the plots of a machine and dtype begin with."""
-    stem = "".join(c if c.isalnum() else "-" for c in row["device"])
-    return stem if row["dtype"] == "float32" else f"{stem}-{row['dtype']}"
-
-
 def where_line(row: Row) -> str:
     """Machine and versions of a row, in a sentence."""
     threads = f", {row['threads']} threads" if not row["cuda"] else f", CUDA {row['cuda']}, driver {row['driver']}"
@@ -164,7 +157,7 @@ def cost(measured: list[Row]) -> str:
         lines = [line for _, _, own in groups(here) if (line := _cost_line(own))]
         header = ["parameters", "prodigy-fused", "AdamW(fused)", "prodigyopt", "to AdamW", "faster than prodigyopt"]
         text += [*_sheet(header, lines), "", f"Medians; {where_line(here[-1])}.", ""]
-        picture = plot_stem(here[-1]) + "-ratios.png"
+        picture = rows.plot_stem(here[-1]) + "-ratios.png"
         if (RESULTS / picture).exists():
             text += [f"![Time of a step to AdamW(fused)'s](bench/results/{picture})", ""]
     return "\n".join(text).strip()

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import datetime
-import importlib.metadata
-import os
-import platform
-import subprocess
 from collections.abc import Iterable
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
+from shared import machine
 
 Row = dict[str, Any]
 WHERE = ("run", "date", "commit", "version", "torch", "python", "device", "cpu", "threads", "cuda", "driver", "mode")
@@ -29,50 +25,30 @@ COUNTS = ("threads", "tensors", "parameters", "heat", "slice_p", "rounds", "laun
 BEYOND_CACHE = 1 << 24
 
 
-def processor() -> str:
-    """The model name of the CPU, as well as this system tells it."""
-    # platform.processor() is empty or just "x86_64" on Linux.
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _output(*command: str) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    except FileNotFoundError:
-        return ""
-
-
-def version(package: str) -> str:
-    """The installed version of a distribution, empty if there is none."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
 def environment(device: torch.device, mode: str) -> Row:
-    """Where and with what a run measures."""
-    now, cuda = datetime.datetime.now(), device.type == "cuda"
-    cpu = f"{os.cpu_count()} x {processor()}"
-    commit = _output("git", "describe", "--always", "--dirty", "--exclude=*")
-    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else ""
+    """Returns the columns WHERE of all rows of a run: where and with what it measures."""
+    facts, gpu = machine.describe(device), device.type == "cuda"
+    cpu = f"{facts['cores']} x {facts['cpu']}"
     return {
-        "run": f"{now:%Y-%m-%dT%H:%M:%S} {commit}",
-        "date": f"{now:%Y-%m-%d}",
-        "commit": commit,
-        "version": version("prodigy-fused"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if cuda else cpu,
+        "run": f"{facts['date']} {facts['commit']}",
+        "date": facts["date"][:10],
+        "commit": facts["commit"],
+        "version": facts["prodigy-fused"],
+        "torch": facts["torch"],
+        "python": facts["python"],
+        "device": facts["gpu"] if gpu else cpu,
         "cpu": cpu,
-        "threads": torch.get_num_threads(),
-        "cuda": torch.version.cuda if cuda else "",
-        "driver": driver,
+        "threads": facts["threads"],
+        "cuda": facts["cuda"],
+        "driver": facts["driver"],
         "mode": mode,
     }
+
+
+def plot_stem(row: Row) -> str:
+    """Returns the beginning of the file names of a machine's plots, for the row's dtype."""
+    stem = "".join(c if c.isalnum() else "-" for c in row["device"])
+    return stem if row["dtype"] == "float32" else f"{stem}-{row['dtype']}"
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:

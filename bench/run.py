@@ -26,6 +26,7 @@ from measure import Race, Racer
 from peers import COPY, IN_PLACE, Peer, table
 from report import print_table
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from shared import machine
 from workloads import QUICK, WORKLOADS, Workload
 
 TRAINING = "GPT of the demo"
@@ -75,7 +76,7 @@ def outcome(racer: Racer, peer: Peer | None) -> rows.Row:
     row = {"peer": racer.name, "package": "", "slice_p": "", "status": racer.status, "reason": racer.reason}
     row |= racer.counts
     if peer is not None:
-        row |= {"package": f"{peer.package} {rows.version(peer.package)}".strip(), "slice_p": peer.slice_p}
+        row |= {"package": f"{peer.package} {machine.version(peer.package)}".strip(), "slice_p": peer.slice_p}
     if len(racer.samples) < 2 or racer.status != "ok":
         return row
     low, median, high = spread([sample.ms for sample in racer.samples])

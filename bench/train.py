@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from gpt import GPT
 from measure import Racer, Sample, time_on_cpu, uncollected
 from peers import Peer
+from shared import GPT
 
 # The demo's model and batch, on random characters: the time of a step does not depend on the text.
 SIZES = {"vocabulary": 90, "block": 64, "layers": 4, "heads": 4, "embd": 128}
