@@ -32,9 +32,8 @@ def main():
         scaler.step(opt)
         scaler.update()
         if step % 50 == 0:
-            print(
-                f"step {step:3}: loss {loss.item():.4f}, d {opt.d:.2e}, scale {scaler.get_scale():g}, norm {norm:.2f}"
-            )
+            scale = scaler.get_scale()
+            print(f"step {step:3}: loss {loss.item():.4f}, d {opt.d:.2e}, scale {scale:g}, norm {norm:.2f}")
 
     print(f"{step + 1 - opt.step_count} steps were skipped")
     if not loss < 0.1 * y.var():

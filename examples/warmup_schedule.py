@@ -2,8 +2,9 @@
 
     python examples/warmup_schedule.py
 
-`safeguard_warmup=True` keeps the small learning rates of the warm-up out of the denominator of the estimate, which
-would otherwise make d too large. While the learning rate is 0, the parameters and the estimate are left alone.
+`safeguard_warmup=True` keeps the learning rate out of the denominator of the estimate. Without it, d reaches its final
+value before the warm-up ends, and the loss of this program first rises to twice its start. While the learning rate is
+0, the parameters and the estimate are left alone.
 """
 
 import torch

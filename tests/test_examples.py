@@ -1,6 +1,7 @@
 """Every program in examples/ runs, learns, and says how to run it."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,15 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 PROGRAMS = sorted(EXAMPLES.glob("*.py"))
 
 
+def run(program, folder):
+    """Runs a program in a process of its own, warnings as errors; the time limit is for one that hangs."""
+    command, environment = [sys.executable, "-W", "error", program], {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=600)
+
+
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
 def test_runs_and_learns(program, tmp_path):
-    # Warnings are errors, as in the suite. The time limit is there for a program that hangs, not for a slow one.
-    command = [sys.executable, "-W", "error", program]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600)
+    done = run(program, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "loss" in done.stdout
     assert "not installed" not in done.stdout
@@ -34,6 +39,6 @@ def test_an_example_that_does_not_learn_fails(tmp_path):
     spoilt = tmp_path / "plain_loop.py"
     spoilt.write_text(text.replace("opt.step()", "pass"))
     assert spoilt.read_text() != text
-    done = subprocess.run([sys.executable, spoilt], capture_output=True, text=True, timeout=600)
+    done = run(spoilt, tmp_path)
     assert done.returncode == 1
     assert "did not learn" in done.stderr
