@@ -1,4 +1,4 @@
-"""Prodigy at the price of a fused AdamW."""
+"""Prodigy at the cost of a fused AdamW."""
 
 from importlib.metadata import version
 

@@ -1,4 +1,4 @@
-"""From parameter groups to plans: which tensors a step takes together, and on which backend.
+"""From parameter groups to plans: which tensors a step processes together, and on which backend.
 
 Plans are built once and checked at every step, because between two steps anything may happen: a first gradient comes
 late, FSDP or accelerate puts other objects into ``param_groups``, ``module.to()`` moves storages, a checkpoint is
@@ -7,7 +7,6 @@ loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import chain
 from operator import is_
 from typing import Any
@@ -15,115 +14,177 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backends, state
+from . import backends, sharding, state
+from .backends.gpu import capturing
+from .estimate import advance
 from .low_precision import mode_of
-from .step import Plan, Slot
+from .options import Group
+from .step import BucketKey, Plan, Slot, Step
 from .tensors import check_apart, check_gradient, check_parameter
 
-Groups = list[dict[str, Any]]
 
-
-def parameters(groups: Groups) -> list[Tensor]:
-    """All parameters, in the order in which messages and checkpoints number them."""
+def parameters(groups: list[Group]) -> list[Tensor]:
+    """Returns all parameters, in the order in which messages and checkpoints number them."""
     return list(chain.from_iterable(group["params"] for group in groups))
 
 
-def capturing(tensors: Iterable[Tensor]) -> bool:
-    """Whether what is done with these tensors becomes part of a CUDA graph."""
-    return any(t.is_cuda for t in tensors) and torch.cuda.is_current_stream_capturing()
-
-
-class Plans:
+class PlanSet:
     """The plans of one optimizer, for the tensors it has now.
 
+    The constructor checks every tensor and chooses a backend for each parameter that has a gradient or a state; it
+    changes nothing. :meth:`build` creates what is missing.
+
     Raises:
-        ValueError, TypeError, RuntimeError: a parameter or gradient that cannot be stepped. Checked for all of them
-            before the first state is created.
+        ValueError, TypeError, RuntimeError: a parameter or gradient that cannot be stepped.
     """
 
-    def __init__(self, groups: Groups, states: dict[Tensor, Any]) -> None:
+    def __init__(self, groups: list[Group], states: dict[Tensor, Any]) -> None:
+        self.groups, self.states = groups, states
         self.params = parameters(groups)
         self.sizes = [len(group["params"]) for group in groups]
-        self.states = states
+        self.owners = list(chain.from_iterable([i] * size for i, size in enumerate(self.sizes)))
+        self.sharded = sharding.is_sharded(groups, self.params)
         self.waiting: list[int] = []  # no gradient seen yet: no state and no plan
-        owner = list(chain.from_iterable([i] * len(group["params"]) for i, group in enumerate(groups)))
-        self.sharded = any(group["fsdp_in_use"] for group in groups)
-        self.sharded |= any(hasattr(p, "_fsdp_flattened") for p in self.params)
+        self.slots: list[Slot] = []
+        self.plans: list[tuple[Plan, list[int]]] = []  # with the indices of its parameters
+        self.keys: list[BucketKey] = []
+        self.built = False
 
+        self._chosen = self._choose()
+        one_pass = {i: self.params[i] for i, name in self._chosen.items() if backends.get(name).ONE_PASS}
+        check_apart(one_pass)
+        # Whether no plan needs scalars on the host.
+        self.reads_device = bool(self._chosen) and all(backends.get(n).READS_DEVICE for n in self._chosen.values())
+
+    def _choose(self) -> dict[int, str]:
+        """Returns the backend of each parameter that takes part, by index."""
         chosen: dict[int, str] = {}
-        for index, (p, g) in enumerate(zip(self.params, owner, strict=True)):
-            if p.grad is None and not states.get(p):
+        for index, (p, owner) in enumerate(zip(self.params, self.owners, strict=True)):
+            if p.grad is None and not self.states.get(p):
                 self.waiting.append(index)
                 continue
             check_parameter(index, p)
             if p.grad is not None:
                 check_gradient(index, p, p.grad)
-            chosen[index] = backends.choose(p, groups[g])
+            chosen[index] = backends.choose(p, self.groups[owner])
+        return chosen
 
-        check_apart({index: self.params[index] for index, name in chosen.items() if backends.in_one_pass(name)})
-        if capturing(self.params[index] for index in chosen):
+    # -- building ------------------------------------------------------------------------------------------------------
+
+    def build(self) -> None:
+        """Creates missing state, adapts the rest to its parameters, and builds the plans. Once; later calls do nothing.
+
+        Raises:
+            ValueError: a state that does not fit its parameter; nothing has been changed then.
+            RuntimeError: a CUDA graph is being captured.
+        """
+        if self.built:
+            return
+        if any(capturing(self.params[index].device) for index in self._chosen):
             raise RuntimeError("a step that has something to set up cannot be captured: take one before the capture")
-        followed = {
-            index: state.follow(index, p, states[p], groups[owner[index]])
-            for index, p in ((index, self.params[index]) for index in chosen)
-            if states.get(p)
+        adapted = {
+            index: state.adapted(index, p, self.states[p], self.groups[self.owners[index]])
+            for index, p in ((index, self.params[index]) for index in self._chosen)
+            if self.states.get(p)
         }
-        # Nothing below can fail for a reason that lies in a tensor.
-        self.slots: list[Slot] = []
-        buckets: dict[Any, list[Slot]] = {}
-        for index, name in chosen.items():
-            p, group = self.params[index], groups[owner[index]]
-            if index in followed:
-                states[p].pop("delta", None)  # the option may have changed
-                states[p].update(followed[index])
-            else:
-                states[p] = state.create(p, group, self.sharded)
-            key = (name, str(p.device), str(p.dtype), str(state.state_dtype(p, group)))
-            slot = Slot(index, p, states[p], owner[index], group["slice_p"], mode_of(p, group))
+        # All checks are done: from here on state is created, so nothing may raise because of a tensor.
+        buckets: dict[BucketKey, list[Slot]] = {}
+        for index, name in self._chosen.items():
+            p, group = self.params[index], self.groups[self.owners[index]]
+            self._give_state(p, group, adapted.get(index))
+            slot = Slot(index, p, self.states[p], self.owners[index], group["slice_p"], mode_of(p, group))
             self.slots.append(slot)
-            buckets.setdefault(key, []).append(slot)
-        self.with_state, self.state = list(states.keys()), list(states.values())
-        # In the order of their keys, so that regrouping the same parameters does not reorder the sums.
+            buckets.setdefault(_key(name, p, group), []).append(slot)
+        self.state_keys, self.state_values = list(self.states.keys()), list(self.states.values())
+        self.keys = sorted(buckets)
         self.plans = [
-            (backends.make_plan(key[0], slots), [s.index for s in slots]) for key, slots in sorted(buckets.items())
+            (backends.get(key.backend).make_plan(key, buckets[key]), [slot.index for slot in buckets[key]])
+            for key in self.keys
         ]
+        self.built = True
 
-    @property
-    def device(self) -> torch.device:
-        """Where the estimate lives: with the first plan."""
-        if self.plans:
-            return self.plans[0][0].sums.device
-        return self.params[0].device if self.params else torch.device("cpu")
+    def _give_state(self, p: Tensor, group: Group, adapted: dict[str, Any] | None) -> None:
+        if adapted is None:
+            self.states[p] = state.create(p, group, self.sharded)
+            return
+        for key in state.KEYS:
+            if key not in adapted and key == "delta":
+                self.states[p].pop(key, None)  # the option may have changed
+        self.states[p].update(adapted)
 
-    def capturing(self) -> bool:
-        """Whether a step now becomes part of a CUDA graph."""
-        return capturing(plan.sums for plan, _ in self.plans)
-
-    def fit(self, groups: Groups, states: dict[Tensor, Any]) -> bool:
-        """Whether these are still the parameters and the state the plans were built for."""
+    def still_valid(self, groups: list[Group], states: dict[Tensor, Any]) -> bool:
+        """Returns whether the plans were built for these parameters and this state, as they are now."""
         params = parameters(groups)
         return (
-            self.sizes == [len(group["params"]) for group in groups]
+            self.built
+            and self.sizes == [len(group["params"]) for group in groups]
             and all(map(is_, params, self.params))
             and states is self.states
-            # By identity: to look a tensor up in a dictionary is slow.
-            and len(states) == len(self.state)
-            and all(map(is_, states.keys(), self.with_state))
-            and all(map(is_, states.values(), self.state))
+            # By identity: looking a tensor up in a dictionary is slow.
+            and len(states) == len(self.state_values)
+            and all(map(is_, states.keys(), self.state_keys))
+            and all(map(is_, states.values(), self.state_values))
             and all(self.params[i].grad is None for i in self.waiting)
             and all(plan.unchanged() for plan, _ in self.plans)
         )
 
-    def work(self, groups: Groups) -> list[tuple[Plan, list[Tensor | None]]]:
-        """Every plan with its gradients, all checked.
+    # -- a step --------------------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the estimate: that of the first plan."""
+        if self.plans:
+            return self.plans[0][0].sums.device
+        if self._chosen:
+            return self.params[next(iter(self._chosen))].device
+        return self.params[0].device if self.params else torch.device("cpu")
+
+    def capturing(self) -> bool:
+        """Returns whether a step now becomes part of a CUDA graph."""
+        return any(capturing(plan.sums.device) for plan, _ in self.plans)
+
+    def load_gradients(self) -> None:
+        """Gives every plan its gradients, checked.
 
         Raises:
             ValueError: a bad gradient.
             RuntimeError: the step is captured in a CUDA graph, and a group is not ``capturable``.
         """
-        if self.capturing() and not all(group["capturable"] for group in groups):
+        if self.capturing() and not all(group["capturable"] for group in self.groups):
             raise RuntimeError("a step is captured in a CUDA graph: construct the optimizer with capturable=True")
-        work = [(plan, [self.params[i].grad for i in indices]) for plan, indices in self.plans]
-        for plan, grads in work:
-            plan.check(grads)
-        return work
+        for plan, indices in self.plans:
+            plan.load_gradients([self.params[i].grad for i in indices])
+
+    def update(self, step: Step) -> Tensor:
+        """Runs phase 1 of all plans; returns the total of their sums, float64[2] on the device of the estimate."""
+        for plan, _ in self.plans:
+            plan.update(step.to(plan.sums.device))
+        counted = [plan.sums for key, (plan, _) in zip(self.keys, self.plans, strict=True) if key.counted]
+        if len(counted) == 1:
+            return counted[0]
+        total = step.row.new_zeros(2)
+        for sums in counted:
+            total += sums.to(total.device, non_blocking=not total.is_cpu)
+        return total
+
+    def finish(self, step: Step) -> None:
+        """Runs phase 2 of all plans with ``step.sums``, and writes the new estimate to ``step.row``."""
+        local = step
+        for i, (plan, _) in enumerate(self.plans):
+            local = step.to(plan.sums.device)
+            plan.finish(local, last=i == len(self.plans) - 1)
+        if local is not step:  # the last plan is on another device than the first
+            step.row.copy_(local.row)
+        if not self.plans:  # a rank without gradients follows the others
+            step.row.copy_(advance(step.row, step.sums, step.estimate))
+
+    def release_gradients(self) -> None:
+        """Lets go of the gradients."""
+        for plan, _ in self.plans:
+            plan.release_gradients()
+
+
+def _key(backend: str, p: Tensor, group: Group) -> BucketKey:
+    dtype, state_format = (str(t).removeprefix("torch.") for t in (p.dtype, state.state_dtype(p, group)))
+    # Counted, because ranks that add up their sums hold different elements.
+    return BucketKey(backend, str(p.device), dtype, state_format, sampled=group["slice_p"] > 1, counted=True)

@@ -1,4 +1,4 @@
-"""The optimizer: arguments, state and the order of a step. The arithmetic is in the backends."""
+"""The optimizer: arguments, parameter groups and checkpoints. runtime.py takes its steps."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from . import backends, checkpoint, hyper
-from .estimate import FIELDS, Estimate, advance, changes, initial
-from .low_precision import PATIENCE, warn_if_stuck
-from .plans import Plans, parameters
-from .step import Step
+from . import backends, checkpoint, options
+from .estimate import FIELDS, initial
+from .options import OPTIONS, Group
+from .plans import parameters
+from .runtime import Runtime
 from .tensors import check_parameter, describe
 
 
@@ -28,18 +27,18 @@ class Prodigy(Optimizer):
     Args:
         params: parameters, named parameters, or parameter groups.
         lr: factor of the estimated step size, a number or a one-element tensor; may be 0 and may differ between groups.
-        betas: decay of the averages of the gradient and of its square. ``beta1 = 0`` keeps no ``exp_avg``.
-        beta3: decay of ``s`` and of the numerator of the estimate; None: ``sqrt(beta2)``.
+        betas: decay rates of the running averages of the gradient and its square. ``beta1 = 0`` keeps no ``exp_avg``.
+        beta3: decay rate of ``s`` and of the numerator of the estimate; None: ``sqrt(beta2)``.
         eps: added, times d, to the denominator.
         weight_decay: decoupled as in AdamW, or an L2 penalty with ``decouple=False``.
-        decouple: which of the two.
+        decouple: True: decoupled weight decay; False: an L2 penalty.
         use_bias_correction: Adam's bias correction.
         safeguard_warmup: keeps ``lr`` out of the denominator of the estimate, for long warm-ups.
         d0: the first estimate of d.
         d_coef: factor of the estimate; the preferred way to tune the method (0.5 or 2).
-        growth_rate: most that d may grow by in a step, a factor; inf: unrestricted.
-        fsdp_in_use: sum the estimate's two sums over the ranks of ``torch.distributed``'s default group; for
-            parameters that are sharded and not replicated. Without a process group there is nothing to sum.
+        growth_rate: upper bound on d_new / d per step; inf: unbounded.
+        fsdp_in_use: add up the estimate's two sums over the ranks of ``torch.distributed``'s default group; for
+            parameters that are sharded and not replicated. Without a process group there is nothing to add.
         slice_p: estimate d from every p-th element only, which saves memory; 11 is reasonable.
         foreach: True: the ``torch._foreach`` backend; False: a loop over tensors.
         fused: True: a compiled backend, or RuntimeError with the reason; False: never one; None: where there is one.
@@ -47,11 +46,12 @@ class Prodigy(Optimizer):
         capturable: steps may be captured in a CUDA graph: take one before the capture, make ``lr`` a tensor on the
             device if it is to change between replays, and capture anew after whatever replaces tensors
             (``load_state_dict``, a new group, a first gradient). Of no effect on the CPU.
-        state_dtype: dtype of exp_avg, exp_avg_sq and s: float32, bfloat16, or None for the parameter's, as the
-            reference has it. The state of a float64 parameter is always float64.
+        state_dtype: dtype of exp_avg, exp_avg_sq and s: float32, bfloat16 (as a word or a ``torch.dtype``), or None
+            for the parameter's, as the reference has it. The state of a float64 parameter is always float64.
         low_precision: how bfloat16 and float16 parameters are rounded: "stochastic", "displacement" (as accurate as
-            float32 master weights; needs a float32 tensor more, and slice_p=1) or "nearest" (the reference's way: most
-            never move). None: "stochastic" for bfloat16, "displacement" for float16, or "stochastic" with slice_p > 1.
+            float32 master weights; needs one more float32 tensor, and slice_p=1) or "nearest" (as the reference: most
+            parameters never move). None: "stochastic" for bfloat16, "displacement" for float16, or "stochastic" with
+            slice_p > 1.
         backend: the name of a backend, for tests and benchmarks; never falls back.
 
     Raises:
@@ -66,15 +66,6 @@ class Prodigy(Optimizer):
         >>> opt.step()
         >>> opt.d
     """
-
-    # Rebuilt when needed: neither copied, nor pickled, nor saved.
-    _plans: Plans | None = None
-    _estimate: Estimate | None = None
-    _settings: list[Any] | None = None
-    _layouts: list[Any] | None = None
-    _shared: hyper.Shared
-    _stepping = False
-    _watched = 0  # steps
 
     def __init__(
         self,
@@ -97,17 +88,19 @@ class Prodigy(Optimizer):
         fused: bool | None = None,
         maximize: bool = False,
         capturable: bool = False,
-        state_dtype: torch.dtype | None = torch.float32,
+        state_dtype: str | torch.dtype | None = "float32",
         low_precision: str | None = None,
         backend: str | None = None,
     ) -> None:
-        defaults = {k: v for k, v in locals().items() if k not in ("self", "params", "__class__")}
-        hyper.check(defaults)
+        given = locals()
+        defaults = {name: given[name] for name in OPTIONS}
+        options.check(defaults)
         backends.check_choice(defaults)
         if isinstance(params, (set, frozenset)):
             raise TypeError("params is a set: its order, hence that of a checkpoint, is not reproducible; give a list")
-        super().__init__(params, {**defaults, **initial(float(d0))})
-        self._take_over_amp()
+        self._runtime = Runtime()
+        super().__init__(params, {**options.stored(defaults), **initial(float(d0))})
+        self._declare_amp_support()
 
     # -- parameters and groups ----------------------------------------------------------------------------------------
 
@@ -123,17 +116,21 @@ class Prodigy(Optimizer):
         if not isinstance(group["params"], (Tensor, set)):
             group["params"] = list(group["params"])  # may be a generator
         merged = {**self.defaults, **group}
-        hyper.check(merged)
+        options.check(merged)
         backends.check_choice(merged)
+        merged.update(options.stored(merged))
         if self.param_groups:
-            hyper.check_shared(hyper.shared_of(self.param_groups[:1]), len(self.param_groups), merged)
+            first = options.estimate_options_of(self.param_groups[:1])
+            options.check_shared(first, len(self.param_groups), merged)
         self._check_new(merged)
         # The estimate is common: a late group starts where the others are.
         running = self.param_groups[0] if self.param_groups else {**initial(float(merged["d0"])), **group}
-        super().add_param_group({**group, **{name: running[name] for name in FIELDS}})
-        self._plans = None
+        plain = {name: merged[name] for name in OPTIONS if name in group}
+        super().add_param_group({**group, **plain, **{name: running[name] for name in FIELDS}})
+        self._runtime.forget_plans()
 
-    def _check_new(self, group: dict[str, Any]) -> None:
+    def _check_new(self, group: Group) -> None:
+        """Raises if a parameter of ``group``, an addition, cannot be optimized."""
         known = {id(p): i for i, p in enumerate(parameters(self.param_groups))}
         params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
         for index, p in enumerate(params, start=len(known)):
@@ -153,7 +150,7 @@ class Prodigy(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; parameters without a gradient, and groups with lr 0, are left alone.
+        """Takes one step; parameters without a gradient, and groups with lr 0, are left alone.
 
         Everything is checked before anything is changed. ``self.grad_scale`` and ``self.found_inf`` (0-dim tensors,
         set by ``torch.amp.GradScaler``, or by you) unscale the gradients and skip the step.
@@ -171,98 +168,13 @@ class Prodigy(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        found_inf = getattr(self, "found_inf", None)
-        hyper.check_scalar("found_inf", found_inf)
-        hyper.check_scalar("grad_scale", getattr(self, "grad_scale", None))
-        if found_inf is None or hyper.on_device(found_inf) or not found_inf:
-            self._step_alone()
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        options.check_scalar("grad_scale", grad_scale)
+        options.check_scalar("found_inf", found_inf)
+        self._runtime.step(self.param_groups, self.state, grad_scale, found_inf)
         return loss
 
-    def _step_alone(self) -> None:
-        if self._stepping:
-            raise RuntimeError("this optimizer's step() is running in another thread")
-        self._stepping = True
-        try:
-            self._take_step()
-        finally:
-            self._stepping = False
-
-    @torch._disable_dynamo  # type: ignore[attr-defined] # in a compiled function a step runs as it is
-    def _take_step(self) -> None:
-        groups = self.param_groups
-        hypers = self._hypers()
-        changes(groups, self._estimate.published if self._estimate else {})  # raises before anything is changed
-        plans = self._current_plans()
-        work = plans.work(groups)
-        step_on_device = bool(work) and all(plan.reads_device for plan, _ in work)
-        if self._estimate is None or self._estimate.row.device != plans.device:
-            self._estimate = Estimate(plans.device)
-        self._estimate.pull(groups)
-        step = Step(hypers, self._shared, self._estimate.row)
-        if not self._take_scalars(step, step_on_device):
-            return
-
-        for plan, grads in work:
-            plan.update(grads, step.to(plan.sums.device))
-        step.sums = _add([plan.sums for plan, _ in work], plans.device)
-        if plans.sharded and dist.is_initialized():
-            dist.all_reduce(step.sums)
-        near = step
-        for i, (plan, grads) in enumerate(work):
-            near = step.to(plan.sums.device)
-            plan.finish(grads, near, last=i == len(work) - 1)
-        if near.row is not step.row:  # the last plan is on another device than the first
-            step.row.copy_(near.row)
-        if not work:  # a rank without gradients follows the others
-            step.row.copy_(advance(step.row, step.sums, step.shared))
-        self._estimate.publish(groups)
-        if any(h.lr for h in hypers):
-            self._watch(plans)
-
-    def _watch(self, plans: Plans) -> None:
-        # Not in every step, and never in a capture: it waits for the device.
-        if self._watched < PATIENCE and not plans.capturing():
-            self._watched += 1
-            if self._watched == PATIENCE:
-                warn_if_stuck(plans.slots)
-
-    def _take_scalars(self, step: Step, on_device: bool) -> bool:
-        """Gives ``step`` what may be on the device, read or, if ``on_device``, as it is; False: skip the step."""
-        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        lrs = [group["lr"] if hyper.on_device(group["lr"]) else None for group in self.param_groups]
-        if on_device:
-            step.lrs = lrs
-            step.device_scale = grad_scale if hyper.on_device(grad_scale) else None
-            step.found_inf = found_inf if hyper.on_device(found_inf) else None
-        elif found_inf is not None and found_inf:
-            return False
-        elif any(lr is not None for lr in lrs):
-            step.hypers = [hyper.hyper_of(group) for group in self.param_groups]
-        if grad_scale is not None and step.device_scale is None:
-            step.grad_scale = float(grad_scale)
-        return True
-
-    def _hypers(self) -> list[hyper.Hyper]:
-        settings = [hyper.settings_of(group) for group in self.param_groups]
-        if settings != self._settings:
-            for group in self.param_groups:
-                hyper.check(group)
-                backends.check_choice(group)
-            self._shared = hyper.shared_of(self.param_groups)
-            layouts = [hyper.layout_of(group) for group in self.param_groups]
-            if layouts != self._layouts:
-                self._plans = None
-            self._settings, self._layouts = settings, layouts
-        return [hyper.hyper_of(group, wait=False) for group in self.param_groups]
-
-    def _current_plans(self) -> Plans:
-        """The plans, built anew where anything they were built for was swapped."""
-        if self._plans is None or not self._plans.fit(self.param_groups, self.state):
-            self._plans = None
-            self._plans = Plans(self.param_groups, self.state)
-        return self._plans
-
-    # -- to look at ---------------------------------------------------------------------------------------------------
+    # -- read-only properties -----------------------------------------------------------------------------------------
 
     @property
     def d(self) -> float:
@@ -276,27 +188,27 @@ class Prodigy(Optimizer):
 
     @property
     def step_count(self) -> int:
-        """Steps taken so far, those before the first non-zero gradient not counted."""
+        """The number of steps so far, not counting those before the first non-zero gradient."""
         return int(self.param_groups[0]["k"])
 
     @property
     def nonfinite_steps(self) -> int:
-        """Steps whose sums were not finite, which left the estimate as it was."""
+        """The number of steps whose sums were not finite, which left the estimate unchanged."""
         return int(self.param_groups[0]["nonfinite_steps"])
 
     @property
     def corrections(self) -> int:
-        """Steps in which d moved, the only ones that need a second pass over the parameters."""
+        """The number of steps in which d moved, the only ones that need a second pass over the parameters."""
         return int(self.param_groups[0]["corrections"])
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The state in the format of ``prodigyopt.Prodigy`` 1.1.2, which can load it.
+        """Returns the state in the format of ``prodigyopt.Prodigy`` 1.1.2, which can load it.
 
-        It refers to the optimizer's own tensors where their format allows, as torch's: copy what should not change.
+        Shares tensors with the optimizer where no conversion is needed, as torch's does; clone what must not change.
         """
-        # Run first, so that a user's own hooks see the reference's format.
+        # Run first, so that user hooks see the reference's format.
         first = self.register_state_dict_post_hook(lambda _, saved: checkpoint.export(saved), prepend=True)
         try:
             return super().state_dict()
@@ -313,8 +225,9 @@ class Prodigy(Optimizer):
         Raises:
             ValueError: missing keys, wrong shapes, another slice_p, a NaN estimate; nothing has been changed then.
         """
-        # Registered last, so that a user's own hooks have had their say.
-        last = self.register_load_state_dict_pre_hook(lambda _, saved: checkpoint.admit(self.param_groups, saved))
+        # Registered last, so that user hooks see the state dict first.
+        groups = self.param_groups
+        last = self.register_load_state_dict_pre_hook(lambda _, saved: checkpoint.import_(groups, saved))
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -325,18 +238,9 @@ class Prodigy(Optimizer):
         for p, value in self.state.items():
             if isinstance(value, checkpoint.Verbatim):
                 self.state[p] = value.state
-        self._plans = self._estimate = self._settings = None
-        self._take_over_amp()
+        self._runtime = Runtime()
+        self._declare_amp_support()
 
-    def _take_over_amp(self) -> None:
+    def _declare_amp_support(self) -> None:
         # With fused=True GradScaler leaves unscaling and skipping to step(), as with torch's own fused optimizers.
         self._step_supports_amp_scaling = self.defaults["fused"] is True
-
-
-def _add(sums: list[Tensor], device: torch.device) -> Tensor:
-    if len(sums) == 1:
-        return sums[0]
-    total = torch.zeros(2, dtype=torch.float64, device=device)
-    for pair in sums:
-        total += pair.to(device, non_blocking=device.type != "cpu")
-    return total

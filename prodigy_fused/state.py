@@ -1,7 +1,7 @@
-"""The optimizer state of one parameter, created at its first gradient and kept in step with the parameter.
+"""The optimizer state of one parameter: one table of its tensors, and how they are created and adapted.
 
 ============= ==================== ======== =====================================================================
-key           shape                dtype    meaning (ALGORITHM.md, Algorithm 4)
+key           shape                dtype    meaning (docs/algorithm.md, Algorithm 4)
 ============= ==================== ======== =====================================================================
 exp_avg       the parameter's      state    ``m``; absent while beta1 is 0
 exp_avg_sq    the parameter's      state    ``v``
@@ -12,90 +12,120 @@ delta         the parameter's      float32  ``x - x0``; only with ``low_precisio
 
 *sampled* is the parameter's own shape when ``slice_p`` is 1, else ``(ceil(numel / slice_p),)``: the elements
 0, p, 2p, ... of the parameter flattened in row-major order, whatever its strides. Tensors of the parameter's shape
-have its strides too, so that one index walks them all.
+have its strides too, so that one index addresses them all.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .low_precision import mode_of
+from .options import Group
 from .tensors import check_memory, describe, is_dense, same_layout, sampled
 
 State = dict[str, Any]
-# May be missing where an option has changed; zero then. (A step makes delta fit x and x0.)
-LATE = ("exp_avg", "delta")
 
 
-def state_dtype(p: Tensor, group: dict[str, Any]) -> torch.dtype:
-    """The dtype of exp_avg, exp_avg_sq and s: the asked one, or the parameter's; float64 for float64 parameters."""
-    asked: torch.dtype | None = group["state_dtype"]
-    return p.dtype if asked is None or p.dtype == torch.float64 else asked
+def state_dtype(p: Tensor, group: Group) -> torch.dtype:
+    """Returns the dtype of exp_avg, exp_avg_sq and s: the requested one, or the parameter's; float64 for float64."""
+    requested: str | None = group["state_dtype"]
+    if requested is None or p.dtype == torch.float64:
+        return p.dtype
+    dtype: torch.dtype = getattr(torch, requested)
+    return dtype
 
 
-def _zeros(p: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+class Field(NamedTuple):
+    """One tensor of the state."""
+
+    key: str
+    shape: Literal["full", "sampled"]
+    dtype: Callable[[Tensor, Group], torch.dtype]
+    present: Callable[[Tensor, Group], bool]
+    """Whether a parameter of this group has it."""
+    created_late: bool = False
+    """Whether a state may lack it, because an option that needs it was switched on later: it is created as zeros."""
+
+    def size(self, p: Tensor, group: Group) -> torch.Size:
+        """Returns the shape of the tensor."""
+        slice_p = group["slice_p"]
+        return p.shape if self.shape == "full" or slice_p == 1 else torch.Size([-(-p.numel() // slice_p)])
 
 
-def create(p: Tensor, group: dict[str, Any], sharded: bool) -> State:
-    """The state of a parameter that has not been stepped yet. Reads one flag back to the host (is x0 all zero?)."""
-    dtype = state_dtype(p, group)
-    x = sampled(p.detach(), group["slice_p"])
-    # Under sharding the shape of the state must not depend on what one rank's shard happens to hold.
+def _always(p: Tensor, group: Group) -> bool:
+    return True
+
+
+# csrc/python/tensor_list.h has the same keys in the same order, which is checked when a compiled backend is imported.
+FIELDS = (
+    Field("exp_avg", "full", state_dtype, lambda p, group: group["betas"][0] > 0, created_late=True),
+    Field("exp_avg_sq", "full", state_dtype, _always),
+    Field("s", "sampled", state_dtype, _always),
+    Field("p0", "sampled", lambda p, group: p.dtype, _always),
+    # A step makes a delta of zeros fit x and x0.
+    Field("delta", "full", lambda p, group: torch.float32, lambda p, group: mode_of(p, group) == "displacement", True),
+)
+KEYS = tuple(field.key for field in FIELDS)
+
+
+def fields_of(p: Tensor, group: Group) -> list[Field]:
+    """Returns the fields that the state of ``p`` has."""
+    return [field for field in FIELDS if field.present(p, group)]
+
+
+def create(p: Tensor, group: Group, sharded: bool) -> State:
+    """Returns the state of a parameter that has not been stepped yet. Waits for one flag (is x0 all zero?)."""
+    # Under sharding the shape of the state must not depend on one rank's elements.
     all_zero = not sharded and not p.any()
-    state = {
-        "s": _zeros(x, dtype),
-        "p0": torch.zeros((), dtype=p.dtype, device=p.device) if all_zero else x.clone(),
-        "exp_avg_sq": _zeros(p, dtype),
-    }
-    if group["betas"][0] > 0:
-        state["exp_avg"] = _zeros(p, dtype)
-    if mode_of(p, group) == "displacement":
-        state["delta"] = _zeros(p, torch.float32)
+    x = p.detach()
+    state: State = {}
+    for field in fields_of(p, group):
+        like = x if field.shape == "full" else sampled(x, group["slice_p"])
+        if field.key != "p0":
+            state[field.key] = _zeros(like, field.dtype(p, group))
+        else:
+            state["p0"] = x.new_zeros(()) if all_zero else like.clone()
     return state
 
 
-def follow(index: int, p: Tensor, state: State, group: dict[str, Any]) -> State:
-    """An existing state as its parameter needs it now, on its device, in its dtype and memory format; a new dictionary.
+def adapted(index: int, p: Tensor, state: State, group: Group) -> State:
+    """Returns a state moved and cast to the device, dtype and memory format that its parameter has now.
+
+    Returns:
+        A new dictionary; tensors that need no change are shared.
 
     Raises:
         ValueError: a state tensor is missing, sparse, without memory or of another shape; names the parameter's index
             and shape.
     """
-    followed: State = {}
-    dtypes = {"p0": p.dtype, "delta": torch.float32}
-    for key, shape in shapes(p, group).items():
-        value: Any = state.get(key)
-        if value is None and key in LATE:
-            value = _zeros(p, state_dtype(p, group))
-        fits = isinstance(value, Tensor) and (value.shape == shape or (key == "p0" and value.dim() == 0))
+    new: State = {}
+    for field in fields_of(p, group):
+        value: Any = state.get(field.key)
+        if value is None and field.created_late:
+            value = _zeros(p, field.dtype(p, group))
+        what = f"the state {field.key!r} of {describe(index, p)}"
+        size = field.size(p, group)
+        fits = isinstance(value, Tensor) and (value.shape == size or (field.key == "p0" and value.dim() == 0))
         if not fits:
             got = tuple(value.shape) if isinstance(value, Tensor) else value
-            raise ValueError(f"the state {key!r} of {describe(index, p)} should have shape {tuple(shape)}, got {got}")
+            raise ValueError(f"{what} should have shape {tuple(size)}, got {got}")
         if value.layout != torch.strided:
-            raise ValueError(f"the state {key!r} of {describe(index, p)} is sparse ({value.layout})")
-        check_memory(f"the state {key!r} of {describe(index, p)}", value)
-        followed[key] = _like(value, p, dtypes.get(key, state_dtype(p, group)))
-    return followed
+            raise ValueError(f"{what} is sparse ({value.layout})")
+        check_memory(what, value)
+        new[field.key] = _like(value, p, field.dtype(p, group))
+    return new
 
 
-def shapes(p: Tensor, group: dict[str, Any]) -> dict[str, torch.Size]:
-    """The shapes of the state tensors of ``p``, by key."""
-    slice_p = group["slice_p"]
-    sample = p.shape if slice_p == 1 else torch.Size([-(-p.numel() // slice_p)])
-    expected = {"s": sample, "p0": sample, "exp_avg_sq": p.shape}
-    if group["betas"][0] > 0:
-        expected["exp_avg"] = p.shape
-    if mode_of(p, group) == "displacement":
-        expected["delta"] = p.shape
-    return expected
+def _zeros(like: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(like, dtype=dtype, memory_format=torch.preserve_format)
 
 
 def _like(value: Tensor, p: Tensor, dtype: torch.dtype) -> Tensor:
-    """``value`` on the device of ``p``, in ``dtype``, and in the memory order of ``p`` where it has its shape."""
+    """Returns ``value`` on the device of ``p``, in ``dtype``, and in the memory order of ``p`` if it has its shape."""
     value = value.detach().to(device=p.device, dtype=dtype)
     if value.shape != p.shape or not is_dense(p):
         return value.contiguous() if value.shape != p.shape else value

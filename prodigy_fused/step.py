@@ -1,22 +1,37 @@
-"""The contract between the optimizer and a backend (DESIGN.md, "The backend contract").
+"""The contract between the optimizer and a backend (docs/design.md, "The backend contract").
 
-A step has three phases. ``update`` takes m, v, s (and, if it can, x) through the step with the old d and gathers the
-two sums; the optimizer adds up the sums of all plans, over the ranks too; ``finish`` derives d_new from them and
-brings x to where the reference has it.
+A step has two phases. ``update`` moves m, v, s (and, if it can, x) with the old d and computes two sums; the optimizer
+adds up the sums of all plans, over the ranks too; ``finish`` derives d_new from the sums and gives x the reference's
+value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from .hyper import Hyper, Shared
-from .tensors import check_gradient
+from .options import EstimateOptions, Group, Hyper, Scalar, check_lr
+from .record import Record, pack
+
+
+class BucketKey(NamedTuple):
+    """What the tensors of one plan have in common.
+
+    The order of the fields is a promise: plans are built, and their sums are added, in the order of their keys, and
+    within a plan in the order of the parameters. So the same parameters give the same sums in whatever groups.
+    """
+
+    backend: str
+    device: str
+    dtype: str  # of the parameters
+    state_format: str  # the dtype of exp_avg, exp_avg_sq and s
+    sampled: bool  # whether slice_p > 1
+    counted: bool  # whether this rank's elements enter the sums
 
 
 @dataclass(frozen=True)
@@ -31,78 +46,106 @@ class Slot:
     low_precision: str | None = None  # how x is rounded (low_precision.py); None: it is float32 or float64
 
 
-class ReadsSlots:
-    """``unchanged`` and ``check`` for plans that read their tensors anew in every step."""
-
-    reads_device = False
-
-    def __init__(self, slots: Sequence[Slot]) -> None:
-        self.slots = slots
-        self.sums = torch.zeros(2, dtype=torch.float64, device=slots[0].param.device)
-        self._layouts = [_layout(slot.param) for slot in slots]
-
-    def unchanged(self) -> bool:
-        return self._layouts == [_layout(slot.param) for slot in self.slots]
-
-    def check(self, grads: list[Tensor | None]) -> None:
-        for slot, grad in zip(self.slots, grads, strict=True):
-            if grad is not None:
-                check_gradient(slot.index, slot.param, grad)
-
-
-def _layout(p: Tensor) -> tuple[Any, ...]:
-    return p.shape, p.stride(), p.dtype, p.device, p.untyped_storage().nbytes() > 0
-
-
 @dataclass
 class Step:
-    """What one step needs to know beside the tensors."""
+    """The scalars of one step."""
 
     hypers: Sequence[Hyper]  # one per parameter group
-    shared: Shared
+    estimate: EstimateOptions
     row: Tensor  # the estimate, float64[8]: read by both phases, written by the last plan's finish
-    grad_scale: float = 1.0  # gradients are divided by it
-    # What only the device knows, for plans with `reads_device`: each takes the place of the number, where it is there.
-    lrs: Sequence[Tensor | None] = ()  # one per parameter group
-    device_scale: Tensor | None = None
-    found_inf: Tensor | None = None  # not zero: the step changes nothing, the estimate included
+    grad_scale: Scalar = 1.0  # gradients are divided by it
+    found_inf: Scalar = 0.0  # not zero: the step changes nothing, the estimate included
     sums: Tensor = field(init=False)  # float64[2], the total over all plans; set between the phases
 
+    @cached_property
+    def record(self) -> Record:
+        """The numbers as the kernels read them."""
+        return pack(self.hypers, self.estimate, self.grad_scale, self.found_inf)
+
     def to(self, device: torch.device) -> Step:
-        """The step with its tensors on ``device``, as they are where they are there. Waits for copies to the CPU."""
-        near = copy(self)
-        for name, value in vars(self).items():
-            setattr(near, name, [_near(v, device) for v in value] if name == "lrs" else _near(value, device))
-        return near
+        """Returns a copy with its tensors on ``device``; tensors already there are shared.
+
+        Blocks only for copies to the CPU.
+        """
+        scalars = [self.row, self.grad_scale, self.found_inf, *(h.lr for h in self.hypers)]
+        if all(value.device == device for value in scalars if isinstance(value, Tensor)):
+            return self
+        moved = replace(
+            self,
+            hypers=[h._replace(lr=_moved(h.lr, device)) for h in self.hypers],
+            row=_moved(self.row, device),
+            grad_scale=_moved(self.grad_scale, device),
+            found_inf=_moved(self.found_inf, device),
+        )
+        if hasattr(self, "sums"):
+            moved.sums = _moved(self.sums, device)
+        return moved
+
+    def on_host(self) -> Step:
+        """Returns the step with numbers in the place of scalars on a device, for which it waits.
+
+        Raises:
+            ValueError: an ``lr`` is negative or not finite.
+        """
+        return replace(
+            self,
+            hypers=[h._replace(lr=check_lr(h.lr)) for h in self.hypers],
+            grad_scale=float(self.grad_scale),
+            found_inf=float(self.found_inf),
+        )
 
 
-def _near(value: Any, device: torch.device) -> Any:
+def _moved(value: Any, device: torch.device) -> Any:
     return value.to(device, non_blocking=device.type != "cpu") if isinstance(value, Tensor) else value
 
 
 class Plan(Protocol):
-    """The tensors of one bucket, on one device, made ready for one backend."""
+    """The tensors of one bucket, on one device, prepared for one backend."""
 
     sums: Tensor
     """float64[2] on the plan's device: ``sum lr*bc*<g, x0 - x>`` and ``sum |s|``, after :meth:`update`."""
 
-    reads_device: bool
-    """Whether the plan takes scalars that are on the device, so that the host need not wait for them."""
-
     def unchanged(self) -> bool:
-        """Whether the plan still fits its tensors: they may have been moved, cast or replaced since the last step."""
+        """Returns whether the tensors are as they were when the plan was built: not moved, cast or replaced."""
 
-    def check(self, grads: list[Tensor | None]) -> None:
-        """Checks the gradients, before anything is changed.
-
-        A gradient laid out in another memory order may be replaced in ``grads`` by a copy.
+    def load_gradients(self, grads: Sequence[Tensor | None]) -> None:
+        """Checks the gradients of a step, one or None per tensor, and keeps them for :meth:`update` and
+        :meth:`finish`. Changes nothing else.
 
         Raises:
             ValueError: a bad gradient (see :func:`prodigy_fused.tensors.check_gradient`).
         """
 
-    def update(self, grads: list[Tensor | None], step: Step) -> None:
-        """Phase 1. A tensor whose gradient is None, or whose group has lr 0, is left alone and is in no sum."""
+    def update(self, step: Step) -> None:
+        """Phase 1. Tensors without a gradient, or in a group with lr 0, are left alone and enter no sum."""
 
-    def finish(self, grads: list[Tensor | None], step: Step, last: bool) -> None:
-        """Phases 2 and 3; the ``last`` plan of a step also writes the new estimate to ``step.row``."""
+    def finish(self, step: Step, last: bool) -> None:
+        """Phase 2; the ``last`` plan of a step also writes the new estimate to ``step.row``."""
+
+    def release_gradients(self) -> None:
+        """Drops what :meth:`load_gradients` kept. Called after every step, also one that was skipped or raised."""
+
+
+class Backend(Protocol):
+    """One way to compute a step; a module with these names is one, too."""
+
+    @property
+    def COMPILED(self) -> bool:
+        """Whether ``fused=True`` may choose it."""
+
+    @property
+    def ONE_PASS(self) -> bool:
+        """Whether it steps all elements at once, so that no two parameters may share memory."""
+
+    @property
+    def READS_DEVICE(self) -> bool:
+        """Whether its plans read scalars that are on the device, so that the host need not wait for them."""
+
+    def missing(self, device: torch.device) -> str | None:
+        """Returns what would have to be installed to use the backend on ``device``; None if nothing."""
+
+    def unsupported(self, p: Tensor, group: Group) -> str | None:
+        """Returns why the backend cannot take the parameter, and the remedy; None if it can."""
+
+    def make_plan(self, key: BucketKey, slots: Sequence[Slot]) -> Plan:
+        """Returns a plan for the tensors of one bucket. Allocates nothing of the parameters' size."""

@@ -1,4 +1,4 @@
-"""What a parameter and a gradient must look like, and the one place that says so in words."""
+"""Validation of parameters and gradients; all its error messages are here."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-HALVES = (torch.bfloat16, torch.float16)
-PARAMETER_DTYPES = (torch.float32, torch.float64, *HALVES)
+from .options import SIXTEEN_BIT
+
+PARAMETER_DTYPES = (torch.float32, torch.float64, *SIXTEEN_BIT)
 
 
 def describe(index: int, tensor: Tensor) -> str:
-    """``parameter 3 of shape (4, 5)``, for error messages."""
+    """Returns ``parameter 3 of shape (4, 5)``, for error messages."""
     return f"parameter {index} of shape {tuple(tensor.shape)}"
 
 
 def may_overlap(tensor: Tensor) -> bool:
-    """Whether two index tuples may share an address, as in an expanded tensor (then an update is ill-defined)."""
+    """Returns whether two index tuples may share an address, as in an expanded tensor (its update is ill-defined)."""
     reach = 0
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1:
@@ -30,7 +31,7 @@ def may_overlap(tensor: Tensor) -> bool:
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one run of memory, with the dimensions in any order: channels_last, transposed."""
+    """Returns whether the elements fill one run of memory, with the dimensions in any order (channels_last)."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size == 1:
@@ -42,13 +43,13 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def same_layout(a: Tensor, b: Tensor) -> bool:
-    """Whether element i of memory is the same element in both; strides of size-1 dimensions mean nothing."""
+    """Returns whether element i of memory is the same element in both; strides of size-1 dimensions mean nothing."""
     pairs = zip(a.stride(), b.stride(), a.shape, strict=True)
     return a.shape == b.shape and (a.numel() == 0 or all(s == t for s, t, size in pairs if size > 1))
 
 
 def sampled(t: Tensor, slice_p: int) -> Tensor:
-    """The elements of ``t`` that take part in the estimate: ``t`` itself, or a row-major sample of it."""
+    """Returns the elements of ``t`` that take part in the estimate: ``t`` itself, or a row-major sample of it."""
     return t if slice_p == 1 else t.flatten()[::slice_p]
 
 
@@ -80,7 +81,7 @@ def check_parameter(index: int, p: Tensor) -> None:
 
 
 def check_apart(params: Mapping[int, Tensor]) -> None:
-    """Raises if two parameters, by index, share memory: a kernel that takes all in one pass would step on the first
+    """Raises if two parameters, by index, share memory: a kernel that steps all in one pass would write to the first
     while it reads the second.
 
     Raises:
@@ -97,14 +98,14 @@ def check_apart(params: Mapping[int, Tensor]) -> None:
 
 
 def check_memory(what: str, t: Tensor) -> None:
-    """Raises ``ValueError`` if there is nothing where the elements of ``t`` should be."""
+    """Raises ``ValueError`` if the storage of ``t`` was freed, or it never had one."""
     if t.numel() > 0 and t.untyped_storage().nbytes() == 0:
         raise ValueError(f"{what} has no memory: its storage was freed, or it is a wrapper around other tensors")
 
 
 def fits_dtype(grad: Tensor, p: Tensor) -> bool:
-    """Whether a gradient of ``p`` may have the dtype of ``grad``."""
-    return grad.dtype == p.dtype or (grad.dtype == torch.float32 and p.dtype in HALVES)
+    """Returns whether a gradient of ``p`` may have the dtype of ``grad``."""
+    return grad.dtype == p.dtype or (grad.dtype == torch.float32 and p.dtype in SIXTEEN_BIT)
 
 
 def check_gradient(index: int, p: Tensor, grad: Tensor) -> None:

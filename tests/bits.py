@@ -131,7 +131,7 @@ def cases() -> list[tuple[torch.dtype, str, dict[str, Any]]]:
 
 def main() -> None:
     torch.set_num_threads(2)
-    wanted = sys.argv[1:] or backends.NAMES
+    wanted = sys.argv[1:] or backends.names()
     for backend in wanted:
         for dtype, event, options in cases():
             print(

@@ -55,7 +55,7 @@ TRAITS = {
         **({"device": "cuda"} if GPU else {"small": True, "crawls": True}),
     },
 }
-BACKENDS = [Backend(name, **TRAITS.get(name, {})) for name in backends.NAMES]
+BACKENDS = [Backend(name, **TRAITS.get(name, {})) for name in backends.names()]
 # A backend that must be there (in CI: all that the machine can run) fails where it would be skipped.
 REQUIRED = os.environ.get("PRODIGY_FUSED_REQUIRE", "").split(",")
 

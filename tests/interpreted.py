@@ -6,11 +6,26 @@ import os
 import numpy as np
 import torch
 
+from prodigy_fused import backends
+from prodigy_fused.backends import native
 from prodigy_fused.backends import triton as backend
 
 # The emulation's chunk. Blocks are large, because the interpreter's time is one of operations, not of elements.
 SIZES = backend.Sizes(chunk=1 << 10, block=1 << 9, lanes=16, warps=1)
 PROGRAMS = 2
+
+
+class Interpreted:
+    """The Triton backend, which on request takes CPU tensors as well."""
+
+    COMPILED = ONE_PASS = READS_DEVICE = True
+    missing = staticmethod(backend.missing)
+    make_plan = backend.TritonPlan
+
+    def unsupported(self, p, group):
+        if p.device.type != "cpu" or group["backend"] != "triton":
+            return backend.unsupported(p, group)
+        return native.unfit(p) or backend.problem(p.device)
 
 
 def register():
@@ -22,8 +37,9 @@ def register():
         from triton.runtime import interpreter
     except ImportError:
         return  # the tests of the backend are skipped, or fail if it is required
-    backend.SIZES, backend.PROGRAMS_PER_UNIT = SIZES, PROGRAMS
-    backend._units = lambda device: 1
+    backends.register("triton", Interpreted())
+    backend.SIZES, backend.PROGRAMS_PER_MULTIPROCESSOR = SIZES, PROGRAMS
+    backend._multiprocessors = lambda device: 1
     _hasten(interpreter)
 
 

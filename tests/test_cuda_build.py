@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prodigy_fused.backends import cuda
+from prodigy_fused.backends import cuda, native
 
 ARCHITECTURES = ("80", "90", "100", "120")
 # Of float32, of float64, and of mixed types with float32 arithmetic.
@@ -21,7 +21,7 @@ REQUIRED = "cuda-build" in os.environ.get("PRODIGY_FUSED_REQUIRE", "").split(","
 
 def dump(*options):
     """What cuobjdump, of a toolkit or of PyPI, says about the compiled module."""
-    if cuda.MISSING or cuda._C.CUDA is None:
+    if native.MISSING or cuda._C.CUDA is None:
         (pytest.fail if REQUIRED else pytest.skip)("_C has no CUDA half here")
     places = [Path(folder, "nvidia/cu13/bin/cuobjdump") for folder in sys.path]
     places += [Path(place) for place in (shutil.which("cuobjdump"), "/usr/local/cuda/bin/cuobjdump") if place]
@@ -60,7 +60,7 @@ def test_16_byte_accesses_to_global_memory(kernel, kind):
     assert len(re.findall(rf"st\.global\.{kind}", body)) >= 7
 
 
-@pytest.mark.skipif(cuda.MISSING is not None or cuda._C.CUDA is None, reason="_C has no CUDA half here")
+@pytest.mark.skipif(native.MISSING is not None or cuda._C.CUDA is None, reason="_C has no CUDA half here")
 def test_without_a_gpu_it_imports_and_says_what_is_wrong():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -68,18 +68,19 @@ def test_without_a_gpu_it_imports_and_says_what_is_wrong():
     code = """
 import torch
 from prodigy_fused import _C, Prodigy
+from prodigy_fused.options import estimate_options_of, hyper_of
 from prodigy_fused.step import Slot, Step
-from prodigy_fused.hyper import hyper_of, shared_of
 p = torch.nn.Parameter(torch.ones(3))
 opt = Prodigy([p], backend="reference")
 p.grad = torch.ones(3)
 opt.step()
-plan = _C.CudaPlan([Slot(0, p, opt.state[p], 0, 1)], torch.Tensor)
-plan.read_grads([p.grad])
+plan = _C.CudaPlan([Slot(0, p, opt.state[p], 0, 1)], torch.Tensor, "float32")
+plan.load_gradients([p.grad])
 row = torch.zeros(8, dtype=torch.float64)
 groups = opt.param_groups
-plan.pack_step(Step([hyper_of(g) for g in groups], shared_of(groups), row), [None])
-plan.update(dict.fromkeys(["table", "step", "partials", "arrived", "sums", "row"], row.data_ptr()), 1.0, None, 0)
+record = Step([hyper_of(g) for g in groups], estimate_options_of(groups), row).record
+addresses = dict.fromkeys(["table", "step", "partials", "arrived", "sums", "row"], row.data_ptr())
+plan.update(record.step, **addresses, stream=0)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert re.search(r"RuntimeError: prodigy_fused: update_kernel<float> failed: .*\w", result.stderr), result.stderr

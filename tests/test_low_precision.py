@@ -13,11 +13,11 @@ from regression import START, regression
 from toolbox import D0, make_params, parameters, train
 from torch import nn
 
-from prodigy_fused import Prodigy, hyper, low_precision
+from prodigy_fused import Prodigy, low_precision, options
 
 HALVES = [torch.bfloat16, torch.float16]
 each_half = pytest.mark.parametrize("dtype", HALVES, ids=str)
-MODES = [{"low_precision": mode} for mode in low_precision.MODES]
+MODES = [{"low_precision": mode} for mode in options.LOW_PRECISION]
 each_mode = pytest.mark.parametrize("mode", MODES, ids=lambda options: options["low_precision"])
 
 
@@ -83,12 +83,12 @@ def test_rounding_to_nearest_that_never_starts_is_said_once():
 def test_steps_with_lr_0_are_not_waited_for():
     p = nn.Parameter(torch.ones(3).bfloat16())
     opt = Prodigy([p], low_precision="nearest", lr=0.0)
-    for _ in range(low_precision.PATIENCE + 1):
+    for _ in range(low_precision.STUCK_AFTER_STEPS + 1):
         p.grad = torch.ones_like(p)
         opt.step()
     opt.param_groups[0]["lr"] = 1.0
     with pytest.warns(UserWarning, match="moved in 10 steps"):
-        for _ in range(low_precision.PATIENCE):
+        for _ in range(low_precision.STUCK_AFTER_STEPS):
             opt.step()
 
 
@@ -96,7 +96,7 @@ def test_of_a_sample_no_more_is_said_than_was_looked_at():
     p = nn.Parameter(torch.tensor([1.0, 1e-9, 1e-9]).bfloat16())
     opt = Prodigy([p], low_precision="nearest", slice_p=3)
     with pytest.warns(UserWarning, match="no element that the estimate looks at"):
-        for _ in range(low_precision.PATIENCE):
+        for _ in range(low_precision.STUCK_AFTER_STEPS):
             p.grad = torch.ones_like(p)
             opt.step()
     assert p[0] == 1 and p[1] < 0
@@ -245,7 +245,7 @@ def test_bytes_of_state(backend, dtype, options, size):
 
 @each_half
 @each_mode
-@pytest.mark.parametrize("state_dtype", hyper.STATE_DTYPES, ids=str)
+@pytest.mark.parametrize("state_dtype", [*options.STATE_DTYPES, None], ids=str)
 def test_a_resumed_run_is_the_same_run(backend, dtype, mode, state_dtype):
     if dtype == torch.float16 and state_dtype is None:
         pytest.skip("v underflows, as the reference's, and x is NaN")

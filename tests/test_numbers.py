@@ -175,7 +175,7 @@ def test_a_step_that_leaves_d_alone_has_one_pass(backend, monkeypatch):
         opt.step()
 
     train(0)  # the first step is made by `finish` (its x must not move as long as every gradient is zero)
-    plan = type(opt._plans.plans[0][0])
+    plan = type(opt._runtime.plans.plans[0][0])
     finish = plan.finish
 
     def watched(self, *args, **kwargs):

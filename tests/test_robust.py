@@ -10,7 +10,7 @@ from toolbox import feed, make, refused
 from torch import nn
 
 from prodigy_fused import Prodigy, plans
-from prodigy_fused.hyper import hyper_of, shared_of
+from prodigy_fused.options import estimate_options_of, hyper_of
 from prodigy_fused.step import Step
 
 
@@ -34,12 +34,17 @@ def test_a_step_under_another_default_device(backend):
 
 def test_a_step_follows_a_plan_to_its_device():
     groups = Prodigy([torch.ones(2)]).param_groups
-    step = Step([hyper_of(g) for g in groups], shared_of(groups), torch.zeros(8), lrs=[None, torch.ones(())])
-    step.found_inf, step.sums = torch.zeros(()), torch.zeros(2)
+    number = hyper_of(groups[0])
+    hypers = [number, number._replace(lr=torch.ones(()))]
+    step = Step(hypers, estimate_options_of(groups), torch.zeros(8), found_inf=torch.zeros(()))
+    step.sums = torch.zeros(2)
     there, here = step.to(torch.device("meta")), step.to(torch.device("cpu"))
-    assert all(t.is_meta for t in (there.row, there.sums, there.found_inf, there.lrs[1]))
-    assert there.lrs[0] is there.device_scale is None and there.hypers is step.hypers
-    assert here.row is step.row and here.sums is step.sums and here.lrs[1] is step.lrs[1]
+    assert all(t.is_meta for t in (there.row, there.sums, there.found_inf, there.hypers[1].lr))
+    assert there.grad_scale == 1.0 and there.hypers[0] == step.hypers[0]
+    assert here.row is step.row and here.sums is step.sums and here.hypers[1].lr is step.hypers[1].lr
+    step.hypers = step.hypers[:1]
+    part = step.to(torch.device("meta"))  # no tensor of the groups is elsewhere, but others are
+    assert part.row.is_meta and part.sums.is_meta
 
 
 @pytest.mark.parametrize("freed", ["parameter", "gradient"])

@@ -9,7 +9,7 @@ import torch
 from toolbox import device_of
 from torch import nn
 
-from prodigy_fused.low_precision import exchanged, random_bits, stochastic
+from prodigy_fused.rounding import exchanged, random_bits, stochastic
 
 HALVES = [torch.bfloat16, torch.float16]
 each_half = pytest.mark.parametrize("dtype", HALVES, ids=str)

@@ -26,7 +26,7 @@ from toolbox import (
 from torch import nn
 
 from prodigy_fused import Prodigy, backends
-from prodigy_fused.backends import load
+from prodigy_fused.backends import cpu, cuda
 
 # All parameters here are on the CPU, so these do not ask for a GPU's backends.
 BEST = "cpu" if "cpu" in ON_CPU else "foreach"
@@ -88,8 +88,8 @@ def test_groups_choose_for_themselves():
         ({"fused": True, "backend": "foreach"}, ["fused", "'foreach'"]),
         ({"fused": True, "backend": "reference"}, ["fused", "'reference'"]),
         ({"foreach": True, "backend": "reference"}, ["foreach", "'reference'"]),
-        *[({"fused": False, "backend": name}, ["fused", name]) for name in backends.COMPILED],
-        *[({"foreach": True, "backend": name}, ["foreach", name]) for name in backends.COMPILED],
+        *[({"fused": False, "backend": name}, ["fused", name]) for name in backends.compiled()],
+        *[({"foreach": True, "backend": name}, ["foreach", name]) for name in backends.compiled()],
     ],
 )
 def test_contradictory_choices(options, words):
@@ -120,7 +120,7 @@ def test_what_was_asked_for_never_falls_back(options, unfit, reason, remedy):
 
 @needs_compiled
 def test_a_missing_module_is_a_reason_and_not_a_failure(monkeypatch):
-    monkeypatch.setattr(backends.load("cpu"), "MISSING", "the compiled module is missing (test)")
+    monkeypatch.setattr(cpu, "MISSING", "the compiled module is missing (test)")
     with pytest.warns(UserWarning, match=r"foreach.*the compiled module is missing \(test\)"):
         assert step_once(make_params()) == {"foreach"}
     assert step_once(make_params()) == {"foreach"}  # said once
@@ -128,12 +128,12 @@ def test_a_missing_module_is_a_reason_and_not_a_failure(monkeypatch):
         Prodigy(make_params(), fused=True)
 
 
-@pytest.mark.skipif(load("cuda").MISSING is not None or load("cuda")._C.CUDA is None, reason="no CUDA half here")
+@pytest.mark.skipif(cuda.MISSING is not None or cuda._C.CUDA is None, reason="no CUDA half here")
 def test_a_gpu_that_this_build_has_no_code_for(monkeypatch):
     """It is a reason, for the message or to fall back, and not an error in the first step."""
     old = SimpleNamespace(device=torch.device("cuda", 0))
-    monkeypatch.setattr(load("cuda"), "_problem", lambda device: "no kernel image")
-    reason = load("cuda").unsupported(old, {})
+    monkeypatch.setattr(cuda, "_problem", lambda device: "no kernel image")
+    reason = cuda.unsupported(old, {})
     assert "cuda:0 (no kernel image)" in reason
     assert "CMAKE_CUDA_ARCHITECTURES" in reason
 

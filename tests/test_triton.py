@@ -44,7 +44,7 @@ from prodigy_fused.backends.triton import SIZES
 from prodigy_fused.triton_kernels import kernels
 
 TYPES = dict.fromkeys(["tensors", "owners", "grads"], "*i64") | dict.fromkeys(["last", "chunk_count"], "i32")
-TYPES |= {"counters": "*i32", "found_inf": "*fp32"}
+TYPES |= {"counters": "*i32"}
 rows = []
 for kernel, types, target in json.loads(sys.argv[1]):
     function = getattr(kernels, kernel)

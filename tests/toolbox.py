@@ -99,7 +99,7 @@ def device_of(backend: Any) -> str | None:
     if backend is None:
         return "cpu"
     name = getattr(backend, "name", backend)
-    unsupported = backends.load(name).unsupported
+    unsupported = backends.get(name).unsupported
     group = {**Prodigy([torch.zeros(1)], fused=False).param_groups[0], "backend": name}
     for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
         if unsupported(torch.zeros(1, device=device), group) is None:
@@ -112,15 +112,15 @@ def _present(name: str) -> Any:
     return pytest.param(name, marks=absent)
 
 
-NAMES = [_present(name) for name in backends.NAMES]
-ON_CPU = [name for name in backends.NAMES if device_of(name) == "cpu"]
-each_compiled = pytest.mark.parametrize("backend", [_present(name) for name in backends.COMPILED])
+NAMES = [_present(name) for name in backends.names()]
+ON_CPU = [name for name in backends.names() if device_of(name) == "cpu"]
+each_compiled = pytest.mark.parametrize("backend", [_present(name) for name in backends.compiled()])
 
 
 def used(opt: Prodigy) -> set[str]:
     """The backends that took the last step."""
-    assert opt._plans is not None
-    return {type(plan).__module__.rpartition(".")[2] for plan, _ in opt._plans.plans}
+    assert opt._runtime.plans is not None
+    return {type(plan).__module__.rpartition(".")[2] for plan, _ in opt._runtime.plans.plans}
 
 
 def frozen(value: Any) -> Any:

@@ -1,10 +1,10 @@
-"""What triton_kernels/storage.py does to numbers of 16 bits, for whole tensors. Imported where there is Triton."""
+"""What triton_kernels/rounding.py does to numbers of 16 bits, for whole tensors. Imported where there is Triton."""
 
 import torch
 import triton
 import triton.language as tl
 
-from prodigy_fused.triton_kernels.storage import array, draw, load, random_bits, store
+from prodigy_fused.triton_kernels.rounding import array, draw, load, random_bits, store
 
 BLOCK = 1 << 12
 

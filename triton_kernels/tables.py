@@ -1,23 +1,29 @@
-"""What the host tells the kernels: rows of 8-byte words, a word a field, in the order of the fields."""
+"""The tables that the host writes and the kernels read: rows of 8-byte words, each found by the name of its field.
 
+The order of the words is the order of the names below. ``prodigy_fused.record`` packs the numbers of a step: one STEP,
+then one GROUP per parameter group, and ``prodigy_fused.backends.triton`` compares its names with these when it loads
+the kernels. All rows are multiples of 16 bytes, so what follows a row is aligned, too.
+"""
+
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-from .rule import Estimate, Hyper, Shared
+from .rule import Estimate, EstimateOptions, Hyper
 
 MAX_DIMS = 8
 
 
 class Tensor(NamedTuple):
-    """One tensor: addresses (0: there is none, and x0 is zero everywhere), sizes, and the order of its memory."""
+    """One tensor of a plan: addresses (0: there is no such array), sizes, and the order of its memory."""
 
     x: Any
     m: Any
     v: Any
     s: Any
-    x0: Any
+    x0: Any  # 0: x0 is zero everywhere
     delta: Any  # where there is one, x is x0 + delta, rounded
     numel: Any
     slice_p: Any  # with slice_p > 1, s and x0 are packed samples
@@ -25,31 +31,88 @@ class Tensor(NamedTuple):
     first_chunk: Any
     index: Any  # for random bits
     stochastic: Any  # how x is rounded, if it has 16 bits and no delta
-    dims: Any  # 0: row-major; else so many strides follow, and as many row-major ones, from the outermost inwards
+    dims: Any  # how many strides follow, see `tensor_row`; 0: row-major
 
 
 class Gradient(NamedTuple):
     """One tensor's gradient in one step: its address (0: the tensor is left alone), and the bits of an element."""
 
-    at: Any
+    address: Any
     bits: Any
 
 
-# Where a tensor's strides begin. A row is a multiple of 16 bytes, and so what comes behind the rows is aligned.
-ORDER = tl.constexpr(14)
-STRIDES = tl.constexpr(MAX_DIMS)
-TENSOR_WORDS = tl.constexpr(14 + 2 * MAX_DIMS)
-GROUP_WORDS = tl.constexpr(12)
+# A scalar that may be on the device takes three words: its value; an address, or 0 if the value counts; and the size
+# in bits, 32 or 64, of the number at that address.
+ESTIMATE_FIELDS = Estimate._fields
+STEP_FIELDS = (
+    *EstimateOptions._fields,
+    "grad_scale", "grad_scale_address", "grad_scale_bits",
+    "found_inf", "found_inf_address", "found_inf_bits",
+)  # fmt: skip
+GROUP_FIELDS = (*Hyper._fields, "lr_address", "lr_bits")
+TENSOR_FIELDS = Tensor._fields
+GRADIENT_FIELDS = Gradient._fields
+
+
+def padded(words: int) -> int:
+    """Returns a number of words rounded up to a multiple of 16 bytes."""
+    return words + words % 2
+
+
+STEP_ROW_WORDS = padded(len(STEP_FIELDS))
+GROUP_ROW_WORDS = padded(len(GROUP_FIELDS))
+ORDER_WORD = padded(len(TENSOR_FIELDS))  # where a tensor's strides begin
+TENSOR_ROW_WORDS = ORDER_WORD + 2 * MAX_DIMS
+
+
+def tensor_row(tensor: Tensor, order: Sequence[tuple[int, int]]) -> list[int]:
+    """Returns the words of a tensor's row, for the host.
+
+    Args:
+        order: for each dimension, from the outermost in memory inwards, its stride and its row-major stride; empty if
+            the tensor is row-major.
+    """
+    words = [*tensor, *[0] * (ORDER_WORD - len(tensor))]
+    for strides in ([stride for stride, _ in order], [row_major for _, row_major in order]):
+        words += strides + [0] * (MAX_DIMS - len(strides))
+    return words
+
+
+# -- in the kernels ----------------------------------------------------------------------------------------------------
+
+# The only globals that a kernel may read are constants of this kind, and every launch compares them with what they were
+# when it was compiled. So there is one per row and not one per word.
+_ESTIMATE = tl.constexpr(ESTIMATE_FIELDS)
+_STEP = tl.constexpr(STEP_FIELDS)
+_GROUP = tl.constexpr(GROUP_FIELDS)
+_TENSOR = tl.constexpr(TENSOR_FIELDS)
+_GRADIENT = tl.constexpr(GRADIENT_FIELDS)
+_MAX_DIMS = tl.constexpr(MAX_DIMS)
+_GROUP_ROW_WORDS = tl.constexpr(GROUP_ROW_WORDS)
+_GRADIENT_ROW_WORDS = tl.constexpr(padded(len(GRADIENT_FIELDS)))
+_ORDER_WORD = tl.constexpr(ORDER_WORD)
+_TENSOR_ROW_WORDS = tl.constexpr(TENSOR_ROW_WORDS)
+
+
+@triton.constexpr_function
+def word(fields, name):
+    """Returns the position of a field in its row. A constant: it is computed when a kernel is compiled."""
+    return fields.index(name)
 
 
 @triton.jit
-def load_number(word, place):
-    """The number in a word, or the one whose address and bits are at `place`."""
-    number = tl.load(word)
-    place = place.to(tl.pointer_type(tl.int64))
-    address = tl.load(place)
+def as_integers(row):
+    """Returns a pointer to the same row of words, read as integers."""
+    return row.to(tl.pointer_type(tl.int64))
+
+
+@triton.jit
+def load_scalar(row, VALUE: tl.constexpr, ADDRESS: tl.constexpr, BITS: tl.constexpr):
+    """Returns a scalar that may be on the device, in float64. VALUE, ADDRESS, BITS: the positions of its words."""
+    number = tl.load(row + VALUE)
+    address = tl.load(as_integers(row) + ADDRESS)
     if address != 0:
-        if tl.load(place + 1) == 32:
+        if tl.load(as_integers(row) + BITS) == 32:
             number = tl.load(address.to(tl.pointer_type(tl.float32))).to(tl.float64)
         else:
             number = tl.load(address.to(tl.pointer_type(tl.float64)))
@@ -57,73 +120,113 @@ def load_number(word, place):
 
 
 @triton.jit
-def load_shared(row):
-    return Shared(tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), load_number(row + 4, row + 5))
+def load_options(record):
+    """Returns the estimate's options, of a step's record."""
+    return EstimateOptions(
+        d0=tl.load(record + word(_STEP, "d0")),
+        d_coef=tl.load(record + word(_STEP, "d_coef")),
+        growth_rate=tl.load(record + word(_STEP, "growth_rate")),
+        beta3=tl.load(record + word(_STEP, "beta3")),
+    )
+
+
+@triton.jit
+def load_grad_scale(record):
+    """Returns the number that all gradients of the step are divided by."""
+    return load_scalar(
+        record, word(_STEP, "grad_scale"), word(_STEP, "grad_scale_address"), word(_STEP, "grad_scale_bits")
+    )
+
+
+@triton.jit
+def load_found_inf(record):
+    """Returns a number that is not zero if the step is to be skipped."""
+    return load_scalar(
+        record, word(_STEP, "found_inf"), word(_STEP, "found_inf_address"), word(_STEP, "found_inf_bits")
+    )
 
 
 @triton.jit
 def load_estimate(row):
+    """Returns the estimate, of its row of float64."""
     return Estimate(
-        tl.load(row),
-        tl.load(row + 1),
-        tl.load(row + 2),
-        tl.load(row + 3),
-        tl.load(row + 4),
-        tl.load(row + 5),
-        tl.load(row + 6),
-        tl.load(row + 7),
+        d=tl.load(row + word(_ESTIMATE, "d")),
+        d_max=tl.load(row + word(_ESTIMATE, "d_max")),
+        d_hat=tl.load(row + word(_ESTIMATE, "d_hat")),
+        d_numerator=tl.load(row + word(_ESTIMATE, "d_numerator")),
+        d_denom=tl.load(row + word(_ESTIMATE, "d_denom")),
+        k=tl.load(row + word(_ESTIMATE, "k")),
+        nonfinite_steps=tl.load(row + word(_ESTIMATE, "nonfinite_steps")),
+        corrections=tl.load(row + word(_ESTIMATE, "corrections")),
     )
 
 
 @triton.jit
 def store_estimate(row, e):
-    tl.store(row, e.d)
-    tl.store(row + 1, e.d_max)
-    tl.store(row + 2, e.d_hat)
-    tl.store(row + 3, e.d_numerator)
-    tl.store(row + 4, e.d_denom)
-    tl.store(row + 5, e.k)
-    tl.store(row + 6, e.nonfinite_steps)
-    tl.store(row + 7, e.corrections)
+    """Writes the estimate to its row of float64."""
+    tl.store(row + word(_ESTIMATE, "d"), e.d)
+    tl.store(row + word(_ESTIMATE, "d_max"), e.d_max)
+    tl.store(row + word(_ESTIMATE, "d_hat"), e.d_hat)
+    tl.store(row + word(_ESTIMATE, "d_numerator"), e.d_numerator)
+    tl.store(row + word(_ESTIMATE, "d_denom"), e.d_denom)
+    tl.store(row + word(_ESTIMATE, "k"), e.k)
+    tl.store(row + word(_ESTIMATE, "nonfinite_steps"), e.nonfinite_steps)
+    tl.store(row + word(_ESTIMATE, "corrections"), e.corrections)
 
 
 @triton.jit
 def load_hyper(groups, group):
-    row = groups + group * GROUP_WORDS
+    """Returns the hyper-parameters of a group, of the rows of all groups."""
+    row = groups + group * _GROUP_ROW_WORDS
+    flags = as_integers(row)
     return Hyper(
-        load_number(row, row + 9),
-        tl.load(row + 1),
-        tl.load(row + 2),
-        tl.load(row + 3),
-        tl.load(row + 4),
-        tl.load(row + 5),
-        tl.load(row + 6),
-        tl.load(row + 7),
-        tl.load(row + 8),
+        lr=load_scalar(row, word(_GROUP, "lr"), word(_GROUP, "lr_address"), word(_GROUP, "lr_bits")),
+        beta1=tl.load(row + word(_GROUP, "beta1")),
+        beta2=tl.load(row + word(_GROUP, "beta2")),
+        eps=tl.load(row + word(_GROUP, "eps")),
+        weight_decay=tl.load(row + word(_GROUP, "weight_decay")),
+        decouple=tl.load(flags + word(_GROUP, "decouple")),
+        use_bias_correction=tl.load(flags + word(_GROUP, "use_bias_correction")),
+        safeguard_warmup=tl.load(flags + word(_GROUP, "safeguard_warmup")),
+        maximize=tl.load(flags + word(_GROUP, "maximize")),
     )
 
 
 @triton.jit
 def load_tensor(tensors, index):
-    row = tensors + index * TENSOR_WORDS
+    """Returns a tensor's fields, of the rows of all tensors."""
+    row = tensors + index * _TENSOR_ROW_WORDS
     return Tensor(
-        tl.load(row),
-        tl.load(row + 1),
-        tl.load(row + 2),
-        tl.load(row + 3),
-        tl.load(row + 4),
-        tl.load(row + 5),
-        tl.load(row + 6),
-        tl.load(row + 7),
-        tl.load(row + 8),
-        tl.load(row + 9),
-        tl.load(row + 10).to(tl.uint32),
-        tl.load(row + 11) != 0,
-        tl.load(row + 12),
+        x=tl.load(row + word(_TENSOR, "x")),
+        m=tl.load(row + word(_TENSOR, "m")),
+        v=tl.load(row + word(_TENSOR, "v")),
+        s=tl.load(row + word(_TENSOR, "s")),
+        x0=tl.load(row + word(_TENSOR, "x0")),
+        delta=tl.load(row + word(_TENSOR, "delta")),
+        numel=tl.load(row + word(_TENSOR, "numel")),
+        slice_p=tl.load(row + word(_TENSOR, "slice_p")),
+        group=tl.load(row + word(_TENSOR, "group")),
+        first_chunk=tl.load(row + word(_TENSOR, "first_chunk")),
+        index=tl.load(row + word(_TENSOR, "index")).to(tl.uint32),
+        stochastic=tl.load(row + word(_TENSOR, "stochastic")) != 0,
+        dims=tl.load(row + word(_TENSOR, "dims")),
     )
 
 
 @triton.jit
-def load_grad(grads, index):
-    row = grads + 2 * index
-    return Gradient(tl.load(row), tl.load(row + 1))
+def order_of(tensors, index):
+    """Returns a pointer to the strides of a tensor, of the rows of all tensors. See `load_strides`."""
+    return tensors + index * _TENSOR_ROW_WORDS + _ORDER_WORD
+
+
+@triton.jit
+def load_strides(order, k):
+    """Returns the stride and the row-major stride of a tensor's k-th dimension, from the outermost inwards."""
+    return tl.load(order + k), tl.load(order + _MAX_DIMS + k)
+
+
+@triton.jit
+def load_gradient(grads, index):
+    """Returns the address and the type of a tensor's gradient, of the rows of all gradients."""
+    row = grads + index * _GRADIENT_ROW_WORDS
+    return Gradient(address=tl.load(row + word(_GRADIENT, "address")), bits=tl.load(row + word(_GRADIENT, "bits")))

@@ -7,7 +7,8 @@
 
 #include "cpu/halves.h"
 #include "cpu/vector.h"
-#include "prodigy/chunk.h"
+#include "prodigy/rule.h"
+#include "prodigy/table.h"
 
 namespace prodigy::cpu {
 
@@ -91,10 +92,11 @@ PRODIGY_INLINE void close_position(const Tensor& t, std::int64_t begin, int n, c
 // -- the two phases ---------------------------------------------------------------------------------------------------
 
 template <class T>
-PRODIGY_INLINE Arrays<T> open_update(const Tensor& t, std::int64_t begin, int n, bool momentum, Scratch<T>& scratch) {
+PRODIGY_INLINE Arrays<T> open_update(const Tensor& t, const Gradient& grad, std::int64_t begin, int n, bool momentum,
+                                     Scratch<T>& scratch) {
   Arrays<T> a{};
   open_position(t, begin, n, scratch, a);
-  a.grad = open(t.grad.type, t.grad.at, begin, n, scratch.grad);
+  a.grad = open(grad.type, grad.data, begin, n, scratch.grad);
   a.v = open(t.state_type, t.v, begin, n, scratch.v);
   if (momentum) a.m = open(t.state_type, t.m, begin, n, scratch.m);
   if (t.slice_p > 1 && t.order.dims > 0) return a;
@@ -129,14 +131,15 @@ PRODIGY_INLINE void close_finish(const Tensor&, std::int64_t, int, const Coeffic
                                  Finish) {}
 
 template <class T>
-PRODIGY_INLINE Arrays<T> open_finish(const Tensor& t, std::int64_t begin, int n, bool momentum, Scratch<T>& scratch) {
+PRODIGY_INLINE Arrays<T> open_finish(const Tensor& t, const Gradient& grad, std::int64_t begin, int n, bool momentum,
+                                     Scratch<T>& scratch) {
   Arrays<T> a{};
   open_position(t, begin, n, scratch, a);
   a.v = open(t.state_type, t.v, begin, n, scratch.v);
   if (momentum) {
     a.m = open(t.state_type, t.m, begin, n, scratch.m);
   } else {
-    a.grad = open(t.grad.type, t.grad.at, begin, n, scratch.grad);
+    a.grad = open(grad.type, grad.data, begin, n, scratch.grad);
   }
   return a;
 }

@@ -1,7 +1,7 @@
 // Runs of 16-bit numbers, to and from float32; `type` is theirs.
 #pragma once
 
-#include "prodigy/storage.h"
+#include "prodigy/rounding.h"
 
 namespace prodigy::cpu {
 

@@ -1,46 +1,34 @@
-// A plan on the CPU: the tensor table, the chunk list, and the phases of a step over them (DESIGN.md, "Layers").
+// A plan on the CPU: the tensor table, the chunk list, and the phases of a step over them (docs/design.md, "Layers").
 #pragma once
 
+#include <memory>
 #include <vector>
 
-#include "cpu/walk.h"
+#include "prodigy/rule.h"
+#include "prodigy/table.h"
 
 namespace prodigy::cpu {
 
-// What a phase needs beside the tensors. One Hyper per parameter group.
+// The numbers of one step, and one gradient per tensor of the plan.
 struct StepInput {
-  std::vector<Hyper> hypers;
-  Shared shared;
-  double grad_scale;
-  int threads;
+  const Record& record;
+  const std::vector<Gradient>& grads;
+  int threads;  // at most
 };
 
-template <class T>
+// Where found_inf is set, a step does nothing.
 class Plan {
  public:
-  explicit Plan(std::vector<Tensor> tensors);
+  virtual ~Plan() = default;
 
-  // Where `update` and `finish` find the gradients; null: the tensor is left alone.
-  void set_grad(std::size_t i, const Gradient& grad) { tensors_[i].grad = grad; }
+  // Phase 1. `sums` becomes those of this plan's tensors, with the weights of their groups.
+  virtual void update(const StepInput& input, const Estimate& row, Sums<double>& sums) = 0;
 
-  // Phase 1. Returns the sums over the tensors of this plan, with the weights of their groups.
-  Sums<double> update(const StepInput& input, const Estimate& estimate);
-
-  // Phases 2 and 3: returns the new estimate and brings x to it.
-  Estimate finish(const StepInput& input, const Estimate& old, const Sums<double>& sums);
-
- private:
-  bool active(const Tensor& tensor, const StepInput& input) const {
-    return tensor.grad.at != nullptr && input.hypers[tensor.group].lr > 0.0;
-  }
-  // Calls visit(chunk number) for the chunks of all active tensors, in parallel where that pays.
-  template <class Visit>
-  void walk(const StepInput& input, Visit visit) const;
-
-  std::vector<Tensor> tensors_;
-  std::vector<Chunk> chunks_;
-  std::vector<long> spans_;             // chunks [spans_[i], spans_[i + 1]) are one thread's to walk in a row
-  std::vector<Sums<double>> partials_;  // one per chunk
+  // Phases 2 and 3. `sums` are those of all plans; `row` becomes the new estimate if this is the `last` plan.
+  virtual void finish(const StepInput& input, Estimate& row, const Sums<double>& sums, bool last) = 0;
 };
+
+// type: of all the parameters.
+std::unique_ptr<Plan> make_plan(std::vector<Tensor> tensors, Type type);
 
 }  // namespace prodigy::cpu

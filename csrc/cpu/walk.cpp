@@ -202,12 +202,12 @@ const char* instruction_set() {
 }
 
 template <class T>
-Sums<double> update_chunk(const Tensor& t, const Chunk& chunk, const Coefficients<T>& c) {
+Sums<double> update_chunk(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<T>& c) {
   Scratch<T> scratch;
   Sums<double> sums{0.0, 0.0};
   for (int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
     const int n = int(std::min<int64_t>(kBlock, chunk.end - begin));
-    const Arrays<T> a = open_update(t, begin, n, c.momentum, scratch);
+    const Arrays<T> a = open_update(t, grad, begin, n, c.momentum, scratch);
     const Sums<double> part = update_block(a, t, begin, n, c);
     close_update(t, begin, n, c, a);
     sums.dot += part.dot;
@@ -217,19 +217,22 @@ Sums<double> update_chunk(const Tensor& t, const Chunk& chunk, const Coefficient
 }
 
 template <class T>
-void finish_chunk(const Tensor& t, const Chunk& chunk, const Coefficients<T>& c, T old_d_eps, T d_new, Finish how) {
+void finish_chunk(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<T>& c, T old_d_eps,
+                  T d_new, Finish how) {
   Scratch<T> scratch;
   for (int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
     const int n = int(std::min<int64_t>(kBlock, chunk.end - begin));
-    const Arrays<T> a = open_finish(t, begin, n, c.momentum, scratch);
+    const Arrays<T> a = open_finish(t, grad, begin, n, c.momentum, scratch);
     finish_block(a, n, c, old_d_eps, d_new, how);
     close_finish(t, begin, n, c, a, how);
   }
 }
 
-template Sums<double> update_chunk(const Tensor&, const Chunk&, const Coefficients<float>&);
-template Sums<double> update_chunk(const Tensor&, const Chunk&, const Coefficients<double>&);
-template void finish_chunk(const Tensor&, const Chunk&, const Coefficients<float>&, float, float, Finish);
-template void finish_chunk(const Tensor&, const Chunk&, const Coefficients<double>&, double, double, Finish);
+template Sums<double> update_chunk(const Tensor&, const Gradient&, const Chunk&, const Coefficients<float>&);
+template Sums<double> update_chunk(const Tensor&, const Gradient&, const Chunk&, const Coefficients<double>&);
+template void finish_chunk(const Tensor&, const Gradient&, const Chunk&, const Coefficients<float>&, float, float,
+                           Finish);
+template void finish_chunk(const Tensor&, const Gradient&, const Chunk&, const Coefficients<double>&, double, double,
+                           Finish);
 
 }  // namespace prodigy::cpu

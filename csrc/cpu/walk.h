@@ -1,17 +1,19 @@
 // How the CPU walks a chunk.
 #pragma once
 
-#include "prodigy/chunk.h"
+#include "prodigy/rule.h"
+#include "prodigy/table.h"
 
 namespace prodigy::cpu {
 
 // Phase 1 for one chunk; returns its part of the sums, unweighted.
 template <class T>
-Sums<double> update_chunk(const Tensor& tensor, const Chunk& chunk, const Coefficients<T>& c);
+Sums<double> update_chunk(const Tensor& tensor, const Gradient& grad, const Chunk& chunk, const Coefficients<T>& c);
 
 // Phase 3 for one chunk. `c` holds d_new in d_eps; `d_new` itself is the factor of the step without momentum.
 template <class T>
-void finish_chunk(const Tensor& tensor, const Chunk& chunk, const Coefficients<T>& c, T old_d_eps, T d_new, Finish how);
+void finish_chunk(const Tensor& tensor, const Gradient& grad, const Chunk& chunk, const Coefficients<T>& c, T old_d_eps,
+                  T d_new, Finish how);
 
 // The instruction set that this machine's calls are dispatched to.
 const char* instruction_set();

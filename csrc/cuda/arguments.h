@@ -1,7 +1,9 @@
 // What crosses from the host to a kernel: one plain struct, by value; everything in it lies on the device.
 #pragma once
 
-#include "prodigy/chunk.h"
+#include "prodigy/record.h"
+#include "prodigy/rule.h"
+#include "prodigy/table.h"
 
 namespace prodigy::cuda {
 
@@ -15,24 +17,6 @@ constexpr int kBlockSize = PRODIGY_CUDA_BLOCK;
 // chunks of a small model and should end together.
 constexpr std::int64_t kCudaChunkSize = PRODIGY_CUDA_CHUNK;
 
-// A number that the host knows, or one that it would have to wait for.
-struct Scalar {
-  double value;
-  const void* address;  // null: `value` counts
-  int bits;             // of the floating-point number at `address`: 32 or 64
-
-  PRODIGY_INLINE double read() const {
-    if (address == nullptr) return value;
-    return bits == 32 ? double(*static_cast<const float*>(address)) : *static_cast<const double*>(address);
-  }
-};
-
-// One parameter group; `lr` takes the place of `hyper.lr`.
-struct Group {
-  Hyper hyper;
-  Scalar lr;
-};
-
 struct Arguments {
   const Tensor* tensors;  // their gradients are in `grads`, which change more often
   const Chunk* chunks;
@@ -42,12 +26,11 @@ struct Arguments {
   const Gradient* grads;
 
   Sums<double>* partials;  // one per chunk
-  unsigned* arrived;       // blocks that are through; 0 between launches
+  unsigned* arrived;       // number of blocks that have finished; the last one resets it to 0
   Sums<double>* sums;      // written by update, read by finish
   Estimate* row;           // read by both, written by finish if `last`
 
-  Shared shared;
-  Scalar grad_scale, found_inf;
+  StepScalars step;
   bool last;
 };
 

@@ -22,20 +22,14 @@ struct GroupRow {
   bool active;  // lr > 0
 };
 
-__device__ __forceinline__ Hyper hyper_of(const Group& group) {
-  Hyper hyper = group.hyper;
-  hyper.lr = group.lr.read();
-  return hyper;
-}
-
 // Rows of shared memory; group n is in row n % kGroupRows.
 constexpr int kGroupRows = 32;
 
 template <class T>
 __device__ __forceinline__ void make_group_row(GroupRow<T>& row, const Arguments& a, std::int64_t group,
                                                const Estimate& old, double d_new) {
-  const Hyper hyper = hyper_of(a.groups[group]);
-  row.c = coefficients<T>(hyper, a.shared, old, d_new, a.grad_scale.read());
+  const Hyper hyper = a.groups[group].read();
+  row.c = coefficients<T>(hyper, a.step.options, old, d_new, a.step.grad_scale.read());
   row.old_d_eps = T(old.d * hyper.eps);
   row.group = group;
   row.active = hyper.lr > 0.0;
@@ -69,7 +63,7 @@ __global__ void __launch_bounds__(kBlockSize, kMinBlocks) update_kernel(const Ar
   __shared__ GroupRow<T> rows[kGroupRows];
   __shared__ Sums<double> scratch[2][kWarps];
   __shared__ Estimate old;
-  if (a.found_inf.read() != 0.0) return;
+  if (a.step.found_inf.read() != 0.0) return;
   if (threadIdx.x == 0) old = *a.row;
   clear_group_rows(rows);
   __syncthreads();
@@ -80,7 +74,7 @@ __global__ void __launch_bounds__(kBlockSize, kMinBlocks) update_kernel(const Ar
     const Gradient grad = a.grads[chunk.tensor];
     Sums<double> sums{0.0, 0.0};
     const GroupRow<T>& row = group_row<true>(rows, tensor.group, a, old, old.d);
-    if (grad.at != nullptr && row.active) {
+    if (grad.data != nullptr && row.active) {
       sums = block_sum(update_chunk<T, kMixed>(tensor, grad, chunk, row.c), scratch[odd]);
       sums.dot *= row.c.dot_weight;
       odd = !odd;
@@ -95,9 +89,9 @@ template <class T>
 __device__ __forceinline__ bool anything_to_finish(const Arguments& a, const Estimate& old, bool stepped, bool moved) {
   bool any = false;
   for (std::int64_t n = threadIdx.x; n < a.group_count; n += kBlockSize) {
-    const Hyper hyper = hyper_of(a.groups[n]);
+    const Hyper hyper = a.groups[n].read();
     const T decay = decay_of<T>(hyper, old.d * hyper.lr * bias_correction(hyper, old.k));
-    any |= finish_of(deferred(hyper, a.shared, old, decay), stepped, moved) != Finish::kNothing;
+    any |= finish_of(deferred(hyper, a.step.options, old, decay), stepped, moved) != Finish::kNothing;
   }
   return __syncthreads_or(any);
 }
@@ -108,11 +102,11 @@ __global__ void __launch_bounds__(kBlockSize, kMinBlocks) finish_kernel(const Ar
   __shared__ GroupRow<T> rows[kGroupRows];
   __shared__ Estimate old, now;
   __shared__ bool stepped;
-  if (a.found_inf.read() != 0.0) return;
+  if (a.step.found_inf.read() != 0.0) return;
   // Every block derives the same estimate. The last to have read the old one overwrites it.
   if (threadIdx.x == 0) {
     now = old = *a.row;
-    stepped = advance(now, *a.sums, a.shared);
+    stepped = advance(now, *a.sums, a.step.options);
   }
   clear_group_rows(rows);
   __syncthreads();
@@ -124,7 +118,7 @@ __global__ void __launch_bounds__(kBlockSize, kMinBlocks) finish_kernel(const Ar
       const Gradient grad = a.grads[chunk.tensor];
       const GroupRow<T>& row = group_row<false>(rows, tensor.group, a, old, now.d);
       const Finish how = finish_of(row.c.deferred, stepped, moved);
-      if (grad.at == nullptr || !row.active || how == Finish::kNothing) continue;
+      if (grad.data == nullptr || !row.active || how == Finish::kNothing) continue;
       finish_chunk<T, kMixed>(tensor, grad, chunk, row.c, row.old_d_eps, T(now.d), how);
     }
   }

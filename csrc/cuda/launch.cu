@@ -18,9 +18,10 @@ Entry entry_of(Kernel kernel, const char* update, const char* finish) {
   return {finish, reinterpret_cast<const void*>(finish_kernel<T, kMixed>)};
 }
 
-Entry entry(Kernel kernel, Number number) {
-  if (number == Number::kFloat32) return entry_of<float, false>(kernel, "update_kernel<float>", "finish_kernel<float>");
-  if (number == Number::kFloat64) {
+Entry entry(Kernel kernel, Storage storage) {
+  if (storage == Storage::kFloat32)
+    return entry_of<float, false>(kernel, "update_kernel<float>", "finish_kernel<float>");
+  if (storage == Storage::kFloat64) {
     return entry_of<double, false>(kernel, "update_kernel<double>", "finish_kernel<double>");
   }
   return entry_of<float, true>(kernel, "update_kernel<mixed>", "finish_kernel<mixed>");
@@ -36,14 +37,14 @@ void check(cudaError_t error, const char* what) {
 
 std::string problem() {
   cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, entry(Kernel::kUpdate, Number::kFloat32).function);
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, entry(Kernel::kUpdate, Storage::kFloat32).function);
   if (error == cudaSuccess) return "";
   cudaGetLastError();
   return cudaGetErrorString(error);
 }
 
-int resident_blocks(Kernel kernel, Number number) {
-  const Entry e = entry(kernel, number);
+int resident_blocks(Kernel kernel, Storage storage) {
+  const Entry e = entry(kernel, storage);
   int device = 0, multiprocessors = 0, per_multiprocessor = 0;
   check(cudaGetDevice(&device), e.name);
   check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), e.name);
@@ -51,8 +52,8 @@ int resident_blocks(Kernel kernel, Number number) {
   return multiprocessors * per_multiprocessor;
 }
 
-void launch(Kernel kernel, Number number, int blocks, const Arguments& arguments, void* stream) {
-  const Entry e = entry(kernel, number);
+void launch(Kernel kernel, Storage storage, int blocks, const Arguments& arguments, void* stream) {
+  const Entry e = entry(kernel, storage);
   void* parameters[] = {const_cast<Arguments*>(&arguments)};
   check(cudaLaunchKernel(e.function, dim3(blocks), dim3(kBlockSize), parameters, 0, static_cast<cudaStream_t>(stream)),
         e.name);

@@ -9,16 +9,17 @@ namespace prodigy::cuda {
 
 enum class Kernel { kUpdate, kFinish };
 
-// What the tensors are stored in: all in float32, all in float64, or else the arithmetic is float32.
-enum class Number { kFloat32, kFloat64, kMixed };
+// A combination of the types that tensors are stored in: all float32; all float64; or any others, with arithmetic in
+// float32.
+enum class Storage { kFloat32, kFloat64, kMixed };
 
 // Why the kernels cannot run on the current device (it is too old, or its driver is); empty if they can.
 std::string problem();
 
-// As many blocks as the current device holds at a time.
-int resident_blocks(Kernel kernel, Number number);
+// The number of blocks that the current device holds at a time.
+int resident_blocks(Kernel kernel, Storage storage);
 
 // On the current device. Throws std::runtime_error, which names the kernel.
-void launch(Kernel kernel, Number number, int blocks, const Arguments& arguments, void* stream);
+void launch(Kernel kernel, Storage storage, int blocks, const Arguments& arguments, void* stream);
 
 }  // namespace prodigy::cuda

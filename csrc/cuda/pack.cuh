@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "cuda/arguments.h"
+#include "prodigy/rounding.h"
 
 namespace prodigy::cuda {
 
@@ -16,7 +17,7 @@ constexpr int kILP = 16 / sizeof(T);
 // kILP consecutive elements of an array; kCount, where the arithmetic has another type.
 template <class T, int kCount = kILP<T>>
 struct alignas(kCount * sizeof(T)) Pack {
-  T at[kCount];
+  T value[kCount];
 };
 
 using HalfPack = Pack<std::uint16_t, kILP<float>>;
@@ -36,7 +37,7 @@ __device__ __forceinline__ P load_pack(const T* from, int count) {
   } else {
     P pack;
 #pragma unroll
-    for (int e = 0; e < int(sizeof(P) / sizeof(T)); ++e) pack.at[e] = e < count ? global(from)[e] : T(0);
+    for (int e = 0; e < int(sizeof(P) / sizeof(T)); ++e) pack.value[e] = e < count ? global(from)[e] : T(0);
     return pack;
   }
 }
@@ -48,7 +49,7 @@ __device__ __forceinline__ void store_pack(T* to, const P& pack, int count) {
   } else {
 #pragma unroll
     for (int e = 0; e < int(sizeof(P) / sizeof(T)); ++e) {
-      if (e < count) global(to)[e] = pack.at[e];
+      if (e < count) global(to)[e] = pack.value[e];
     }
   }
 }
@@ -57,17 +58,17 @@ __device__ __forceinline__ void store_pack(T* to, const P& pack, int count) {
 
 template <class T, bool kMixed>
 struct Array {
-  T* __restrict__ at;
+  T* __restrict__ data;
 
-  __device__ __forceinline__ Array(const void* address, Type) : at(static_cast<T*>(const_cast<void*>(address))) {}
+  __device__ __forceinline__ Array(const void* address, Type) : data(static_cast<T*>(const_cast<void*>(address))) {}
   __device__ __forceinline__ bool aligned() const {
-    return reinterpret_cast<std::uintptr_t>(at) % sizeof(Pack<T>) == 0;
+    return reinterpret_cast<std::uintptr_t>(data) % sizeof(Pack<T>) == 0;
   }
 };
 
 template <bool kFull, class T>
 __device__ __forceinline__ Pack<T> load(const Array<T, false>& from, std::int64_t i, int count) {
-  return load_pack<kFull, Pack<T>>(from.at + i, count);
+  return load_pack<kFull, Pack<T>>(from.data + i, count);
 }
 
 template <class T>
@@ -77,33 +78,33 @@ __device__ __forceinline__ Pack<T> widened(const Array<T, false>&, const Pack<T>
 
 template <class T>
 __device__ __forceinline__ T load_one(const Array<T, false>& from, std::int64_t i) {
-  return global(from.at)[i];
+  return global(from.data)[i];
 }
 
 template <class T>
 __device__ __forceinline__ void store_one(const Array<T, false>& to, std::int64_t i, T value) {
-  global(to.at)[i] = value;
+  global(to.data)[i] = value;
 }
 
 // The rounding is for arrays of 16 bits.
 template <bool kFull, class T, class Rounding>
 __device__ __forceinline__ void store(const Array<T, false>& to, std::int64_t i, int count, const Pack<T>& pack,
                                       const Rounding&) {
-  store_pack<kFull>(to.at + i, pack, count);
+  store_pack<kFull>(to.data + i, pack, count);
 }
 
 // -- arrays of any type, in float32 ----------------------------------------------------------------------------------
 
 template <>
 struct Array<float, true> {
-  void* __restrict__ at;
+  void* __restrict__ data;
   Type type;
 
-  __device__ __forceinline__ Array(const void* address, Type t) : at(const_cast<void*>(address)), type(t) {}
-  __device__ __forceinline__ float* floats() const { return static_cast<float*>(at); }
-  __device__ __forceinline__ std::uint16_t* halves() const { return static_cast<std::uint16_t*>(at); }
+  __device__ __forceinline__ Array(const void* address, Type t) : data(const_cast<void*>(address)), type(t) {}
+  __device__ __forceinline__ float* floats() const { return static_cast<float*>(data); }
+  __device__ __forceinline__ std::uint16_t* halves() const { return static_cast<std::uint16_t*>(data); }
   __device__ __forceinline__ bool aligned() const {
-    return reinterpret_cast<std::uintptr_t>(at) % unsigned(kILP<float> * size_of(type)) == 0;
+    return reinterpret_cast<std::uintptr_t>(data) % unsigned(kILP<float> * size_of(type)) == 0;
   }
 };
 
@@ -119,7 +120,7 @@ __device__ __forceinline__ Pack<float> load(const Array<float, true>& from, std:
   Pack<float> loaded{};
 #pragma unroll
   for (int e = 0; e < kILP<float> / 2; ++e) {
-    loaded.at[e] = bits_as<float>(halves.at[2 * e] | std::uint32_t(halves.at[2 * e + 1]) << 16);
+    loaded.value[e] = bits_as<float>(halves.value[2 * e] | std::uint32_t(halves.value[2 * e + 1]) << 16);
   }
   return loaded;
 }
@@ -129,8 +130,8 @@ __device__ __forceinline__ Pack<float> widened(const Array<float, true>& from, c
   Pack<float> wide;
 #pragma unroll
   for (int e = 0; e < kILP<float>; ++e) {
-    const auto two = bits_as<std::uint32_t>(loaded.at[e / 2]);
-    wide.at[e] = widened(from.type, std::uint16_t(e % 2 == 0 ? two : two >> 16));
+    const auto two = bits_as<std::uint32_t>(loaded.value[e / 2]);
+    wide.value[e] = widened(from.type, std::uint16_t(e % 2 == 0 ? two : two >> 16));
   }
   return wide;
 }
@@ -177,7 +178,7 @@ __device__ __forceinline__ void store(const Array<float, true>& to, std::int64_t
   }
   HalfPack halves;
 #pragma unroll
-  for (int e = 0; e < kILP<float>; ++e) halves.at[e] = rounding(to.type, pack.at[e], e);
+  for (int e = 0; e < kILP<float>; ++e) halves.value[e] = rounding(to.type, pack.value[e], e);
   store_pack<kFull>(to.halves() + i, halves, count);
 }
 
@@ -194,7 +195,7 @@ struct Arrays {
 
   __device__ __forceinline__ Arrays(const Tensor& t, const Gradient& gradient)
       : x(t.x, t.type),
-        grad(gradient.at, gradient.type),
+        grad(gradient.data, gradient.type),
         m(t.m, t.state_type),
         v(t.v, t.state_type),
         s(t.s, t.state_type),
@@ -205,7 +206,7 @@ struct Arrays {
     aligned = x.aligned() && grad.aligned() && m.aligned() && v.aligned() && delta.aligned();
     if (t.slice_p == 1) aligned = aligned && s.aligned() && x0.aligned();
   }
-  __device__ __forceinline__ bool displaced() const { return kMixed && delta.at != nullptr; }
+  __device__ __forceinline__ bool displaced() const { return kMixed && delta.data != nullptr; }
 };
 
 // Calls visit(i, count, full) for this thread's packs of a chunk. Which thread gets which elements does not depend on
@@ -213,9 +214,9 @@ struct Arrays {
 template <class T, class Visit>
 __device__ __forceinline__ void each_pack(const Chunk& chunk, bool aligned, Visit visit) {
   const int size = int(chunk.end - chunk.begin);
-  for (int at = int(threadIdx.x) * kILP<T>; at < size; at += kBlockSize * kILP<T>) {
-    const std::int64_t i = chunk.begin + at;
-    const int count = size - at < kILP<T> ? size - at : kILP<T>;
+  for (int offset = int(threadIdx.x) * kILP<T>; offset < size; offset += kBlockSize * kILP<T>) {
+    const std::int64_t i = chunk.begin + offset;
+    const int count = size - offset < kILP<T> ? size - offset : kILP<T>;
     if (aligned && count == kILP<T>) {
       visit(i, count, std::true_type());
     } else {

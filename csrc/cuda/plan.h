@@ -1,6 +1,6 @@
 // The packer: the tables of a plan as bytes to be copied to the device, and the launches over them.
 //
-// It owns no memory on the device and copies nothing: the caller allocates, and uploads what is packed here.
+// It owns no memory on the device and copies nothing: the caller allocates, and uploads the tables.
 #pragma once
 
 #include <cstddef>
@@ -10,33 +10,37 @@
 
 namespace prodigy::cuda {
 
+// Where the caller has put everything, on the plan's device.
+struct Buffers {
+  const void* table;       // the bytes of write_table()
+  const void* step;        // the groups of the step's record, then one Gradient per tensor
+  Sums<double>* partials;  // chunk_count() of them
+  unsigned* arrived;       // 0
+  Sums<double>* sums;      // written by update, read by finish
+  Estimate* row;
+};
+
 class Plan {
  public:
-  Plan(std::vector<Tensor> tensors, Number number);
+  // type: of all parameters; state_type: of all m, v and s. Throws std::invalid_argument if there is no kernel for it.
+  Plan(std::vector<Tensor> tensors, Type type, Type state_type);
 
   // The tensors and the chunks: constant as long as the plan is.
   std::size_t table_bytes() const;
   void write_table(void* to) const;
 
-  // The groups and the gradients. Returns whether they differ from what was packed last.
-  bool pack_step(const std::vector<Group>& groups, const std::vector<Gradient>& grads);
-  std::size_t step_bytes() const { return step_.size(); }
-  void write_step(void* to) const;
-
   std::size_t chunk_count() const { return chunks_.size(); }
 
-  // Where the caller has put everything; the rest of `arguments` is filled in here.
-  void update(Arguments arguments, const void* table, const void* step, void* stream);
-  void finish(Arguments arguments, const void* table, const void* step, void* stream);
+  // Launched on `stream`, a CUDA stream; not waited for.
+  void update(const Record& record, const Buffers& buffers, void* stream);
+  void finish(const Record& record, const Buffers& buffers, void* stream, bool last);
 
  private:
-  void launch(Kernel kernel, Arguments& arguments, const void* table, const void* step, void* stream);
+  void launch(Kernel kernel, const Record& record, const Buffers& buffers, void* stream, bool last);
 
   std::vector<Tensor> tensors_;
   std::vector<Chunk> chunks_;
-  std::vector<std::byte> step_;
-  std::size_t group_count_ = 0;
-  Number number_;
+  Storage storage_;
   int resident_blocks_[2] = {0, 0};  // of each kernel; 0: not asked yet
 };
 

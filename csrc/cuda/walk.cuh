@@ -37,12 +37,12 @@ struct EveryElement {
   static constexpr bool kMayBeDisplaced = kMixed;
 
   template <bool kFull>
-  struct At {
+  struct Loaded {
     Pack<T> s, x0;
 
-    __device__ __forceinline__ At(const EveryElement&, const Arrays<T, kMixed>& a, std::int64_t i, int count)
+    __device__ __forceinline__ Loaded(const EveryElement&, const Arrays<T, kMixed>& a, std::int64_t i, int count)
         : s(load<kFull>(a.s, i, count)), x0() {
-      if (a.x0.at != nullptr) x0 = load<kFull>(a.x0, i, count);
+      if (a.x0.data != nullptr) x0 = load<kFull>(a.x0, i, count);
     }
     __device__ __forceinline__ void widen(const Arrays<T, kMixed>& a) {
       s = widened(a.s, s);
@@ -68,19 +68,19 @@ struct EveryPth {
   int first, period;  // within the chunk, so that 32 bits do: 64-bit divisions would cost more than the memory
 
   template <bool kFull>
-  struct At {
+  struct Loaded {
     Pack<T> s, x0;
     unsigned present = 0;  // bit e: element e is a sample; where, is asked again, since registers are scarce
 
-    __device__ __forceinline__ At(const EveryPth& p, const Arrays<T, kMixed>& a, std::int64_t i, int count)
+    __device__ __forceinline__ Loaded(const EveryPth& p, const Arrays<T, kMixed>& a, std::int64_t i, int count)
         : s(), x0() {
 #pragma unroll
       for (int e = 0; e < kILP<T>; ++e) {
         const std::int64_t sample = kFull || e < count ? p.sample_of(i + e) : -1;
         if (sample < 0) continue;
         present |= 1u << e;
-        s.at[e] = load_one(a.s, sample);
-        if (a.x0.at != nullptr) x0.at[e] = load_one(a.x0, sample);
+        s.value[e] = load_one(a.s, sample);
+        if (a.x0.data != nullptr) x0.value[e] = load_one(a.x0, sample);
       }
     }
     __device__ __forceinline__ void widen(const Arrays<T, kMixed>&) {}  // one by one, as they came
@@ -88,7 +88,7 @@ struct EveryPth {
     __device__ __forceinline__ void store_s(const EveryPth& p, const Arrays<T, kMixed>& a, std::int64_t i, int) const {
 #pragma unroll
       for (int e = 0; e < kILP<T>; ++e) {
-        if (has(e)) store_one(a.s, p.sample_of(i + e), s.at[e]);
+        if (has(e)) store_one(a.s, p.sample_of(i + e), s.value[e]);
       }
     }
   };
@@ -126,9 +126,10 @@ __device__ __forceinline__ Positions<T> positions(const Arrays<T, kMixed>& a, co
     p.origin = x0;
 #pragma unroll
     for (int e = 0; e < kILP<T>; ++e) {
-      p.at.at[e] = a.x.type == Type::kBFloat16 ? displacement<Type::kBFloat16>(x.at[e], x0.at[e], delta.at[e])
-                                               : displacement<Type::kFloat16>(x.at[e], x0.at[e], delta.at[e]);
-      p.x.at[e] = x0.at[e] + p.at.at[e];
+      p.at.value[e] = a.x.type == Type::kBFloat16
+                          ? displacement<Type::kBFloat16>(x.value[e], x0.value[e], delta.value[e])
+                          : displacement<Type::kFloat16>(x.value[e], x0.value[e], delta.value[e]);
+      p.x.value[e] = x0.value[e] + p.at.value[e];
     }
   }
   return p;
@@ -141,7 +142,7 @@ __device__ __forceinline__ void store_positions(const Arrays<T, kMixed>& a, std:
     if (displaced) {
       store<kFull>(a.delta, i, count, p.at, Nearest());
 #pragma unroll
-      for (int e = 0; e < kILP<T>; ++e) p.at.at[e] = p.origin.at[e] + p.at.at[e];
+      for (int e = 0; e < kILP<T>; ++e) p.at.value[e] = p.origin.value[e] + p.at.value[e];
     } else if (a.stochastic) {
       store<kFull>(a.x, i, count, p.at, Stochastic<false>{random, std::uint32_t(i)});
       return;
@@ -162,7 +163,7 @@ __device__ __forceinline__ void update_pack(const Arrays<T, kMixed>& a, std::int
   if (c.momentum) m = load<kFull>(a.m, i, count);
   const bool displaced = Sampling::kMayBeDisplaced && a.displaced();
   if (displaced) delta = load<kFull>(a.delta, i, count);
-  typename Sampling::template At<kFull> sampled(sampling, a, i, count);
+  typename Sampling::template Loaded<kFull> sampled(sampling, a, i, count);
   grad = widened(a.grad, grad);
   v = widened(a.v, v);
   m = widened(a.m, m);
@@ -170,11 +171,11 @@ __device__ __forceinline__ void update_pack(const Arrays<T, kMixed>& a, std::int
   Positions<T> p = positions(a, widened(a.x, x), sampled.x0, delta, displaced);
 #pragma unroll
   for (int e = 0; e < kILP<T>; ++e) {
-    const T g = gradient(grad.at[e], p.x.at[e], c);
-    const T distance = displaced ? -p.at.at[e] : sampled.x0.at[e] - p.x.at[e];
-    if (sampled.has(e)) sums.add(e, sample(g, distance, sampled.s.at[e], c));
-    moments(g, m.at[e], v.at[e], c);
-    p.at.at[e] = step(p.at.at[e], p.x.at[e], m.at[e], v.at[e], c);
+    const T g = gradient(grad.value[e], p.x.value[e], c);
+    const T distance = displaced ? -p.at.value[e] : sampled.x0.value[e] - p.x.value[e];
+    if (sampled.has(e)) sums.add(e, sample(g, distance, sampled.s.value[e], c));
+    moments(g, m.value[e], v.value[e], c);
+    p.at.value[e] = step(p.at.value[e], p.x.value[e], m.value[e], v.value[e], c);
   }
   sampled.store_s(sampling, a, i, count);
   store<kFull>(a.v, i, count, v, Stochastic<true>{random, std::uint32_t(i)});
@@ -228,14 +229,15 @@ __device__ __forceinline__ void finish_chunk(const Tensor& t, const Gradient& gr
     Pack<T> x0{}, delta{};
     if (a.displaced()) {
       delta = load<kFull>(a.delta, i, count);
-      if (a.x0.at != nullptr) x0 = load<kFull>(a.x0, i, count);
+      if (a.x0.data != nullptr) x0 = load<kFull>(a.x0, i, count);
     }
     m = widened(direction, m);
     v = widened(a.v, v);
     Positions<T> p = positions(a, widened(a.x, x), widened(a.x0, x0), delta, a.displaced());
 #pragma unroll
     for (int e = 0; e < kILP<T>; ++e) {
-      p.at.at[e] = finish_element(p.at.at[e], p.x.at[e], p.origin.at[e], m.at[e], v.at[e], c, old_d_eps, d_new, how);
+      p.at.value[e] = finish_element(p.at.value[e], p.x.value[e], p.origin.value[e], m.value[e], v.value[e], c,
+                                     old_d_eps, d_new, how);
     }
     store_positions<kFull>(a, i, count, p, a.displaced(), random);
   });

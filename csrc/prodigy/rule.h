@@ -1,5 +1,5 @@
-// Prodigy's mathematics (ALGORITHM.md, Algorithm 4): the only place in C++ that knows it. No torch, no CUDA, no memory
-// layout: numbers in registers in, numbers in registers out, for the CPU loop and for the CUDA kernels alike.
+// Prodigy's mathematics (docs/algorithm.md, Algorithm 4): the only place in C++ that knows it. No torch, no CUDA, no
+// memory layout: numbers in registers in, numbers in registers out, for the CPU loop and for the CUDA kernels alike.
 //
 // Note [d is updated between the passes]
 // Only `d_new * eps` in the last line of the algorithm needs the sums over all parameters. So `update` moves x with the
@@ -15,31 +15,9 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define PRODIGY_INLINE __host__ __device__ __forceinline__
-#elif defined(__GNUC__)
-#define PRODIGY_INLINE inline __attribute__((always_inline))
-#else
-#define PRODIGY_INLINE inline
-#endif
+#include "prodigy/record.h"
 
 namespace prodigy {
-
-// The hyper-parameters of one parameter group.
-struct Hyper {
-  double lr, beta1, beta2, eps, weight_decay;
-  bool decouple, use_bias_correction, safeguard_warmup, maximize;
-};
-
-// The hyper-parameters of the estimate, common to all groups.
-struct Shared {
-  double d0, d_coef, growth_rate, beta3;
-};
-
-// The estimate: one row of float64, in the order of prodigy_fused.estimate.FIELDS.
-struct Estimate {
-  double d, d_max, d_hat, d_numerator, d_denom, k, nonfinite_steps, corrections;
-};
 
 // dot: sum of <g, x0 - x>; norm: sum of |s|.
 template <class T>
@@ -73,16 +51,16 @@ PRODIGY_INLINE T decay_of(const Hyper& h, double dlr) {
 
 // Whether x waits for `finish`, see Note [Deferred steps].
 template <class T>
-PRODIGY_INLINE bool deferred(const Hyper& h, const Shared& shared, const Estimate& old, T decay) {
-  const bool hard_to_undo = shared.beta3 == 0.0 || decay >= T(0.5);
+PRODIGY_INLINE bool deferred(const Hyper& h, const EstimateOptions& options, const Estimate& old, T decay) {
+  const bool hard_to_undo = options.beta3 == 0.0 || decay >= T(0.5);
   return !(h.beta1 > 0.0) || old.k == 0.0 || hard_to_undo;
 }
 
 // d_eps is made of `d_new`, everything else of the old estimate: in `update` d_new is not known yet and d takes its
 // place.
 template <class T>
-PRODIGY_INLINE Coefficients<T> coefficients(const Hyper& h, const Shared& shared, const Estimate& old, double d_new,
-                                            double grad_scale) {
+PRODIGY_INLINE Coefficients<T> coefficients(const Hyper& h, const EstimateOptions& options, const Estimate& old,
+                                            double d_new, double grad_scale) {
   const double bc = bias_correction(h, old.k);
   const double dlr = old.d * h.lr * bc;
   Coefficients<T> c;
@@ -91,16 +69,16 @@ PRODIGY_INLINE Coefficients<T> coefficients(const Hyper& h, const Shared& shared
   c.d = T(old.d);
   c.beta1 = T(h.beta1);
   c.beta2 = T(h.beta2);
-  c.beta3 = T(shared.beta3);
+  c.beta3 = T(options.beta3);
   c.one_minus_beta1 = T(1.0 - h.beta1);
   c.one_minus_beta2 = T(1.0 - h.beta2);
-  c.s_weight = T(old.d / shared.d0 * (h.safeguard_warmup ? old.d : dlr));
+  c.s_weight = T(old.d / options.d0 * (h.safeguard_warmup ? old.d : dlr));
   c.decay = decay_of<T>(h, dlr);
   c.dlr = T(dlr);
   c.d_eps = T(d_new * h.eps);
   c.dot_weight = h.lr * bc;
   c.momentum = h.beta1 > 0.0;
-  c.deferred = deferred(h, shared, old, c.decay);
+  c.deferred = deferred(h, options, old, c.decay);
   c.k = std::uint32_t(std::int64_t(old.k));
   return c;
 }
@@ -164,14 +142,14 @@ PRODIGY_INLINE T undo(T at, T origin, T m, T v, const Coefficients<T>& c) {
 }
 
 // The rule for d. False if this is not a step: no gradient has been non-zero yet, and d stays.
-PRODIGY_INLINE bool advance(Estimate& e, const Sums<double>& sums, const Shared& shared) {
+PRODIGY_INLINE bool advance(Estimate& e, const Sums<double>& sums, const EstimateOptions& options) {
   if (sums.norm == 0.0) {
     e.nonfinite_steps += !std::isfinite(sums.dot);  // non-finite entries count as zero in the norm
     return false;
   }
   const double d = e.d;
-  const double numerator = shared.beta3 * e.d_numerator + d / shared.d0 * d * sums.dot;
-  const double d_hat = shared.d_coef * numerator / sums.norm;
+  const double numerator = options.beta3 * e.d_numerator + d / options.d0 * d * sums.dot;
+  const double d_hat = options.d_coef * numerator / sums.norm;
   e.k += 1.0;
   if (!std::isfinite(d_hat) || !std::isfinite(sums.norm)) {
     e.nonfinite_steps += 1.0;
@@ -181,8 +159,8 @@ PRODIGY_INLINE bool advance(Estimate& e, const Sums<double>& sums, const Shared&
   e.d_numerator = numerator;
   e.d_denom = sums.norm;
   if (d_hat > e.d_max) e.d_max = d_hat;
-  const double reached = d == shared.d0 && d_hat > d ? d_hat : d;
-  const double grown = reached * shared.growth_rate;
+  const double reached = d == options.d0 && d_hat > d ? d_hat : d;
+  const double grown = reached * options.growth_rate;
   e.d = grown < e.d_max ? grown : e.d_max;
   e.corrections += e.d != d;
   return true;

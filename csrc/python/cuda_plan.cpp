@@ -1,117 +1,79 @@
 #include "python/cuda_plan.h"
 
-#include <pybind11/stl.h>
-
 #include "cuda/plan.h"
-#include "python/read_step.h"
-#include "python/tensor_list.h"
+#include "python/bind_tensors.h"
+#include "python/pointer.h"
 
 namespace py = pybind11;
 
 namespace prodigy {
 namespace {
 
-using cuda::Scalar;
-
 class CudaPlan {
  public:
-  CudaPlan(const py::list& slots, const py::type& tensor_class)
-      : list_(slots, tensor_class), plan_(list_.table(), number()) {
-    if (list_.type() == Type::kOther) throw py::value_error("unsupported dtype");
-  }
+  CudaPlan(const py::list& slots, const py::type& tensor_class, const std::string& state_format)
+      : list_(slots, tensor_class, state_format), plan_(list_.table(), list_.type(), list_.state_type()) {}
 
-  bool unchanged() { return list_.unchanged(); }
-  long read_grads(const py::list& grads) { return list_.read_grads(grads, grads_); }
+  TensorList& list() { return list_; }
+
+  py::bytes gradient_words() const {
+    const std::vector<Gradient>& grads = list_.gradients();
+    return py::bytes(reinterpret_cast<const char*>(grads.data()), grads.size() * sizeof(Gradient));
+  }
 
   std::size_t table_bytes() const { return plan_.table_bytes(); }
-  std::size_t step_bytes() const { return plan_.step_bytes(); }
   std::size_t chunk_count() const { return plan_.chunk_count(); }
-  void write_table(std::uintptr_t to) const { plan_.write_table(at<void>(to)); }
-  void write_step(std::uintptr_t to) const { plan_.write_step(at<void>(to)); }
+  void write_table(std::uintptr_t to) const { plan_.write_table(pointer<void>(to)); }
 
-  // lrs: for each group None, or the tensor on the plan's device that takes the place of the number.
-  bool pack_step(const py::object& step, const py::list& lrs) {
-    std::vector<cuda::Group> groups;
-    std::size_t i = 0;
-    for (const py::handle& h : step.attr("hypers")) {
-      const Hyper hyper = read_hyper(h);
-      groups.push_back({hyper, read_scalar("lr", py::object(lrs[i++]), hyper.lr)});
-    }
-    shared_ = read_shared(step.attr("shared"));
-    return plan_.pack_step(groups, grads_);
+  void update(const py::bytes& record, std::uintptr_t table, std::uintptr_t step, std::uintptr_t partials,
+              std::uintptr_t arrived, std::uintptr_t sums, std::uintptr_t row, std::uintptr_t stream) {
+    plan_.update(Record(record, list_.group_count()), buffers(table, step, partials, arrived, sums, row),
+                 pointer<void>(stream));
   }
 
-  // grad_scale, found_inf: a number, or a tensor on the plan's device.
-  void update(const py::dict& buffers, const py::object& grad_scale, const py::object& found_inf,
-              std::uintptr_t stream) {
-    plan_.update(arguments(buffers, grad_scale, found_inf), buffer<void>(buffers, "table"),
-                 buffer<void>(buffers, "step"), at<void>(stream));
-  }
-
-  void finish(const py::dict& buffers, const py::object& grad_scale, const py::object& found_inf, std::uintptr_t stream,
-              bool last) {
-    cuda::Arguments a = arguments(buffers, grad_scale, found_inf);
-    a.last = last;
-    plan_.finish(a, buffer<void>(buffers, "table"), buffer<void>(buffers, "step"), at<void>(stream));
+  void finish(const py::bytes& record, std::uintptr_t table, std::uintptr_t step, std::uintptr_t partials,
+              std::uintptr_t arrived, std::uintptr_t sums, std::uintptr_t row, std::uintptr_t stream, bool last) {
+    plan_.finish(Record(record, list_.group_count()), buffers(table, step, partials, arrived, sums, row),
+                 pointer<void>(stream), last);
   }
 
  private:
-  cuda::Number number() const {
-    if (list_.type() == Type::kFloat64) return cuda::Number::kFloat64;
-    const bool plain = list_.type() == Type::kFloat32 && list_.state_type() == Type::kFloat32;
-    return plain ? cuda::Number::kFloat32 : cuda::Number::kMixed;
-  }
-
-  Scalar read_scalar(const std::string& name, const py::object& value, double number) {
-    if (value.is_none()) return {number, nullptr, 0};
-    if (py::isinstance<py::float_>(value) || py::isinstance<py::int_>(value)) {
-      return {value.cast<double>(), nullptr, 0};
-    }
-    TensorView view;
-    const bool floating = list_.read(value, view) && (view.type == Type::kFloat32 || view.type == Type::kFloat64);
-    const bool fits = floating && view.numel() == 1;
-    if (!fits) throw py::value_error(name + " must be a number or a float32 or float64 tensor with one element");
-    return {0.0, view.data, 8 * size_of(view.type)};
-  }
-
-  template <class T>
-  static T* buffer(const py::dict& buffers, const char* name) {
-    return at<T>(buffers[name].cast<std::uintptr_t>());
-  }
-
-  cuda::Arguments arguments(const py::dict& buffers, const py::object& grad_scale, const py::object& found_inf) {
-    cuda::Arguments a{};
-    a.partials = buffer<Sums<double>>(buffers, "partials");
-    a.arrived = buffer<unsigned>(buffers, "arrived");
-    a.sums = buffer<Sums<double>>(buffers, "sums");
-    a.row = buffer<Estimate>(buffers, "row");
-    a.shared = shared_;
-    a.grad_scale = read_scalar("grad_scale", grad_scale, 1.0);
-    a.found_inf = read_scalar("found_inf", found_inf, 0.0);
-    return a;
+  static cuda::Buffers buffers(std::uintptr_t table, std::uintptr_t step, std::uintptr_t partials,
+                               std::uintptr_t arrived, std::uintptr_t sums, std::uintptr_t row) {
+    return {pointer<void>(table),       pointer<void>(step),         pointer<Sums<double>>(partials),
+            pointer<unsigned>(arrived), pointer<Sums<double>>(sums), pointer<Estimate>(row)};
   }
 
   TensorList list_;
   cuda::Plan plan_;
-  std::vector<Gradient> grads_;
-  Shared shared_{};
 };
 
 }  // namespace
 
 void bind_cuda_plan(py::module_& m) {
-  py::class_<CudaPlan>(m, "CudaPlan", "The tensors of one bucket; addresses on its device are given as integers.")
-      .def(py::init<py::list, py::type>(), py::arg("slots"), py::arg("tensor_class"))
-      .def("unchanged", &CudaPlan::unchanged, "Whether every parameter and state tensor is where it was.")
-      .def("read_grads", &CudaPlan::read_grads, "The index of the first gradient laid out otherwise, or -1.")
-      .def_property_readonly("table_bytes", &CudaPlan::table_bytes)
-      .def_property_readonly("step_bytes", &CudaPlan::step_bytes)
-      .def_property_readonly("chunk_count", &CudaPlan::chunk_count)
-      .def("write_table", &CudaPlan::write_table, "Writes the tensors and chunks to host memory, to be uploaded.")
-      .def("pack_step", &CudaPlan::pack_step, "Takes up groups and gradients; whether they differ from the last.")
-      .def("write_step", &CudaPlan::write_step, "Writes groups and gradients to host memory, to be uploaded.")
-      .def("update", &CudaPlan::update)
-      .def("finish", &CudaPlan::finish);
+  bind_tensors<CudaPlan>(m, "CudaPlan",
+                         "The tensors of one bucket on a GPU, and the phases of a step over them. Addresses on the "
+                         "device are given as integers; no function waits for it, and all hold the GIL.")
+      .def("gradient_words", &CudaPlan::gradient_words,
+           "The loaded gradients as bytes, 16 each: what the kernels read after the groups in `step`.")
+      .def_property_readonly("table_bytes", &CudaPlan::table_bytes, "Size of the table of the tensors and chunks.")
+      .def_property_readonly("chunk_count", &CudaPlan::chunk_count, "Length of `partials`, in pairs of float64.")
+      .def("write_table", &CudaPlan::write_table, py::arg("to"),
+           "Writes the table to host memory at the address `to`, to be uploaded.")
+      .def("update", &CudaPlan::update, py::arg("record"), py::kw_only(), py::arg("table"), py::arg("step"),
+           py::arg("partials"), py::arg("arrived"), py::arg("sums"), py::arg("row"), py::arg("stream"),
+           "Phase 1, launched on `stream`: moves m, v, s and x, and writes this plan's sums to the float64[2] at "
+           "`sums`. "
+           "`record`: the step's, of prodigy_fused.record, whose groups, and then gradient_words(), are at `step`; "
+           "`table`: the bytes of write_table(); `partials`: float64[2 * chunk_count]; `arrived`: an int32, 0; `row`: "
+           "the estimate, float64[8]. The caller keeps all of it, the gradients included, alive until the kernels have "
+           "run.")
+      .def(
+          "finish", &CudaPlan::finish, py::arg("record"), py::kw_only(), py::arg("table"), py::arg("step"),
+          py::arg("partials"), py::arg("arrived"), py::arg("sums"), py::arg("row"), py::arg("stream"), py::arg("last"),
+          "Phases 2 and 3, launched on `stream`: derives the new estimate from `row` and from the sums of all plans at "
+          "`sums`, gives x the value that follows, and, if this is the `last` plan, writes the estimate to `row`. The "
+          "other arguments are those of `update`.");
 }
 
 }  // namespace prodigy

@@ -1,117 +1,102 @@
 // prodigy_fused._C: the compiled backends. Knows Python and addresses, not torch.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <variant>
 
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
+#include "cpu/walk.h"
 #include "cuda/launch.h"
+#include "python/bind_tensors.h"
 #include "python/cuda_plan.h"
-#include "python/read_step.h"
-#include "python/tensor_list.h"
+#include "python/pointer.h"
 
 namespace py = pybind11;
 using namespace prodigy;
 
 namespace {
 
-// From prodigy_fused.step.Step.
-cpu::StepInput read_step(const py::handle& step, int threads) {
-  cpu::StepInput input;
-  for (const py::handle& h : step.attr("hypers")) input.hypers.push_back(read_hyper(h));
-  input.shared = read_shared(step.attr("shared"));
-  input.grad_scale = step.attr("grad_scale").cast<double>();
-  input.threads = threads;
-  return input;
-}
-
 class CpuPlan {
  public:
-  CpuPlan(const py::list& slots, const py::type& tensor_class) : list_(slots, tensor_class) {
+  CpuPlan(const py::list& slots, const py::type& tensor_class, const std::string& state_format)
+      : list_(slots, tensor_class, state_format), plan_(cpu::make_plan(list_.table(), list_.type())) {
     if (list_.device() != kCpu) throw py::value_error("the tensors are not on the CPU");
-    if (list_.type() == Type::kOther) throw py::value_error("unsupported dtype");
-    if (list_.type() == Type::kFloat64) {
-      plan_.emplace<cpu::Plan<double>>(list_.table());
-    } else {
-      plan_.emplace<cpu::Plan<float>>(list_.table());
-    }
   }
 
-  bool unchanged() { return list_.unchanged(); }
+  TensorList& list() { return list_; }
 
-  long read_grads(const py::list& grads) { return list_.read_grads(grads, grads_); }
-
-  void update(const py::object& step, int threads, std::uintptr_t row, std::uintptr_t sums) {
-    const auto input = read_step(step, threads);
+  void update(const py::bytes& record, int threads, std::uintptr_t row, std::uintptr_t sums) {
+    const Record numbers(record, list_.group_count());
+    const cpu::StepInput input{numbers, list_.gradients(), threads};
     py::gil_scoped_release release;
-    std::visit(
-        [&](auto& plan) {
-          for (std::size_t i = 0; i < grads_.size(); ++i) plan.set_grad(i, grads_[i]);
-          *at<Sums<double>>(sums) = plan.update(input, *at<Estimate>(row));
-        },
-        plan_);
+    plan_->update(input, *pointer<Estimate>(row), *pointer<Sums<double>>(sums));
   }
 
-  void finish(const py::object& step, int threads, std::uintptr_t row, std::uintptr_t sums, bool last) {
-    const auto input = read_step(step, threads);
+  void finish(const py::bytes& record, int threads, std::uintptr_t row, std::uintptr_t sums, bool last) {
+    const Record numbers(record, list_.group_count());
+    const cpu::StepInput input{numbers, list_.gradients(), threads};
     py::gil_scoped_release release;
-    std::visit(
-        [&](auto& plan) {
-          const Estimate estimate = plan.finish(input, *at<Estimate>(row), *at<Sums<double>>(sums));
-          if (last) *at<Estimate>(row) = estimate;
-        },
-        plan_);
+    plan_->finish(input, *pointer<Estimate>(row), *pointer<Sums<double>>(sums), last);
   }
 
  private:
   TensorList list_;
-  std::vector<Gradient> grads_;
-  std::variant<cpu::Plan<float>, cpu::Plan<double>> plan_{cpu::Plan<float>({})};
+  std::unique_ptr<cpu::Plan> plan_;
 };
 
 // The addresses of a plan whose kernels are not in this module (triton_kernels/).
 class AddressList {
  public:
-  AddressList(const py::list& slots, const py::type& tensor_class) : list_(slots, tensor_class) {}
+  AddressList(const py::list& slots, const py::type& tensor_class, const std::string& state_format)
+      : list_(slots, tensor_class, state_format) {}
 
-  bool unchanged() { return list_.unchanged(); }
+  TensorList& list() { return list_; }
 
-  long read_grads(const py::list& grads) { return list_.read_grads(grads, grads_); }
-
-  py::bytes addresses() const {
-    std::vector<std::int64_t> words;
-    for (const Gradient& grad : grads_) {
-      words.push_back(std::int64_t(reinterpret_cast<std::uintptr_t>(grad.at)));
-      words.push_back(grad.at == nullptr ? 0 : 8 * size_of(grad.type));
+  py::bytes gradient_words() const {
+    std::vector<std::uint64_t> words;
+    for (const Gradient& grad : list_.gradients()) {
+      words.push_back(reinterpret_cast<std::uintptr_t>(grad.data));
+      words.push_back(grad.data == nullptr ? 0 : 8 * size_of(grad.type));
     }
-    return py::bytes(reinterpret_cast<const char*>(words.data()), words.size() * sizeof(std::int64_t));
+    return py::bytes(reinterpret_cast<const char*>(words.data()), words.size() * sizeof(std::uint64_t));
   }
 
  private:
   TensorList list_;
-  std::vector<Gradient> grads_;
 };
+
+template <class Names>
+py::tuple tuple_of(const Names& names) {
+  py::tuple tuple(std::size(names));
+  for (std::size_t i = 0; i < std::size(names); ++i) tuple[i] = names[i];
+  return tuple;
+}
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled backends of prodigy_fused; see prodigy_fused/backends for their use.";
-  m.attr("ESTIMATE_FIELDS") = sizeof(Estimate) / sizeof(double);
+  m.attr("ESTIMATE_FIELDS") = tuple_of(kEstimateFields);
+  m.attr("STEP_FIELDS") = tuple_of(kStepFields);
+  m.attr("GROUP_FIELDS") = tuple_of(kGroupFields);
+  m.attr("STATE_KEYS") = tuple_of(kStateKeys);
   m.attr("MAX_DIMS") = kMaxDims;
-  m.def("threading", &cpu::threading, "Whose threads the CPU backend uses.");
+  m.def("threading", &cpu::threading, "Whose threads the CPU backend uses: \"OpenMP\" or \"std::thread\".");
   m.def("instruction_set", &cpu::instruction_set, "The instruction set that calls are dispatched to.");
-  py::class_<CpuPlan>(m, "CpuPlan", "The tensors of one bucket; addresses of float64 rows are given as integers.")
-      .def(py::init<py::list, py::type>(), py::arg("slots"), py::arg("tensor_class"))
-      .def("unchanged", &CpuPlan::unchanged, "Whether every parameter and state tensor is where it was.")
-      .def("read_grads", &CpuPlan::read_grads, "The index of the first gradient laid out otherwise, or -1.")
-      .def("update", &CpuPlan::update)
-      .def("finish", &CpuPlan::finish);
-  py::class_<AddressList>(m, "TensorList", "The tensors of one bucket, as prodigy_fused.backends.addresses has them.")
-      .def(py::init<py::list, py::type>(), py::arg("slots"), py::arg("tensor_class"))
-      .def("unchanged", &AddressList::unchanged, "Whether every parameter and state tensor is where it was.")
-      .def("read_grads", &AddressList::read_grads, "The index of the first gradient laid out otherwise, or -1.")
-      .def("addresses", &AddressList::addresses, "The gradients' addresses and bits, 8 bytes each, 0 for None.");
+  bind_tensors<CpuPlan>(m, "CpuPlan", "The tensors of one bucket on the CPU, and the phases of a step over them.")
+      .def("update", &CpuPlan::update, py::arg("record"), py::arg("threads"), py::arg("row"), py::arg("sums"),
+           "Phase 1: moves m, v, s and x, and writes this plan's sums to the float64[2] at `sums`. `record`: the "
+           "step's, "
+           "of prodigy_fused.record; `row`: the address of the estimate, float64[8]. Releases the GIL: until it "
+           "returns, "
+           "the caller keeps all tensors alive, the gradients included.")
+      .def("finish", &CpuPlan::finish, py::arg("record"), py::arg("threads"), py::arg("row"), py::arg("sums"),
+           py::arg("last"),
+           "Phases 2 and 3: derives the new estimate from `row` and from the sums of all plans at `sums`, gives x the "
+           "value that follows, and, if this is the `last` plan, writes the estimate to `row`. Releases the GIL, as "
+           "`update` does.");
+  bind_tensors<AddressList>(m, "TensorList",
+                            "The tensors of one bucket, as prodigy_fused.backends.tensor_list has them.")
+      .def("gradient_words", &AddressList::gradient_words,
+           "The loaded gradients as bytes: for each its address and its bits per element, 8 bytes each, 0 for None.");
 #ifdef PRODIGY_FUSED_CUDA
   m.attr("CUDA") = PRODIGY_FUSED_CUDA;
   m.def("cuda_problem", &cuda::problem, "Why the kernels cannot run on the current CUDA device; empty if they can.");

@@ -1,19 +1,24 @@
 #include "python/tensor_list.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 namespace prodigy {
 namespace py = pybind11;
 
 namespace {
 
-enum State { kM, kV, kS, kX0, kDelta };
-
-// How many tensors ahead of the one that is looked at memory is fetched.
+// Tensors between the one that is compared and the one whose memory is fetched.
 constexpr std::size_t kFetchAhead = 4;
 
-// The very object that a dictionary written in Python has as its key, so that finding it compares no characters.
-py::str interned(const char* key) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(key)); }
+// As the very objects that a dictionary written in Python has as its keys, so that finding them compares no characters.
+std::array<py::str, kStates> interned_keys() {
+  std::array<py::str, kStates> keys;
+  for (int which = 0; which < kStates; ++which) {
+    keys[which] = py::reinterpret_steal<py::str>(PyUnicode_InternFromString(kStateKeys[which]));
+  }
+  return keys;
+}
 
 // Whether torch's negative bit is set: the values are minus what memory holds. Autograd leaves such gradients, parts of
 // conjugates, only where strides mean nothing; else they are laid out otherwise than their parameter.
@@ -50,9 +55,9 @@ MemoryOrder memory_order(const TensorView& view) {
 
 }  // namespace
 
-TensorList::TensorList(const py::list& slots, py::type tensor_class)
-    : reader_(std::move(tensor_class)),
-      keys_{interned("exp_avg"), interned("exp_avg_sq"), interned("s"), interned("p0"), interned("delta")} {
+TensorList::TensorList(const py::list& slots, py::type tensor_class, const std::string& state_format)
+    : reader_(std::move(tensor_class)), keys_(interned_keys()), state_type_(type_named(state_format)) {
+  if (state_type_ == Type::kOther) throw py::value_error("unsupported state format: " + state_format);
   entries_.resize(slots.size());
   table_.reserve(slots.size());
   for (std::size_t i = 0; i < slots.size(); ++i) table_.push_back(read_slot(slots[i], entries_[i]));
@@ -84,6 +89,8 @@ Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
   t.numel = view.numel();
   t.slice_p = slot.attr("slice_p").cast<std::int64_t>();
   t.group = slot.attr("group").cast<int>();
+  if (t.group < 0) throw py::value_error("a negative group");
+  group_count_ = std::max(group_count_, std::size_t(t.group) + 1);
   t.order = memory_order(view);
   for (int which = 0; which < kStates; ++which) {
     entry.states[which] = read_state(entry, t, which);
@@ -102,7 +109,7 @@ PyObject* TensorList::find_state(const Entry& entry, int which) const {
   return PyDict_GetItemWithError(entry.state.ptr(), keys_[which].ptr());
 }
 
-void* TensorList::read_state(const Entry& entry, const Tensor& tensor, int which) {
+void* TensorList::read_state(const Entry& entry, const Tensor& tensor, int which) const {
   if (which == kDelta && !entry.displaced) return nullptr;
   PyObject* object = find_state(entry, which);
   if (object == nullptr && which == kM) return nullptr;  // beta1 is 0
@@ -119,11 +126,10 @@ void* TensorList::read_state(const Entry& entry, const Tensor& tensor, int which
   return view.data;
 }
 
-bool TensorList::fits_type(Type type, int which) {
+bool TensorList::fits_type(Type type, int which) const {
   if (type == Type::kOther || (type == Type::kFloat64) != (type_ == Type::kFloat64)) return false;
   if (which == kX0) return type == type_;
   if (which == kDelta) return type == Type::kFloat32;
-  if (state_type_ == Type::kOther) state_type_ = type;  // the first of all
   return type == state_type_;
 }
 
@@ -146,21 +152,30 @@ bool TensorList::unchanged() {
   return true;
 }
 
-long TensorList::read_grads(const py::list& grads, std::vector<Gradient>& addresses) {
+bool TensorList::read_gradient(PyObject* object, const Entry& entry, Gradient& gradient) const {
+  TensorView view;
+  const bool fits = reader_.read(object, view) && view.device == device_ &&
+                    (view.type == type_ || (is_half(type_) && view.type == Type::kFloat32)) && view.has(entry.layout) &&
+                    !is_negated(object, view);
+  if (fits) gradient = {view.data, view.type};
+  return fits;
+}
+
+long TensorList::load_gradients(const py::list& grads) {
   if (grads.size() != entries_.size()) throw py::value_error("one gradient, or None, per tensor");
-  addresses.resize(entries_.size());
+  grads_.assign(entries_.size(), Gradient{});
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     PyObject* grad = PyList_GET_ITEM(grads.ptr(), i);
-    addresses[i] = {};
-    if (grad == Py_None) continue;
-    TensorView view;
-    const bool fits = reader_.read(grad, view) && view.device == device_ &&
-                      (view.type == type_ || (is_half(type_) && view.type == Type::kFloat32)) &&
-                      view.has(entries_[i].layout) && !is_negated(grad, view);
-    if (!fits) return long(i);
-    addresses[i] = {view.data, view.type};
+    if (grad == Py_None || read_gradient(grad, entries_[i], grads_[i])) continue;
+    release_gradients();
+    return long(i);
   }
   return -1;
+}
+
+const std::vector<Gradient>& TensorList::gradients() const {
+  if (grads_.size() != entries_.size()) throw std::logic_error("no gradients are loaded: call load_gradients first");
+  return grads_;
 }
 
 }  // namespace prodigy

@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <functional>
 #include <numeric>
 #include <string>
@@ -25,6 +26,7 @@ namespace {
 constexpr int kDLCPU = 1, kDLCUDA = 2;
 constexpr int kDLFloat = 2, kDLBfloat = 4;
 constexpr std::uint32_t kMajor = 1;
+constexpr std::string_view kTorch = "torch.";  // what the names of dtypes begin with
 
 Type type_of(int code, int bits) {
   if (code == kDLBfloat) return bits == 16 ? Type::kBFloat16 : Type::kOther;
@@ -32,13 +34,13 @@ Type type_of(int code, int bits) {
   return bits == 16 ? Type::kFloat16 : bits == 32 ? Type::kFloat32 : bits == 64 ? Type::kFloat64 : Type::kOther;
 }
 
-Type type_of(const std::string& dtype) {
-  if (dtype == "torch.bfloat16") return Type::kBFloat16;
-  if (dtype == "torch.float16") return Type::kFloat16;
-  return dtype == "torch.float32" ? Type::kFloat32 : dtype == "torch.float64" ? Type::kFloat64 : Type::kOther;
-}
-
 }  // namespace
+
+Type type_named(std::string_view name) {
+  if (name == "bfloat16") return Type::kBFloat16;
+  if (name == "float16") return Type::kFloat16;
+  return name == "float32" ? Type::kFloat32 : name == "float64" ? Type::kFloat64 : Type::kOther;
+}
 
 struct TensorReader::ExchangeApi {
   std::uint32_t major, minor;
@@ -76,7 +78,7 @@ bool TensorReader::read(PyObject* object, TensorView& view) const {
 bool TensorReader::read_exchanged(PyObject* object, TensorView& view) const {
   DLTensor t;
   if (api_->view(object, &t) != 0) {
-    PyErr_Clear();  // sparse, meta, ...: the caller asks Python for the words
+    PyErr_Clear();  // sparse, meta, ...: the caller lets Python build the error message
     return false;
   }
   view.data = static_cast<char*>(t.data) + t.byte_offset;
@@ -93,7 +95,7 @@ bool TensorReader::read_methods(PyObject* object, TensorView& view) const {
     const auto t = py::reinterpret_borrow<py::object>(object);
     view.data = reinterpret_cast<void*>(t.attr("data_ptr")().cast<std::uintptr_t>());
     const auto dtype = py::str(t.attr("dtype")).cast<std::string>();
-    view.type = type_of(dtype);
+    view.type = type_named(std::string_view(dtype).substr(std::min(dtype.size(), kTorch.size())));
     const bool is_cpu = t.attr("is_cpu").cast<bool>(), is_cuda = t.attr("is_cuda").cast<bool>();
     view.device = is_cpu ? kCpu : is_cuda ? t.attr("get_device")().cast<int>() : kOtherDevice;
     scratch_.shape = t.attr("shape").cast<std::vector<std::int64_t>>();

@@ -5,11 +5,15 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <string_view>
 #include <vector>
 
-#include "prodigy/storage.h"
+#include "prodigy/type.h"
 
 namespace prodigy {
+
+// The type of a dtype's name without "torch."; kOther if it is none of them.
+Type type_named(std::string_view name);
 
 constexpr int kCpu = -1, kOtherDevice = -2;
 

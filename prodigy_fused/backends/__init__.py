@@ -1,44 +1,71 @@
-"""The backends, best first, and the choice among them."""
+"""The registry of backends, best first, and the choice among them."""
 
 from __future__ import annotations
 
-import importlib
 import warnings
-from collections.abc import Sequence
 from functools import cache
-from types import ModuleType
-from typing import Any
 
 from torch import Tensor
 
-from ..step import Plan, Slot
+from ..options import Group
+from ..step import Backend
+from . import cpu, cuda, foreach, native, reference, triton
 
-COMPILED = ("cuda", "triton", "cpu")
-NAMES = (*COMPILED, "foreach", "reference")
-
-
-def in_one_pass(name: str) -> bool:
-    """Whether backend ``name`` steps all elements at once, so that no two may be the same memory."""
-    return name not in ("foreach", "reference")
+_BACKENDS: dict[str, Backend] = {}
 
 
-def load(name: str) -> ModuleType:
-    """The backend module: ``unsupported(p, group) -> str | None`` and ``make_plan(slots) -> Plan``."""
-    return importlib.import_module(f".{name}", __name__)
+def register(name: str, backend: Backend) -> None:
+    """Adds a backend, behind those that are there, or replaces the one of that name."""
+    _BACKENDS[name] = backend
 
 
-def check_choice(group: dict[str, Any]) -> None:
-    """Raises if the options ``backend``, ``fused`` and ``foreach`` of a group contradict each other.
+def unregister(name: str) -> None:
+    """Removes a backend.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    del _BACKENDS[name]
+
+
+def names() -> tuple[str, ...]:
+    """Returns the names of all backends, best first."""
+    return tuple(_BACKENDS)
+
+
+def get(name: str) -> Backend:
+    """Returns the backend of a name.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    return _BACKENDS[name]
+
+
+def compiled() -> tuple[str, ...]:
+    """Returns the names of the backends among which ``fused=True`` chooses, best first."""
+    return tuple(name for name, backend in _BACKENDS.items() if backend.COMPILED)
+
+
+register("cuda", cuda)
+register("triton", triton)
+register("cpu", cpu)
+register("foreach", foreach)
+register("reference", reference)
+
+
+def check_choice(group: Group) -> None:
+    """Checks that the options ``backend``, ``fused`` and ``foreach`` of a group do not contradict each other.
 
     Raises:
         ValueError: an unknown backend, or one that ``fused`` or ``foreach`` excludes.
     """
     backend, fused, foreach = group["backend"], group["fused"], group["foreach"]
-    if backend is not None and backend not in NAMES:
-        raise ValueError(f"Invalid backend: {backend!r}: must be one of {NAMES} or None")
+    if backend is not None and backend not in _BACKENDS:
+        raise ValueError(f"Invalid backend: {backend!r}: must be one of {names()} or None")
     if fused and foreach:
         raise ValueError("fused=True and foreach=True exclude each other")
-    if backend is not None and fused is not None and bool(fused) != (backend in COMPILED):
+    if backend is not None and fused is not None and fused != get(backend).COMPILED:
         raise ValueError(f"backend={backend!r} and fused={fused} contradict each other")
     if backend is not None and foreach is not None and foreach != (backend == "foreach"):
         raise ValueError(f"backend={backend!r} and foreach={foreach} contradict each other")
@@ -49,35 +76,36 @@ def _say_once(message: str) -> None:
     warnings.warn(message, stacklevel=2)
 
 
-def choose(p: Tensor, group: dict[str, Any]) -> str:
-    """The backend for one parameter.
+def choose(p: Tensor, group: Group) -> str:
+    """Returns the name of the backend for one parameter.
 
-    ``backend=...`` and ``fused=True`` never fall back; ``fused=None`` takes the first backend that can.
+    ``backend=...`` and ``fused=True`` never fall back; ``fused=None`` takes the first compiled backend that can.
 
     Raises:
-        RuntimeError: the one asked for cannot take this parameter; says why, and the remedy.
+        RuntimeError: the requested one cannot take this parameter; gives the reason and the remedy.
     """
-    named = [group["backend"]] if group["backend"] is not None else None
+    named = group["backend"]
     if named is None and group["fused"] is not True:
         if group["foreach"] is False:
             return "reference"
         if group["fused"] is False or group["foreach"]:
             return "foreach"
-    reasons = {name: load(name).unsupported(p, group) for name in named or COMPILED}
+    reasons = {name: get(name).unsupported(p, group) for name in ([named] if named is not None else compiled())}
     for name, reason in reasons.items():
         if reason is None:
             return name
     if named is None and group["fused"] is None:
-        fit = load("compiled").unfit(p, group) is None  # else nothing that could be installed would help
-        if fit and (missing := load("cpu" if p.device.type == "cpu" else "triton").missing(p.device)):
-            _say_once(f"prodigy_fused runs on its slower foreach backend: {missing}")
+        _say_what_is_missing(p)
         return "foreach"
-    asked = "fused=True" if named is None else f"backend={named[0]!r}"
+    requested = "fused=True" if named is None else f"backend={named!r}"
     why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    raise RuntimeError(f"{asked} cannot be used for a parameter of shape {tuple(p.shape)}: {why}")
+    raise RuntimeError(f"{requested} cannot be used for a parameter of shape {tuple(p.shape)}: {why}")
 
 
-def make_plan(name: str, slots: Sequence[Slot]) -> Plan:
-    """A plan of backend ``name`` for the tensors of one bucket."""
-    plan: Plan = load(name).make_plan(slots)
-    return plan
+def _say_what_is_missing(p: Tensor) -> None:
+    """Warns, once, that something could be installed with which ``p`` would be stepped faster."""
+    if native.unfit(p) is not None:
+        return  # whatever were installed
+    missing = [reason for name in compiled() if (reason := get(name).missing(p.device))]
+    if missing:
+        _say_once(f"prodigy_fused runs on its slower foreach backend: {missing[0]}")

@@ -3,45 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..step import Slot, Step
-from .compiled import MISSING, CompiledPlan, unfit
+from ..options import Group
+from ..step import BucketKey, Slot, Step
+from .native import MISSING, NativePlan, unfit
 
 if not MISSING:
     from .. import _C
 
+COMPILED = ONE_PASS = True
+READS_DEVICE = False
+
 
 def missing(device: torch.device) -> str | None:
-    """Why this backend cannot be used on the CPU, and the remedy; None if it can."""
-    return MISSING
+    """Returns what would have to be installed to step tensors on ``device``; None if nothing."""
+    return MISSING if device.type == "cpu" else None
 
 
-def unsupported(p: Tensor, group: dict[str, Any]) -> str | None:
-    """Why this backend cannot take the parameter, and the remedy; None if it can."""
+def unsupported(p: Tensor, group: Group) -> str | None:
+    """Returns why this backend cannot take the parameter, and the remedy; None if it can."""
     if MISSING:
         return MISSING
     if p.device.type != "cpu":
         return f"the parameter is on {p.device}, not on the CPU"
-    return unfit(p, group)
+    return unfit(p)
 
 
-class CpuPlan(CompiledPlan):
-    """The contract of :class:`prodigy_fused.step.Plan`."""
+class CpuPlan(NativePlan):
+    """A plan, as :class:`prodigy_fused.step.Plan` describes it."""
 
-    reads_device = False
+    def __init__(self, key: BucketKey, slots: Sequence[Slot]) -> None:
+        super().__init__(key, slots, _C.CpuPlan)
 
-    def __init__(self, slots: Sequence[Slot]) -> None:
-        super().__init__(slots, _C.CpuPlan)
+    def update(self, step: Step) -> None:
+        record = b"".join(step.record)
+        self._native.update(record, torch.get_num_threads(), step.row.data_ptr(), self.sums.data_ptr())
 
-    def update(self, grads: list[Tensor | None], step: Step) -> None:
-        self._plan.update(step, torch.get_num_threads(), step.row.data_ptr(), self.sums.data_ptr())
-
-    def finish(self, grads: list[Tensor | None], step: Step, last: bool) -> None:
-        self._plan.finish(step, torch.get_num_threads(), step.row.data_ptr(), step.sums.data_ptr(), last)
+    def finish(self, step: Step, last: bool) -> None:
+        record = b"".join(step.record)
+        self._native.finish(record, torch.get_num_threads(), step.row.data_ptr(), step.sums.data_ptr(), last)
 
 
 make_plan = CpuPlan

@@ -1,4 +1,4 @@
-"""The CUDA backend: one launch moves m, v, s and x of all parameters, a second one finishes (csrc/cuda)."""
+"""The CUDA backend: one launch updates m, v, s and x of all parameters, a second one finishes (csrc/cuda)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..step import Slot, Step
-from .compiled import MISSING, unfit
-from .device import DevicePlan
+from ..options import Group
+from ..step import BucketKey, Slot, Step
+from .gpu import GpuPlan
+from .native import MISSING, unfit
 
 if not MISSING:
     from .. import _C
 
+COMPILED = ONE_PASS = READS_DEVICE = True
 
-def unsupported(p: Tensor, group: dict[str, Any]) -> str | None:
-    """Why this backend cannot take the parameter, and the remedy; None if it can."""
+
+def missing(device: torch.device) -> str | None:
+    """Returns None: where these kernels are missing, Triton's are easier to have."""
+    return None
+
+
+def unsupported(p: Tensor, group: Group) -> str | None:
+    """Returns why this backend cannot take the parameter, and the remedy; None if it can."""
     if MISSING:
         return MISSING
     if p.device.type != "cuda":
@@ -32,7 +40,7 @@ def unsupported(p: Tensor, group: dict[str, Any]) -> str | None:
             f"the kernels of this build ({_C.CUDA}) cannot run on {p.device} ({problem}): update its driver, or "
             "reinstall prodigy_fused from source with CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=native, or use fused=False"
         )
-    return unfit(p, group)
+    return unfit(p)
 
 
 @cache
@@ -41,34 +49,28 @@ def _problem(device: torch.device) -> str:
         return str(_C.cuda_problem())
 
 
-class CudaPlan(DevicePlan):
-    """The contract of :class:`prodigy_fused.step.Plan`."""
+class CudaPlan(GpuPlan):
+    """A plan, as :class:`prodigy_fused.step.Plan` describes it."""
 
-    def __init__(self, slots: Sequence[Slot], native: Any = None) -> None:
-        super().__init__(slots, native or _C.CudaPlan)
+    def __init__(self, key: BucketKey, slots: Sequence[Slot], native: Any = None) -> None:
+        super().__init__(key, slots, native or _C.CudaPlan)
         self._buffers = {
-            "table": self._upload_table(self._plan.table_bytes, self._plan.write_table),
-            "partials": torch.empty(2 * self._plan.chunk_count, dtype=torch.float64, device=self.device),
+            "table": self._upload_table(self._native.table_bytes, self._native.write_table),
+            "partials": torch.empty(2 * self._native.chunk_count, dtype=torch.float64, device=self.device),
             "arrived": torch.zeros(1, dtype=torch.int32, device=self.device),
-            "sums": self.sums,
         }
 
-    def update(self, grads: list[Tensor | None], step: Step) -> None:
+    def update(self, step: Step) -> None:
         with self._guard():
-            changed = self._plan.pack_step(step, self._lrs(step))
-            self._upload_step(self._plan.step_bytes, self._plan.write_step, changed)
-            self._plan.update(self._addresses(row=step.row), *self._amp(step), self._stream())
+            self._upload_step(step, step.record.groups + self._native.gradient_words())
+            self._native.update(step.record.step, **self._addresses(step, self.sums), stream=self._stream())
 
-    def finish(self, grads: list[Tensor | None], step: Step, last: bool) -> None:
+    def finish(self, step: Step, last: bool) -> None:
         with self._guard():
-            addresses = self._addresses(row=step.row, sums=step.sums)
-            self._plan.finish(addresses, *self._amp(step), self._stream(), last)
+            self._native.finish(step.record.step, **self._addresses(step, step.sums), stream=self._stream(), last=last)
 
-    def _amp(self, step: Step) -> tuple[Any, Any]:
-        return step.grad_scale if step.device_scale is None else step.device_scale, step.found_inf
-
-    def _addresses(self, **more: Tensor) -> dict[str, int]:
-        buffers = {**self._buffers, "step": self._step_table, **more}
+    def _addresses(self, step: Step, sums: Tensor) -> dict[str, int]:
+        buffers = {**self._buffers, "step": self._step_table, "row": step.row, "sums": sums}
         return {name: t.data_ptr() for name, t in buffers.items()}
 
     def _stream(self) -> int:

@@ -1,32 +1,38 @@
 """Prodigy in ``torch._foreach_*`` operations: any device PyTorch has, and no value read back to the host.
 
-The order is Algorithm 4's own: ``update`` makes m, v, s and the sums, ``finish`` makes x with d_new. That is more
-passes over memory than a compiled backend takes, but every launch covers a whole run of tensors.
+The order is Algorithm 4's own: ``update`` computes m, v, s and the sums, ``finish`` computes x with d_new. That is more
+passes over memory than a compiled backend needs, but every launch covers a whole run of tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..estimate import FIELDS, advance, stable_sum
-from ..hyper import Hyper, bias_correction
-from ..low_precision import arithmetic, keep, move, position
-from ..step import ReadsSlots, Slot, Step
+from ..estimate import FIELDS, advance
+from ..options import Group, Hyper
+from ..step import Slot, Step
+from ..sums import stable_sum
 from ..tensors import sampled
+from .elementwise import TensorPlan, apply_step, arithmetic, bias_correction, current_x, store_state
 
+COMPILED = ONE_PASS = READS_DEVICE = False
 # Temporaries of one run hold at most this many elements (a single larger tensor is a run of its own), so that peak
-# memory does not grow with the model. On a CPU, where an operation costs no launch, they stay in its cache: with
-# tensors of 100,000 that is three times faster than temporaries for which the system must find, and clear, new pages.
+# memory does not grow with the model. On a CPU, where an operation costs no launch, they stay in its cache: on an EPYC
+# with tensors of 100,000 that is three times faster than temporaries which the system must page in and zero.
 RUN_ELEMENTS, RUN_ELEMENTS_ON_CPU = 1 << 24, 1 << 16
 
 
-def unsupported(p: Tensor, group: dict[str, Any]) -> str | None:
-    """None: takes every tensor the optimizer takes."""
+def missing(device: torch.device) -> str | None:
+    """Returns None: nothing has to be installed."""
+    return None
+
+
+def unsupported(p: Tensor, group: Group) -> str | None:
+    """Returns None: takes every tensor the optimizer takes."""
     return None
 
 
@@ -38,18 +44,23 @@ class Run:
     grads: list[Tensor]
     h: Hyper
 
+    @property
+    def lr(self) -> float:
+        """The group's learning rate."""
+        return float(self.h.lr)
+
     def states(self, key: str) -> list[Tensor]:
-        """In the arithmetic's precision: copies where they are stored in another."""
+        """Returns state tensors in the arithmetic's precision: copies if they are stored in another."""
         return [slot.state[key].to(arithmetic(slot.param)) for slot in self.slots]
 
-    def keep(self, key: str, values: list[Tensor], k: Tensor) -> None:
-        """Stores what :meth:`states` gave and was changed since."""
+    def store(self, key: str, values: list[Tensor], k: Tensor) -> None:
+        """Stores tensors that :meth:`states` returned and that were changed since."""
         for slot, value in zip(self.slots, values, strict=True):
-            keep(slot, key, value, k)
+            store_state(slot, key, value, k)
 
     def distances(self) -> list[Tensor]:
-        """``x0 - x``, new tensors, at the sampled positions."""
-        xs = [position(slot) for slot in self.slots]  # brings delta up to date
+        """Returns ``x0 - x`` at the sampled positions, new tensors."""
+        xs = [current_x(slot) for slot in self.slots]  # resets a delta that no longer fits
         if self.slots[0].low_precision == "displacement":
             return list(torch._foreach_neg([slot.state["delta"] for slot in self.slots]))
         xs = self.sampled(xs)
@@ -57,29 +68,33 @@ class Run:
         return list(torch._foreach_sub(p0s, xs))
 
     def sampled(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Returns the elements of ``tensors``, one per slot, at the sampled positions."""
         return [sampled(t, slot.slice_p) for t, slot in zip(tensors, self.slots, strict=True)]
 
     def gradients(self, grad_scale: float) -> list[Tensor]:
-        """``g``, new tensors in the arithmetic's dtype: unscaled, of the minimised objective, coupled decay added."""
+        """Returns ``g``, new tensors in the arithmetic's dtype: unscaled, of the minimised objective, with coupled
+        weight decay."""
         sign = -1.0 if self.h.maximize else 1.0
         wide = [g.to(arithmetic(slot.param)) for slot, g in zip(self.slots, self.grads, strict=True)]
         gs = torch._foreach_mul(wide, sign / grad_scale)
         if self.h.weight_decay and not self.h.decouple:
-            torch._foreach_add_(gs, [position(slot) for slot in self.slots], alpha=self.h.weight_decay)
+            torch._foreach_add_(gs, [current_x(slot) for slot in self.slots], alpha=self.h.weight_decay)
         return list(gs)
 
 
 def without_nonfinite(gs: list[Tensor]) -> list[Tensor]:
+    """Sets elements that are not finite to 0, in place."""
     return [g.nan_to_num_(0.0, 0.0, 0.0) for g in gs]
 
 
-class ForeachPlan(ReadsSlots):
-    """The contract of :class:`prodigy_fused.step.Plan`."""
+class ForeachPlan(TensorPlan):
+    """A plan, as :class:`prodigy_fused.step.Plan` describes it."""
 
-    def _runs(self, grads: list[Tensor | None], step: Step) -> Iterator[Run]:
+    def runs(self, step: Step) -> Iterator[Run]:
+        """Yields the tensors that have a gradient and a learning rate, in runs of one group each."""
         run, elements = None, 0
         most = RUN_ELEMENTS_ON_CPU if self.sums.is_cpu else RUN_ELEMENTS
-        for slot, grad in zip(self.slots, grads, strict=True):
+        for slot, grad in zip(self.slots, self._grads, strict=True):
             h = step.hypers[slot.group]
             if grad is None or h.lr == 0 or grad.numel() == 0:
                 continue
@@ -93,74 +108,76 @@ class ForeachPlan(ReadsSlots):
         if run is not None:
             yield run
 
-    def update(self, grads: list[Tensor | None], step: Step) -> None:
+    def update(self, step: Step) -> None:
         dots: list[Tensor] = []
         norms: list[Tensor] = []
-        for run in self._runs(grads, step):
-            _update_run(run, step, dots, norms)
+        for run in self.runs(step):
+            self.update_run(run, step, dots, norms)
         # Sorted, so that the order of the tensors does not matter.
         self.sums.copy_(torch.stack([_total(dots, self.sums), _total(norms, self.sums)]))
 
-    def finish(self, grads: list[Tensor | None], step: Step, last: bool) -> None:
-        row = advance(step.row, step.sums, step.shared)
-        for run in self._runs(grads, step):
-            _step_run(run, step, row)
+    def finish(self, step: Step, last: bool) -> None:
+        row = advance(step.row, step.sums, step.estimate)
+        for run in self.runs(step):
+            self.step_run(run, step, row)
         if last:
             step.row.copy_(row)
 
+    @staticmethod
+    def update_run(run: Run, step: Step, dots: list[Tensor], norms: list[Tensor]) -> None:
+        """Updates m, v and s of a run, and appends each tensor's part of the two sums."""
+        h, old = run.h, dict(zip(FIELDS, step.row, strict=True))
+        d, bc = old["d"], bias_correction(h, old["k"])
+        gs, vs, ss = run.gradients(float(step.grad_scale)), run.states("exp_avg_sq"), run.states("s")
 
-def _update_run(run: Run, step: Step, dots: list[Tensor], norms: list[Tensor]) -> None:
-    h, old = run.h, dict(zip(FIELDS, step.row, strict=True))
-    d, bc = old["d"], bias_correction(h, old["k"])
-    gs, vs, ss = run.gradients(step.grad_scale), run.states("exp_avg_sq"), run.states("s")
+        distances = run.distances()
+        torch._foreach_mul_(distances, run.sampled(gs))
+        dots += [run.lr * bc * stable_sum(t) for t in distances]
+        del distances
+        without_nonfinite(gs)  # the sum above still carries the NaN; the state must stay finite
 
-    distances = run.distances()
-    torch._foreach_mul_(distances, run.sampled(gs))
-    dots += [h.lr * bc * stable_sum(t) for t in distances]
-    del distances
-    without_nonfinite(gs)  # the sum above still tells; the state stays finite
+        weight = d / step.estimate.d0 * (d if h.safeguard_warmup else d * run.lr * bc)
+        torch._foreach_mul_(ss, step.estimate.beta3)
+        torch._foreach_add_(ss, torch._foreach_mul(run.sampled(gs), weight))
+        run.store("s", ss, old["k"])
+        norms += [stable_sum(t) for t in torch._foreach_abs(ss)]
 
-    weight = d / step.shared.d0 * (d if h.safeguard_warmup else d * h.lr * bc)
-    torch._foreach_mul_(ss, step.shared.beta3)
-    torch._foreach_add_(ss, torch._foreach_mul(run.sampled(gs), weight))
-    run.keep("s", ss, old["k"])
-    norms += [stable_sum(t) for t in torch._foreach_abs(ss)]
+        torch._foreach_mul_(gs, d)
+        if h.beta1 > 0:
+            ms = run.states("exp_avg")
+            torch._foreach_mul_(ms, h.beta1)
+            torch._foreach_add_(ms, gs, alpha=1 - h.beta1)
+            run.store("exp_avg", ms, old["k"])
+        torch._foreach_mul_(vs, h.beta2)
+        torch._foreach_addcmul_(vs, gs, gs, value=1 - h.beta2)
+        run.store("exp_avg_sq", vs, old["k"])
 
-    torch._foreach_mul_(gs, d)
-    if h.beta1 > 0:
-        ms = run.states("exp_avg")
-        torch._foreach_mul_(ms, h.beta1)
-        torch._foreach_add_(ms, gs, alpha=1 - h.beta1)
-        run.keep("exp_avg", ms, old["k"])
-    torch._foreach_mul_(vs, h.beta2)
-    torch._foreach_addcmul_(vs, gs, gs, value=1 - h.beta2)
-    run.keep("exp_avg_sq", vs, old["k"])
+    @staticmethod
+    def step_run(run: Run, step: Step, row: Tensor) -> None:
+        """Updates x of a run; ``row`` is the new estimate."""
+        h = run.h
+        old, new = (dict(zip(FIELDS, r, strict=True)) for r in (step.row, row))
+        is_step = new["k"] - old["k"]  # 0 while every gradient has been zero: x stays
+        dlr = is_step * old["d"] * run.lr * bias_correction(h, old["k"])
 
-
-def _step_run(run: Run, step: Step, row: Tensor) -> None:
-    h = run.h
-    old, new = (dict(zip(FIELDS, r, strict=True)) for r in (step.row, row))
-    counts = new["k"] - old["k"]  # 0 while every gradient has been zero: x stays
-    dlr = counts * old["d"] * h.lr * bias_correction(h, old["k"])
-
-    if h.beta1 > 0:
-        ms = run.states("exp_avg")
-    else:
-        ms = without_nonfinite(run.gradients(step.grad_scale))
-        torch._foreach_mul_(ms, new["d"])
-    denominators = torch._foreach_sqrt(run.states("exp_avg_sq"))
-    torch._foreach_add_(denominators, new["d"] * h.eps)
-    steps = torch._foreach_div(ms, denominators)
-    del denominators
-    torch._foreach_mul_(steps, dlr)
-    if h.weight_decay and h.decouple:
-        xs = [position(slot) for slot in run.slots]
-        torch._foreach_add_(steps, torch._foreach_mul(xs, h.weight_decay * dlr))
-    if run.slots[0].low_precision is None:
-        torch._foreach_sub_([slot.param for slot in run.slots], steps)
-        return
-    for slot, step_of_x in zip(run.slots, steps, strict=True):
-        move(slot, step_of_x, old["k"])
+        if h.beta1 > 0:
+            ms = run.states("exp_avg")
+        else:
+            ms = without_nonfinite(run.gradients(float(step.grad_scale)))
+            torch._foreach_mul_(ms, new["d"])
+        denominators = torch._foreach_sqrt(run.states("exp_avg_sq"))
+        torch._foreach_add_(denominators, new["d"] * h.eps)
+        steps = torch._foreach_div(ms, denominators)
+        del denominators
+        torch._foreach_mul_(steps, dlr)
+        if h.weight_decay and h.decouple:
+            xs = [current_x(slot) for slot in run.slots]
+            torch._foreach_add_(steps, torch._foreach_mul(xs, h.weight_decay * dlr))
+        if run.slots[0].low_precision is None:
+            torch._foreach_sub_([slot.param for slot in run.slots], steps)
+            return
+        for slot, step_of_x in zip(run.slots, steps, strict=True):
+            apply_step(slot, step_of_x, old["k"])
 
 
 def _total(terms: list[Tensor], like: Tensor) -> Tensor:

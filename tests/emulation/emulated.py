@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prodigy_fused import backends
 from prodigy_fused.backends import cuda
-from prodigy_fused.backends.compiled import unfit
+from prodigy_fused.backends.native import unfit
 
 BUILD = Path(os.environ.get("PRODIGY_FUSED_EMULATION", Path(__file__).parents[2] / "build" / "emulation")).resolve()
 sys.path.append(str(BUILD))
@@ -18,24 +18,31 @@ try:
 except ImportError as error:
     native, MISSING = None, f"the emulation of CUDA is not built ({error}): make emulation"
 
+COMPILED = False  # so that it is never chosen unasked
+ONE_PASS = READS_DEVICE = True
+
+
+def missing(device):
+    return None
+
 
 def unsupported(p, group):
     if MISSING:
         return MISSING
-    return unfit(p, group) if p.device.type == "cpu" else f"the parameter is on {p.device}: the emulation is on the CPU"
+    return unfit(p) if p.device.type == "cpu" else f"the parameter is on {p.device}: the emulation is on the CPU"
 
 
 class EmulatedPlan(cuda.CudaPlan):
-    def __init__(self, slots):
-        super().__init__(slots, native.CudaPlan)
+    def __init__(self, key, slots):
+        super().__init__(key, slots, native.CudaPlan)
 
-    def update(self, grads, step):
+    def update(self, step):
         if grid is None:  # another one in every step: the results must not care
             seed = next(_seeds)
             native.configure(resident=1 + seed % 5, seed=seed)
         else:
             native.configure(*grid)
-        super().update(grads, step)
+        super().update(step)
 
 
 _seeds = itertools.count()
@@ -46,7 +53,6 @@ make_plan = EmulatedPlan
 
 
 def register():
-    """Makes ``backend="emulated"`` a choice; it is never chosen unasked."""
-    if "emulated" not in backends.NAMES:
-        sys.modules["prodigy_fused.backends.emulated"] = sys.modules[__name__]
-        backends.NAMES = (*backends.NAMES, "emulated")
+    """Makes ``backend="emulated"`` a choice."""
+    if "emulated" not in backends.names():
+        backends.register("emulated", sys.modules[__name__])

@@ -5,18 +5,19 @@
 
 #include "cuda/kernels.cuh"
 #include "cuda/launch.h"
+#include "prodigy/rounding.h"
 #include "python/cuda_plan.h"
-#include "python/read_step.h"
+#include "python/pointer.h"
 
 namespace prodigy::cuda {
 
-int resident_blocks(Kernel, Number) { return 1 << 20; }
+int resident_blocks(Kernel, Storage) { return 1 << 20; }
 
-void launch(Kernel kernel, Number number, int blocks, const Arguments& arguments, void*) {
+void launch(Kernel kernel, Storage storage, int blocks, const Arguments& arguments, void*) {
   const bool update = kernel == Kernel::kUpdate;
   auto function = update ? update_kernel<float, false> : finish_kernel<float, false>;
-  if (number == Number::kFloat64) function = update ? update_kernel<double, false> : finish_kernel<double, false>;
-  if (number == Number::kMixed) function = update ? update_kernel<float, true> : finish_kernel<float, true>;
+  if (storage == Storage::kFloat64) function = update ? update_kernel<double, false> : finish_kernel<double, false>;
+  if (storage == Storage::kMixed) function = update ? update_kernel<float, true> : finish_kernel<float, true>;
   emulation::run(function, unsigned(std::min(blocks, emulation::resident)), kBlockSize, arguments);
 }
 
@@ -26,15 +27,15 @@ namespace {
 
 using namespace prodigy;
 
-// storage.h on arrays at these addresses, of floats and of 16-bit numbers.
+// rounding.h on arrays at these addresses, of floats and of 16-bit numbers.
 template <Type kType>
 void widen_all(std::uintptr_t from, std::uintptr_t to, long n) {
-  for (long i = 0; i < n; ++i) at<float>(to)[i] = widen<kType>(at<std::uint16_t>(from)[i]);
+  for (long i = 0; i < n; ++i) pointer<float>(to)[i] = widen<kType>(pointer<std::uint16_t>(from)[i]);
 }
 
 template <Type kType>
 void nearest_all(std::uintptr_t from, std::uintptr_t to, long n) {
-  for (long i = 0; i < n; ++i) at<std::uint16_t>(to)[i] = nearest<kType>(at<float>(from)[i]);
+  for (long i = 0; i < n; ++i) pointer<std::uint16_t>(to)[i] = nearest<kType>(pointer<float>(from)[i]);
 }
 
 template <Type kType>
@@ -42,7 +43,7 @@ void stochastic_all(std::uintptr_t from, std::uintptr_t to, long n, std::uint32_
                     bool correction, long begin) {
   const RandomBits random(step, tensor, correction ? kCorrectionStream : kStepStream, begin);
   for (long i = 0; i < n; ++i) {
-    at<std::uint16_t>(to)[i] = stochastic<kType>(at<float>(from)[i], random.of(std::uint32_t(begin + i)));
+    pointer<std::uint16_t>(to)[i] = stochastic<kType>(pointer<float>(from)[i], random.of(std::uint32_t(begin + i)));
   }
 }
 

@@ -8,13 +8,9 @@
 #include <cstring>
 
 #include "prodigy/rule.h"
+#include "prodigy/type.h"
 
 namespace prodigy {
-
-enum class Type : std::int32_t { kOther, kFloat32, kFloat64, kBFloat16, kFloat16 };
-
-PRODIGY_INLINE constexpr int size_of(Type type) { return type == Type::kFloat64 ? 8 : type == Type::kFloat32 ? 4 : 2; }
-PRODIGY_INLINE constexpr bool is_half(Type type) { return type == Type::kBFloat16 || type == Type::kFloat16; }
 
 template <class To, class From>
 PRODIGY_INLINE To bits_as(From from) {

@@ -1,4 +1,4 @@
-"""Where the tensors of a plan lie in memory: ``_C.TensorList`` in Python, for where there is no ``_C``."""
+"""Pure-Python fallback of ``_C.TensorList``: the addresses of a plan's tensors and of their gradients."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..state import KEYS
 from ..step import Slot
 from ..tensors import fits_dtype, same_layout
 
-STATES = ("exp_avg", "exp_avg_sq", "s", "p0", "delta")
-
 
 def memory_order(t: Tensor) -> list[tuple[int, int]]:
-    """For each dimension, from the outermost in memory inwards, its stride and its row-major stride.
+    """Returns for each dimension, from the outermost in memory inwards, its stride and its row-major stride.
 
     Empty if ``t`` is row-major. ``t`` must be dense (:func:`prodigy_fused.tensors.is_dense`).
     """
@@ -31,20 +30,21 @@ def memory_order(t: Tensor) -> list[tuple[int, int]]:
 
 
 class TensorList:
-    """The tensors of a plan as they were when it was made, and the gradients of a step."""
+    """The tensors of a plan as they were when it was built, and the gradients of a step."""
 
-    def __init__(self, slots: Sequence[Slot], tensor_class: type) -> None:
+    def __init__(self, slots: Sequence[Slot], tensor_class: type, state_format: str) -> None:
         self._slots = slots
         self._known = self._look()
-        self._addresses = array("Q")
+        self._words = array("Q")
 
     def unchanged(self) -> bool:
-        """Whether every parameter and state tensor is where it was."""
+        """Returns whether every parameter and state tensor is where it was."""
         return self._look() == self._known
 
-    def read_grads(self, grads: list[Tensor | None]) -> int:
-        """The index of the first gradient that memory shows otherwise than its parameter, or -1."""
-        addresses = array("Q", bytes(16 * len(grads)))  # unsigned: on Intel GPUs the highest bit is set
+    def load_gradients(self, grads: list[Tensor | None]) -> int:
+        """Keeps the gradients' addresses; returns the index of the first gradient that is laid out otherwise than its
+        parameter, or -1."""
+        words = array("Q", bytes(16 * len(grads)))  # unsigned: on Intel GPUs the highest bit is set
         for i, (slot, grad) in enumerate(zip(self._slots, grads, strict=True)):
             if grad is None:
                 continue
@@ -55,16 +55,20 @@ class TensorList:
                 return i
             if grad.data_ptr() == 0 and grad.numel() > 0:
                 return i  # freed: 0 would pass for no gradient
-            addresses[2 * i : 2 * i + 2] = array("Q", [grad.data_ptr(), 8 * grad.itemsize])
-        self._addresses = addresses
+            words[2 * i : 2 * i + 2] = array("Q", [grad.data_ptr(), 8 * grad.itemsize])
+        self._words = words
         return -1
 
-    def addresses(self) -> bytes:
-        """The gradients' addresses and bits, 8 bytes each, 0 for None."""
-        return self._addresses.tobytes()
+    def release_gradients(self) -> None:
+        """Forgets the gradients' addresses."""
+        self._words = array("Q")
+
+    def gradient_words(self) -> bytes:
+        """Returns each gradient's address and the bits of an element, 8 bytes each, 0 for None."""
+        return self._words.tobytes()
 
     def _look(self) -> list[Any]:
-        states = [[slot.state.get(key) for key in STATES] for slot in self._slots]
+        states = [[slot.state.get(key) for key in KEYS] for slot in self._slots]
         return [list(map(_where, [slot.param, *state])) for slot, state in zip(self._slots, states, strict=True)]
 
 

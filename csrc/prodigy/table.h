@@ -2,8 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
-#include "prodigy/storage.h"
+#include "prodigy/type.h"
 
 namespace prodigy {
 
@@ -20,15 +21,16 @@ struct MemoryOrder {
 
 // A tensor's gradient in one step.
 struct Gradient {
-  const void* at = nullptr;  // null: the tensor is left alone
+  const void* data = nullptr;  // null: the tensor is left alone
   Type type = Type::kOther;
+  std::int32_t unused = 0;  // in the place of padding, which would have no value: tables are compared as bytes
 };
+static_assert(sizeof(Gradient) == 16 && std::has_unique_object_representations_v<Gradient>);
 
 // One tensor. The arithmetic is float64 if x is, else float32. All arrays are walked in memory order with the same
 // index; with slice_p > 1, s and x0 are packed samples.
 struct Tensor {
   void* x;
-  Gradient grad;
   void *m, *v, *s;
   const void* x0;         // null: x0 is zero everywhere
   float* delta;           // null, or x - x0: x is then x0 + delta, rounded

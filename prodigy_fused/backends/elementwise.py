@@ -1,0 +1,90 @@
+"""What the two backends in Python share: the values of one parameter's tensors in the precision of the arithmetic, and
+how new values are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..options import SIXTEEN_BIT, Hyper
+from ..rounding import exchanged, random_bits, stochastic
+from ..step import BucketKey, Slot
+from ..tensors import check_gradient
+
+
+class TensorPlan:
+    """The part of :class:`prodigy_fused.step.Plan` that plans share which look at their tensors anew in every step."""
+
+    def __init__(self, key: BucketKey, slots: Sequence[Slot]) -> None:
+        self.slots = slots
+        self.sums = torch.zeros(2, dtype=torch.float64, device=slots[0].param.device)
+        self._layouts = [_layout(slot.param) for slot in slots]
+        self._grads: Sequence[Tensor | None] = ()
+
+    def unchanged(self) -> bool:
+        return self._layouts == [_layout(slot.param) for slot in self.slots]
+
+    def load_gradients(self, grads: Sequence[Tensor | None]) -> None:
+        for slot, grad in zip(self.slots, grads, strict=True):
+            if grad is not None:
+                check_gradient(slot.index, slot.param, grad)
+        self._grads = grads
+
+    def release_gradients(self) -> None:
+        self._grads = ()
+
+
+def _layout(p: Tensor) -> tuple[Any, ...]:
+    return p.shape, p.stride(), p.dtype, p.device, p.untyped_storage().nbytes() > 0
+
+
+def arithmetic(p: Tensor) -> torch.dtype:
+    """Returns the dtype that a step of ``p`` is computed in."""
+    return torch.float64 if p.dtype == torch.float64 else torch.float32
+
+
+def bias_correction(h: Hyper, k: Any) -> Any:
+    """Returns ``bc``, Adam's, of step ``k`` (a number or a tensor, 0 for the first)."""
+    if not h.use_bias_correction:
+        return 1.0
+    return (1 - h.beta2 ** (k + 1)) ** 0.5 / (1 - h.beta1 ** (k + 1))
+
+
+def current_x(slot: Slot) -> Tensor:
+    """Returns ``x``: the parameter itself if its dtype is that of the arithmetic, else a new tensor.
+
+    Resets a displacement that no longer fits its parameter.
+    """
+    p = slot.param.detach()
+    if slot.low_precision != "displacement":
+        return p.to(arithmetic(p))
+    x0: Tensor = slot.state["p0"].float()
+    delta: Tensor = slot.state["delta"]
+    delta.copy_(torch.where((x0 + delta).to(p.dtype) == p, delta, p.float() - x0))
+    return x0 + delta
+
+
+def apply_step(slot: Slot, step_of_x: Tensor, k: Any) -> None:
+    """Subtracts a step, in the precision of the arithmetic, from ``x``; ``k``, a number or tensor, is for rounding."""
+    p = slot.param
+    if slot.low_precision == "displacement":
+        delta = slot.state["delta"]
+        delta.sub_(step_of_x)
+        p.copy_(slot.state["p0"].float() + delta)
+    elif slot.low_precision == "stochastic":
+        p.copy_(stochastic(p.float() - step_of_x, p.dtype, random_bits(p, k, slot.index)))
+    else:
+        p.copy_(p.to(step_of_x.dtype) - step_of_x)
+
+
+def store_state(slot: Slot, key: str, value: Tensor, k: Any) -> None:
+    """Stores a state tensor, whose ``value`` is in the precision of the arithmetic."""
+    stored = slot.state[key]
+    if stored is value:
+        return
+    if key == "exp_avg_sq" and stored.dtype in SIXTEEN_BIT:
+        value = stochastic(value, stored.dtype, exchanged(random_bits(slot.param, k, slot.index)))
+    stored.copy_(value)

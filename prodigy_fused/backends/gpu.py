@@ -1,0 +1,77 @@
+"""The common part of the GPU plans: pinned staging buffers, table uploads on change, CUDA-graph capture.
+
+The host passes addresses. What it cannot know without waiting (``lr``, ``grad_scale`` and ``found_inf`` if they are
+tensors on the device, and the estimate) is read by the kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from ctypes import memmove
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..step import BucketKey, Slot, Step
+from .native import NativePlan
+
+
+def capturing(device: torch.device) -> bool:
+    """Returns whether a CUDA graph is being captured on the current stream; always False for other devices."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+class GpuPlan(NativePlan):
+    """The part of :class:`prodigy_fused.step.Plan` that does not depend on who compiled the kernels."""
+
+    def __init__(self, key: BucketKey, slots: Sequence[Slot], native: Any) -> None:
+        super().__init__(key, slots, native)
+        self.device = self.sums.device
+        self._uploads: list[Tensor] = []  # what a captured graph copies anew at every replay
+        self._captured = False
+        self._spare: Tensor | None = None  # pinned memory for the next capture, which should not allocate it
+        self._step_table = torch.empty(0, dtype=torch.uint8, device=self.device)
+        self._step_words = b""  # of the last upload that has succeeded
+        self._keep_alive: Step | None = None  # its tensors are read by the kernels, in a graph at every replay
+
+    def _upload_table(self, size: int, write: Callable[[int], Any]) -> Tensor:
+        """Returns the table of the tensors, constant for the life of the plan; ``write`` fills it at a host address."""
+        table = torch.empty(size, dtype=torch.uint8, device=self.device)
+        self._upload(table, write)
+        return table
+
+    def _upload_step(self, step: Step, words: bytes) -> None:
+        """Uploads the words that change between steps to ``_step_table``, if they did change."""
+        self._keep_alive = step
+        # A graph must bring its own gradients' addresses; and once there is one, replays may have done so.
+        self._captured |= capturing(self.device)
+        if words != self._step_words or self._captured:
+            if self._step_table.numel() != len(words):
+                self._step_table = self.sums.new_empty(len(words), dtype=torch.uint8)
+            self._step_words = b""
+            self._upload(self._step_table, lambda to: memmove(to, words, len(words)))
+            self._step_words = words
+        if self._spare is None and not capturing(self.device):
+            self._spare = self._host_memory(len(words))
+
+    def _upload(self, to: Tensor, write: Callable[[int], Any]) -> None:
+        host = self._host_memory(to.numel())
+        write(host.data_ptr())
+        to.copy_(host, non_blocking=True)
+        if capturing(self.device):
+            self._uploads.append(host)
+
+    def _host_memory(self, size: int) -> Tensor:
+        if capturing(self.device) and self._spare is not None and self._spare.numel() == size:
+            spare, self._spare = self._spare, None
+            return spare
+        # torch's pinned-memory allocator does not reuse a block before the copy from it has completed.
+        return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=self.device.type == "cuda")
+
+    def _guard(self) -> AbstractContextManager[None]:
+        if self.device.type == "cpu":
+            return nullcontext()
+        guard: AbstractContextManager[None] = torch.get_device_module(self.device).device(self.device)
+        return guard

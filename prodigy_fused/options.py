@@ -1,0 +1,298 @@
+"""The options of the optimizer: one table, and everything that is derived from it.
+
+A new option is a row of ``OPTIONS``, a line in the signature and the docstring of :class:`prodigy_fused.Prodigy`, and
+the place that uses it. ``param_groups`` hold options as plain words and numbers, so that they survive ``json``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from numbers import Integral, Real
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+Group: TypeAlias = dict[str, Any]
+Scalar: TypeAlias = float | Tensor
+"""A number that the host knows, or a tensor of one element on a device, for whose value the host does not wait."""
+
+STATE_DTYPES = ("float32", "bfloat16")
+LOW_PRECISION = ("stochastic", "displacement", "nearest")
+SIXTEEN_BIT = (torch.bfloat16, torch.float16)
+
+
+def on_device(value: Any) -> bool:
+    """Returns whether reading ``value`` would synchronise the host with a device."""
+    return isinstance(value, Tensor) and value.device.type != "cpu"
+
+
+def number(value: Any) -> float:
+    """Returns ``value`` as a float; NaN, which fails every range check, for anything but one real number."""
+    if isinstance(value, Tensor):
+        return float(value) if value.numel() == 1 and not value.is_complex() else math.nan
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+
+
+# -- how options are stored --------------------------------------------------------------------------------------------
+
+
+def _plain(value: Any) -> Any:
+    """Returns a number as Python's own int or float, which NumPy's and tensors are not."""
+    return value if type(value) in (int, float) else number(value)
+
+
+def _plain_lr(value: Any) -> Any:
+    return value if isinstance(value, Tensor) else _plain(value)
+
+
+def _plain_betas(value: Any) -> Any:
+    return tuple(map(_plain, value))
+
+
+def _word(value: Any) -> Any:
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+# -- what is valid -----------------------------------------------------------------------------------------------------
+
+
+def _is_fraction(value: Any) -> bool:
+    return 0 <= number(value) < 1
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2
+
+
+def _is_positive(value: Any) -> bool:
+    return 0 < number(value) < math.inf
+
+
+def _is_not_negative(value: Any) -> bool:
+    return 0 <= number(value) < math.inf
+
+
+def _is_flag(value: Any) -> bool:
+    return not isinstance(value, Tensor) and value in (True, False)
+
+
+def _is_choice(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def _is_one_of(words: Iterable[str]) -> Callable[[Any], bool]:
+    return lambda value: value is None or _word(value) in words
+
+
+class Option(NamedTuple):
+    """One row of the table."""
+
+    default: Any
+    wanted: str
+    """Completes "must be ..." in the error message."""
+    valid: Callable[[Any], bool]
+    role: Literal["rule", "estimate", "layout", "machine"]
+    """rule: a number of each group's update. estimate: a number of d's update, common to all groups. layout: decides
+    the shapes and formats of the state, and so the plans. machine: how a step is computed, not what it computes; so
+    it decides the plans too, but checkpoints leave it as constructed."""
+    in_reference: bool = True
+    """Whether ``prodigyopt.Prodigy`` 1.1.2 has the option, so that its checkpoints do."""
+    stored: Callable[[Any], Any] = _plain
+    """Returns a valid value as it is kept in ``param_groups``."""
+
+
+_FLAG: dict[str, Any] = {"wanted": "True or False", "valid": _is_flag, "stored": bool}
+_CHOICE: dict[str, Any] = {"wanted": "True, False or None", "valid": _is_choice, "stored": _same}
+_POSITIVE: dict[str, Any] = {"wanted": "a finite number > 0", "valid": _is_positive}
+
+OPTIONS: dict[str, Option] = {
+    "lr": Option(1.0, "a finite number >= 0", _is_not_negative, "rule", stored=_plain_lr),
+    "betas": Option((0.9, 0.999), "a pair of numbers in [0, 1)", _is_pair, "rule", stored=_plain_betas),
+    "beta3": Option(
+        None, "in [0, 1), or None for sqrt(beta2)", lambda v: v is None or _is_fraction(v), "estimate",
+        stored=lambda v: None if v is None else _plain(v),
+    ),
+    "eps": Option(1e-8, role="rule", **_POSITIVE),
+    "weight_decay": Option(0, "a finite number >= 0", _is_not_negative, "rule"),
+    "decouple": Option(True, role="rule", **_FLAG),
+    "use_bias_correction": Option(False, role="rule", **_FLAG),
+    "safeguard_warmup": Option(False, role="rule", **_FLAG),
+    "d0": Option(1e-6, role="estimate", **_POSITIVE),
+    "d_coef": Option(1.0, role="estimate", **_POSITIVE),
+    "growth_rate": Option(math.inf, ">= 1 (inf: unbounded)", lambda v: number(v) >= 1, "estimate"),
+    "fsdp_in_use": Option(False, role="layout", **_FLAG),
+    "slice_p": Option(1, "an int >= 1", _is_count, "layout", stored=int),
+    "foreach": Option(None, role="machine", in_reference=False, **_CHOICE),
+    "fused": Option(None, role="machine", in_reference=False, **_CHOICE),
+    "maximize": Option(False, role="rule", in_reference=False, **_FLAG),
+    "capturable": Option(False, role="machine", in_reference=False, **_FLAG),
+    "state_dtype": Option(
+        "float32", f"one of {STATE_DTYPES}, or None for the parameter's", _is_one_of(STATE_DTYPES), "layout", False,
+        _word,
+    ),
+    "low_precision": Option(
+        None, f"one of {LOW_PRECISION}, or None for the dtype's own", _is_one_of(LOW_PRECISION), "layout", False, _same
+    ),
+    "backend": Option(None, "the name of a backend, or None", lambda v: v is None or isinstance(v, str), "machine",
+                      False, _same),
+}  # fmt: skip
+
+# Stays with the optimizer that is there when a checkpoint is loaded.
+IMPLEMENTATION = tuple(name for name, option in OPTIONS.items() if option.role == "machine")
+LAYOUT = tuple(name for name, option in OPTIONS.items() if option.role in ("layout", "machine"))
+SETTINGS = tuple(name for name in OPTIONS if name != "lr")  # compared at every step, while lr is read at every step
+IN_REFERENCE = tuple(name for name, option in OPTIONS.items() if option.in_reference)
+
+
+def defaults() -> Group:
+    """Returns the options of a group for which nothing was given."""
+    return {name: option.default for name, option in OPTIONS.items()}
+
+
+# -- checks ------------------------------------------------------------------------------------------------------------
+
+
+def _require(ok: bool, name: str, value: Any, wanted: str) -> None:
+    if not ok:
+        raise ValueError(f"Invalid {name}: {value!r}: must be {wanted}")
+
+
+def check(group: Group) -> None:
+    """Checks all options of a group.
+
+    Raises:
+        ValueError: an option is out of range, NaN, or a tensor on a device (only ``lr`` may be one); names it.
+    """
+    for name, option in OPTIONS.items():
+        value = group[name]
+        if name != "lr":
+            values = value if isinstance(value, (tuple, list)) else [value]
+            wanted = "a Python number (only lr may be a tensor on a GPU)"
+            _require(not any(map(on_device, values)), name, value, wanted)
+        _require(option.valid(value), name, value, option.wanted)
+    for i, beta in enumerate(group["betas"]):
+        _require(_is_fraction(beta), f"betas[{i}]", beta, "in [0, 1)")
+    mode = group["low_precision"]
+    fits = mode != "displacement" or group["slice_p"] == 1
+    _require(fits, "low_precision", mode, "'stochastic' with slice_p > 1: a displacement needs all of x0")
+
+
+def stored(group: Group) -> Group:
+    """Returns the options among the entries of ``group``, which are valid, as plain words and numbers."""
+    return {name: option.stored(group[name]) for name, option in OPTIONS.items() if name in group}
+
+
+def check_scalar(name: str, value: Any) -> None:
+    """Raises ``ValueError`` unless ``value`` is None, a number, or a tensor of one element."""
+    fits = value.numel() == 1 if isinstance(value, Tensor) else value is None or isinstance(value, Real)
+    _require(fits, name, value, "a number, or a tensor of one element")
+
+
+def check_lr(value: Any) -> float:
+    """Returns a learning rate as a number, which waits for one on a device.
+
+    Raises:
+        ValueError: it is negative or not finite.
+    """
+    lr = number(value)
+    _require(0 <= lr < math.inf, "lr", value, "a finite number >= 0 (does a schedule run past its end?)")
+    return lr
+
+
+# -- the forms that a step needs ---------------------------------------------------------------------------------------
+
+
+class Hyper(NamedTuple):
+    """One group's numbers of one step: the options of role "rule"."""
+
+    lr: Scalar
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    decouple: bool
+    use_bias_correction: bool
+    safeguard_warmup: bool
+    maximize: bool
+
+
+class EstimateOptions(NamedTuple):
+    """The numbers of the estimate's update, which groups that share one ``d`` must agree on."""
+
+    d0: float
+    d_coef: float
+    growth_rate: float
+    beta3: float
+
+
+def hyper_of(group: Group) -> Hyper:
+    """Returns a group's numbers as they are now (schedulers write to the group between steps).
+
+    Raises:
+        ValueError: ``lr`` is on the host, and negative or not finite.
+    """
+    lr, (beta1, beta2) = group["lr"], group["betas"]
+    return Hyper(
+        lr if on_device(lr) else check_lr(lr),
+        float(beta1),
+        float(beta2),
+        float(group["eps"]),
+        float(group["weight_decay"]),
+        group["decouple"],
+        group["use_bias_correction"],
+        group["safeguard_warmup"],
+        group["maximize"],
+    )
+
+
+def settings_of(group: Group) -> tuple[Any, ...]:
+    """Returns the very objects of all options but ``lr``, to notice a change between steps."""
+    return tuple(map(group.__getitem__, SETTINGS))
+
+
+def layout_of(group: Group) -> tuple[Any, ...]:
+    """Returns what decides the shapes of the state and the choice of the backend."""
+    return (group["betas"][0] > 0, *map(group.__getitem__, LAYOUT))
+
+
+def beta3_of(group: Group) -> float:
+    """Returns the decay of ``s`` and of the numerator: ``sqrt(beta2)`` unless given."""
+    return math.sqrt(group["betas"][1]) if group["beta3"] is None else float(group["beta3"])
+
+
+def estimate_options_of(groups: list[Group]) -> EstimateOptions:
+    """Returns the options of the one estimate.
+
+    Raises:
+        ValueError: two groups disagree on one of them; names the option and both groups.
+    """
+    first = _estimate_options(groups[0])
+    for i, group in enumerate(groups):
+        check_shared(first, i, group)
+    return first
+
+
+def check_shared(first: EstimateOptions, index: int, group: Group) -> None:
+    """Raises ``ValueError`` if ``group``, whose index is given, disagrees with group 0."""
+    for name, a, b in zip(EstimateOptions._fields, first, _estimate_options(group), strict=True):
+        if a != b:
+            defaulted = name == "beta3" and group["beta3"] is None
+            advice = " (beta3 defaults to sqrt(beta2): give beta3 explicitly)" if defaulted else ""
+            raise ValueError(
+                f"parameter groups 0 and {index} disagree on {name} ({a} and {b}), "
+                f"but groups that share one estimate d must share it{advice}"
+            )
+
+
+def _estimate_options(group: Group) -> EstimateOptions:
+    return EstimateOptions(float(group["d0"]), float(group["d_coef"]), float(group["growth_rate"]), beta3_of(group))

@@ -1,0 +1,66 @@
+"""Packs the numbers of a step into words of 8 bytes, which the kernels in C++, CUDA and Triton read as they are.
+
+The record of a step is one STEP row, then one GROUP row per parameter group; each row is a multiple of 16 bytes. The
+names of the words come from the fields of the tuples in options.py. ``csrc/prodigy/record.h`` and
+``triton_kernels/tables.py`` have the same names in the same order, and this is checked when a backend is imported.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .options import EstimateOptions, Hyper, Scalar
+
+FLAGS = ("decouple", "use_bias_correction", "safeguard_warmup", "maximize")
+
+
+def _scalar_words(name: str) -> tuple[str, str, str]:
+    return name, f"{name}_address", f"{name}_bits"
+
+
+STEP_FIELDS = (*EstimateOptions._fields, *_scalar_words("grad_scale"), *_scalar_words("found_inf"))
+GROUP_FIELDS = (*Hyper._fields, *_scalar_words("lr")[1:])
+
+
+def _row(fields: Sequence[str]) -> struct.Struct:
+    codes = {"address": "Q", "bits": "q"}
+    words = ["q" if name in FLAGS else codes.get(name.rpartition("_")[2], "d") for name in fields]
+    return struct.Struct("=" + "".join(words) + "8x" * (len(words) % 2))
+
+
+STEP, GROUP = _row(STEP_FIELDS), _row(GROUP_FIELDS)
+
+
+class Record(NamedTuple):
+    """The numbers of one step as bytes."""
+
+    step: bytes
+    groups: bytes
+
+
+def pack(hypers: Sequence[Hyper], estimate: EstimateOptions, grad_scale: Scalar, found_inf: Scalar) -> Record:
+    """Returns the record of a step. Tensors among the numbers must outlive the kernels that read the record.
+
+    Raises:
+        ValueError: a tensor that kernels cannot read: not float32 or float64, or not one element; names the scalar.
+    """
+    step = STEP.pack(*estimate, *_place("grad_scale", grad_scale), *_place("found_inf", found_inf))
+    return Record(step, b"".join([_pack_group(h) for h in hypers]))
+
+
+def _pack_group(h: Hyper) -> bytes:
+    lr, address, bits = _place("lr", h.lr)
+    return GROUP.pack(lr, *h[1:], address, bits)
+
+
+def _place(name: str, value: Scalar) -> tuple[float, int, int]:
+    """Returns a scalar's value on the host, or the address and the bits of the number on the device."""
+    if not isinstance(value, Tensor):
+        return value, 0, 0
+    if value.numel() != 1 or value.element_size() not in (4, 8) or not value.is_floating_point():
+        raise ValueError(f"{name} must be a number or a float32 or float64 tensor with one element")
+    return 0.0, value.data_ptr(), 8 * value.element_size()

@@ -1,0 +1,131 @@
+"""The order of one step: options, plans, agree, load, update, gather, finish, publish."""
+
+from __future__ import annotations
+
+from itertools import chain
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends, options, sharding
+from .estimate import Estimate, changes
+from .low_precision import STUCK_AFTER_STEPS, warn_if_stuck
+from .options import EstimateOptions, Group, Hyper, Scalar
+from .plans import PlanSet
+from .step import Step
+
+
+class Runtime:
+    """Takes the steps of one optimizer.
+
+    Holds only what can be rebuilt on demand: an optimizer neither copies, pickles nor saves it.
+    """
+
+    def __init__(self) -> None:
+        self.plans: PlanSet | None = None
+        self._estimate: Estimate | None = None
+        self._estimate_options: EstimateOptions | None = None
+        self._settings: list[tuple[Any, ...]] = []
+        self._layouts: list[tuple[Any, ...]] = []
+        self._stepping = False
+        self._steps_watched = 0
+
+    def forget_plans(self) -> None:
+        """Has the plans built anew at the next step."""
+        self.plans = None
+
+    def step(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
+        """Takes one step; does so wholly or not at all.
+
+        Args:
+            groups, states: the optimizer's ``param_groups`` and ``state``.
+            grad_scale, found_inf: a number or a tensor of one element, or None if there is no scaler.
+
+        Raises:
+            RuntimeError: another thread is in this optimizer's step.
+        """
+        if self._stepping:
+            raise RuntimeError("this optimizer's step() is running in another thread")
+        self._stepping = True
+        try:
+            self._step(groups, states, grad_scale, found_inf)
+        finally:
+            if self.plans is not None:
+                self.plans.release_gradients()
+            self._stepping = False
+
+    @torch._disable_dynamo  # type: ignore[attr-defined] # in a compiled function a step runs as it is
+    def _step(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
+        hypers, estimate_options = self._read_options(groups)
+        changes(groups, self._estimate.published if self._estimate else {})  # raises before anything is changed
+        plans = self._current_plans(groups, states)
+        if plans.sharded and found_inf is not None:
+            found_inf = sharding.agree(found_inf, plans.device)
+        # The only place that decides a skip on the host. On a device the kernels do, and take part in all that follows.
+        if not (plans.reads_device and options.on_device(found_inf)) and found_inf:
+            return
+
+        plans.build()
+        plans.load_gradients()
+        estimate = self._current_estimate(groups, plans.device)
+        step = Step(hypers, estimate_options, estimate.row, _scalar(grad_scale, 1.0), _scalar(found_inf, 0.0))
+        if not plans.reads_device:
+            step = step.on_host()
+        step.sums = plans.update(step)
+        if plans.sharded:
+            step.sums = sharding.gather(step.sums)
+        plans.finish(step)
+        estimate.publish(groups)
+        self._watch(plans, hypers)
+
+    def _read_options(self, groups: list[Group]) -> tuple[list[Hyper], EstimateOptions]:
+        """Returns the numbers of the groups and of the estimate. Checks the options where one was changed."""
+        settings = list(map(options.settings_of, groups))
+        if self._estimate_options is None or not _identical(settings, self._settings):
+            for group in groups:
+                options.check(group)
+                backends.check_choice(group)
+            plain = list(map(options.stored, groups))
+            self._estimate_options = options.estimate_options_of(plain)
+            for group, values in zip(groups, plain, strict=True):
+                group.update(values)
+            layouts = list(map(options.layout_of, groups))
+            if layouts != self._layouts:
+                self.plans = None
+            self._settings, self._layouts = list(map(options.settings_of, groups)), layouts
+        return list(map(options.hyper_of, groups)), self._estimate_options
+
+    def _current_plans(self, groups: list[Group], states: dict[Tensor, Any]) -> PlanSet:
+        """Returns the plans, built anew if any of their tensors was replaced."""
+        plans = self.plans
+        if plans is None or not plans.still_valid(groups, states):
+            self.plans = None
+            self.plans = plans = PlanSet(groups, states)
+        return plans
+
+    def _current_estimate(self, groups: list[Group], device: torch.device) -> Estimate:
+        """Returns the estimate with what was written to the groups since the last step."""
+        if self._estimate is None or self._estimate.row.device != device:
+            self._estimate = Estimate(device)
+        self._estimate.pull(groups)
+        return self._estimate
+
+    def _watch(self, plans: PlanSet, hypers: list[Hyper]) -> None:
+        # Once, and never in a capture: it waits for the device. Steps in which every lr is 0 do not count.
+        moving = any(isinstance(h.lr, Tensor) or h.lr for h in hypers)
+        if moving and self._steps_watched < STUCK_AFTER_STEPS and not plans.capturing():
+            self._steps_watched += 1
+            if self._steps_watched == STUCK_AFTER_STEPS:
+                warn_if_stuck(plans.slots)
+
+
+def _identical(a: list[tuple[Any, ...]], b: list[tuple[Any, ...]]) -> bool:
+    """Returns whether both hold the very same objects: options are stored as immutable ones."""
+    return len(a) == len(b) and all(map(is_, chain.from_iterable(a), chain.from_iterable(b)))
+
+
+def _scalar(value: Any, default: float) -> Scalar:
+    """Returns what a scaler left: a tensor if it is on a device, else a number."""
+    return default if value is None else value if options.on_device(value) else float(value)
