@@ -1,4 +1,4 @@
-"""Results as tables: on the terminal, as Markdown, and in README.md, whose figures nobody else writes.
+"""Results as tables: on the terminal, as Markdown, and in README.md, all of whose figures are written here.
 
 python bench/report.py [FILE.csv ...] [--write]
 """
@@ -71,7 +71,7 @@ TRAIN: Cells = {
 
 
 def groups(measured: list[Row]) -> list[tuple[str, Cells, list[Row]]]:
-    """Title, columns and rows of each workload's table; without columns that nobody has a figure for."""
+    """Returns title, columns and rows of each workload's table, without columns that have no figure."""
 
     def key(row: Row) -> tuple[str, ...]:
         return row["device"], row["workload"], row["kind"], row["dtype"]
@@ -87,12 +87,12 @@ def groups(measured: list[Row]) -> list[tuple[str, Cells, list[Row]]]:
 
 
 def name_of(row: Row) -> str:
-    """A peer; in a second heat with the heat's number, because only figures of one heat compare."""
+    """Returns the name of a row's peer; in a second heat with the heat's number: only figures of one heat compare."""
     return row["peer"] + (f" (heat {row['heat'] + 1})" if row["heat"] else "")
 
 
 def print_table(measured: list[Row]) -> None:
-    """Every workload's table on the terminal, then who was not measured and why."""
+    """Prints every workload's table, then which peers were not measured and why."""
     console = Console()
     console = console if console.is_terminal else Console(width=150)
     for title, cells, own in groups(measured):
@@ -110,7 +110,7 @@ def print_table(measured: list[Row]) -> None:
 
 
 def absent(measured: list[Row]) -> list[str]:
-    """Who was not measured, or not wholly, where and why: a line per reason."""
+    """Returns a line per reason for which a peer was not measured, or not completely: the peer, why and where."""
     where: dict[tuple[str, str, str], list[str]] = {}
     for row in measured:
         if row["reason"]:
@@ -127,14 +127,14 @@ def _sheet(header: list[str], lines: list[list[str]]) -> list[str]:
 
 
 def where_line(row: Row) -> str:
-    """Machine and versions of a row, in a sentence."""
+    """Returns the machine and versions of a row in one line."""
     threads = f", {row['threads']} threads" if not row["cuda"] else f", CUDA {row['cuda']}, driver {row['driver']}"
     code = f"commit {row['commit']}, {row['date']}"
     return f"{row['device']}{threads}, torch {row['torch']}, Python {row['python']}, {code}"
 
 
 def markdown(measured: list[Row]) -> str:
-    """All tables as Markdown, for a summary next to the rows."""
+    """Returns all tables as Markdown, for the summary next to the rows."""
     lines = []
     for title, cells, own in groups(measured):
         body = [[name_of(r), *(c(r, own) for c in cells.values())] for r in own if r["status"] == "ok"]
@@ -143,13 +143,13 @@ def markdown(measured: list[Row]) -> str:
 
 
 def _best(row: Row) -> bool:
-    """Our one-pass optimizer with slice_p=1, the one a user gets."""
+    """Returns whether a row is of our one-pass optimizer with slice_p=1, the one that users get."""
     compiled = row["peer"].startswith("prodigy_fused(") and "foreach" not in row["peer"]
     return compiled and row["slice_p"] == 1
 
 
 def cost(measured: list[Row]) -> str:
-    """README's table: our step beside AdamW(fused) and prodigyopt, on every workload that has all three."""
+    """Returns README's table: our step, AdamW(fused)'s and prodigyopt's, on every workload but the scan over sizes."""
     steps = [row for row in measured if row["kind"] == "step" and row["status"] == "ok" and row["dtype"] == "float32"]
     text = []
     for device in dict.fromkeys(row["device"] for row in steps):
@@ -176,13 +176,13 @@ def _cost_line(own: list[Row]) -> list[str] | None:
 
 
 def gpu(measured: list[Row]) -> str:
-    """README's table of what a GPU is to show."""
+    """Returns README's table of the targets on a GPU."""
     lines = goals.table(measured)
     return "\n".join(_sheet(["on a GPU, float32", "parameters", "goal", "measured"], lines))
 
 
 def demo(_: list[Row]) -> str:
-    """README's sentence on the picture of the demo."""
+    """Returns README's sentence about the plot of the demo."""
     figures = json.loads((RESULTS / "demo.json").read_text())
     racers = figures["optimizers"].values()
     losses, times = (", ".join(f"{r[key]:.{n}f}" for r in racers) for key, n in (("val_loss", 3), ("optimizer_ms", 2)))
@@ -194,13 +194,13 @@ def demo(_: list[Row]) -> str:
 
 
 def _in_heat_of(mine: Row, own: list[Row], name: str) -> Row | None:
-    """A peer's row, of our own heat if it was in it."""
+    """Returns a peer's row, of the heat of `mine` if it was in it; None if it was in none."""
     found = [row for row in own if row["peer"] == name]
     return next((row for row in found if row["heat"] == mine["heat"]), found[0] if found else None)
 
 
 def for_the_record(files: list[Path] | None = None) -> list[Row]:
-    """The last run of each workload in some files, or the last full one in the committed files, GPUs' included."""
+    """Returns the last run of each workload in the files; without files, the last full run in the committed ones."""
     if files:
         return rows.latest([row for file in files for row in rows.read(file)])
     committed = [file for file in (RESULTS / "bench.csv", *sorted(RESULTS.glob("*/*/bench.csv"))) if file.exists()]
@@ -208,15 +208,16 @@ def for_the_record(files: list[Path] | None = None) -> list[Row]:
 
 
 def with_figures(readme: str, measured: list[Row]) -> str:
-    """README's text with everything between the marks written anew."""
+    """Returns README's text with everything between the marks rewritten."""
     blocks = {"cost": cost, "gpu": gpu, "demo": demo}
     return MARK.sub(lambda found: found[1] + blocks[found[2]](measured) + "\n" + found[3], readme)
 
 
 def main() -> None:
+    """Prints the tables as Markdown, or writes all figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", type=rows.file, nargs="*", help="default: all committed ones")
-    parser.add_argument("--write", action="store_true", help="write plots, summary.md and README.md's figures anew")
+    parser.add_argument("--write", action="store_true", help="rewrite the plots, summary.md and README.md's figures")
     args = parser.parse_args()
     measured = for_the_record(args.files)
     if not args.write:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import benchmarks
 import compiled_foreach
+import heats
 import measure
 import peers
 import pytest
@@ -19,6 +20,7 @@ from peers import ANCHOR, Peer
 from torch import nn
 
 from prodigy_fused import Prodigy, backends
+from prodigy_fused.backends.foreach import ForeachPlan
 
 CPU = torch.device("cpu")
 TOTALS = {
@@ -125,10 +127,10 @@ def test_what_cannot_be_counted_is_said_and_the_times_stay(log, monkeypatch):
 def test_every_heat_has_the_anchor_and_fits():
     everybody = peers.table(CPU)
     (anchor,) = (peer for peer in everybody if peer.name == ANCHOR)
-    groups, rejected = measure.heats(everybody, 100, budget=2000)
+    groups, rejected = heats.distribute(everybody, 100, budget=2000)
     assert not rejected
     assert len(groups) > 1
-    assert all(measure.needed(group, 100) <= 2000 and anchor in group for group in groups)
+    assert all(heats.needed(group, 100) <= 2000 and anchor in group for group in groups)
     raced = [peer.name for group in groups for peer in group if peer is not anchor]
     assert sorted(raced) == sorted(peer.name for peer in everybody if peer is not anchor)
 
@@ -136,7 +138,7 @@ def test_every_heat_has_the_anchor_and_fits():
 @pytest.mark.parametrize(("budget", "fit"), [(499, []), (500, [ANCHOR]), (10**6, "all")])
 def test_what_does_not_fit_into_memory_is_rejected(budget, fit):
     everybody = peers.table(CPU)
-    groups, rejected = measure.heats(everybody, 100, budget)
+    groups, rejected = heats.distribute(everybody, 100, budget)
     names = [peer.name for peer in everybody]
     raced = {peer.name for group in groups for peer in group}
     assert raced == set(names if fit == "all" else fit)
@@ -159,7 +161,7 @@ def test_bandwidth_counts_what_is_read_and_what_is_written():
 
 
 def test_a_workload_without_room_is_listed(monkeypatch, tmp_path):
-    monkeypatch.setattr(measure, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(heats, "free_bytes", lambda device: 0)
     run.main(["--quick", "--workload=50 x", f"--csv={tmp_path / 'a.csv'}"])
     assert {row["status"] for row in rows.read(tmp_path / "a.csv")} == {"not run"}
 
@@ -237,7 +239,7 @@ def test_memory_and_machine_of_a_gpu_are_read_from_torch(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (7, 9))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     assert measure.extra_bytes(lambda: None, device) == 23
-    assert measure.free_bytes(device) == 7
+    assert heats.free_bytes(device) == 7
     where = rows.environment(device, "full")
     assert where["device"] == "a GPU" != where["cpu"]
 
@@ -257,14 +259,14 @@ def test_on_a_gpu_a_row_has_launches_and_synchronisations(monkeypatch, log):
 
 
 @pytest.mark.parametrize("really", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_the_compiled_foreach_makes_the_same_steps(monkeypatch, really):
-    monkeypatch.setattr(backends, "NAMES", backends.NAMES)
+def test_the_compiled_foreach_makes_the_same_steps(monkeypatch, request, really):
     if not really:
-        functions = backends.foreach._update_run, backends.foreach._step_run
+        functions = ForeachPlan.update_run, ForeachPlan.step_run
         monkeypatch.setattr(compiled_foreach, "compiled", lambda: functions)
     torch.manual_seed(0)
     params = [[nn.Parameter(torch.full((n,), 2.0, dtype=torch.float64)) for n in (5000, 3)] for _ in range(2)]
     optimizers = compiled_foreach.make(params[0]), Prodigy(params[1], backend="foreach")
+    request.addfinalizer(lambda: backends.unregister(compiled_foreach.NAME))
     for _ in range(6):
         for a, b in zip(*params, strict=True):
             a.grad = 1 + torch.randn_like(a)

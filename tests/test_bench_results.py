@@ -233,13 +233,13 @@ def test_a_peer_that_is_slowed_down_is_found(tmp_path, monkeypatch, capsys):
 
 # -- the cost model ---------------------------------------------------------------------------------------------------
 BYTES = {
-    "DESIGN.md": (roofline.prodigy_bytes(), 40),
-    "DESIGN.md, slice_p=11": (roofline.prodigy_bytes(slice_p=11), 29.1),
-    "DESIGN.md, AdamW": (roofline.adamw_bytes(), 28),
-    "DESIGN.md, prodigyopt": (roofline.prodigyopt_bytes(), 124),
+    "ours": (roofline.prodigy_bytes(), 40),
+    "ours, slice_p=11": (roofline.prodigy_bytes(slice_p=11), 29.1),
+    "AdamW": (roofline.adamw_bytes(), 28),
+    "prodigyopt": (roofline.prodigyopt_bytes(), 124),
     # g, x, x0 of 2 bytes, x written; m, v, s of 4, read and written
     "bfloat16": (roofline.prodigy_bytes(x=2), 2 + 2 + 2 + 2 + 24),
-    # x is read all the same, to see whether somebody else has written it; x - x0 is read and written
+    # x is read all the same, to see whether the caller has written to it; x - x0 is read and written
     "bfloat16, displacement": (roofline.prodigy_bytes(x=2, displacement=True), 32 + 4 + 4),
     "float64": (roofline.prodigy_bytes(x=8, state=8), 80),
 }
@@ -301,6 +301,7 @@ def test_the_micro_benchmarks_run():
     test_micro.test_plan_building(once, "cpu")
     test_micro.test_looking_whether_all_tensors_are_still_the_same(once, "cpu")
     test_micro.test_address_refresh(once, "cpu")
+    test_micro.test_packing_the_numbers_of_a_hundred_groups(once)
     test_micro.test_update_and_sums(once, "cpu", [test_micro.CHUNK])
     test_micro.test_finish(once, "cpu", moved=True)
     test_micro.test_finish(once, "cpu", moved=False)
