@@ -55,7 +55,7 @@ emulation: .venv/stamp ## compile the CUDA kernels for the CPU, for the tests
 	$(call EMULATION,build/emulation,RelWithDebInfo)
 
 demo: build ## train a small GPT with Prodigy; ARGS="..." are passed on
-	$(BIN)/python bench/demo.py $(ARGS)
+	$(BIN)/python examples/shakespeare/demo.py $(ARGS)
 
 bench: build .venv/bench ## the optimizers side by side, minutes; ARGS="--quick", ARGS="--csv bench/results/bench.csv"
 	$(BIN)/python bench/run.py $(ARGS)

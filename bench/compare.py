@@ -1,10 +1,10 @@
-"""The regression guard: what became slower between two files of results, by more than the noise that was seen.
+"""The regression guard: reports what became slower between two files of results, by more than the noise observed.
 
     python bench/compare.py OLD.csv NEW.csv [--floor 0.05]
 
-Times of two runs do not compare: the machine, or its load, was another. So each optimizer's time is taken relative to
-AdamW(fused) and to the copy in its own race, and it counts as slower only if it is so by both. Exit status 1 then, or
-if something that was measured now fails, or is ours and is not measured any more.
+Times of two runs cannot be compared: the machine or its load may differ. So each optimizer's time is taken relative to
+AdamW(fused) and to the copy of its own race, and it counts as slower only if it is slower relative to both. The exit
+status is then 1, as it is if something that was measured now fails, or is ours and is no longer measured.
 """
 
 from __future__ import annotations
@@ -27,44 +27,51 @@ Rows = list[Row]
 
 @dataclass(frozen=True)
 class Change:
-    """One peer on one workload: new over old, relative to `to`; `noise` is by how much it may exceed 1 by chance."""
+    """The change of one peer on one workload."""
 
     row: Row
-    to: str
-    factor: float
-    noise: float
+    to: str  # the peer that both times are relative to
+    factor: float  # new over old
+    noise: float  # by which the factor may exceed 1 by chance
 
     @property
     def slower(self) -> bool:
+        """Whether the factor exceeds 1 by more than noise."""
         return self.factor > 1 + self.noise
 
 
 def spread(row: Row) -> float:
-    """Half the distance of the quartiles, relative to the median."""
+    """Returns half the distance between the quartiles, relative to the median."""
     return (row["ms_75"] - row["ms_25"]) / 2 / row["ms"]
 
 
 def _references(row: Row, measured: Rows) -> dict[str, Row]:
-    """AdamW(fused) and the copy of the same race; an optimizer is not its own reference."""
+    """Returns AdamW(fused) and the copy of the same race, by name; an optimizer is not its own reference."""
     race = [other for other in measured if other["status"] == "ok" and RACE(other) == RACE(row)]
     return {other["peer"]: other for other in race if other["peer"] in (ANCHOR, COPY) and other["peer"] != row["peer"]}
 
 
 def changes(old: Row, new: Row, before: Rows, after: Rows, floor: float) -> list[Change]:
-    """The change of one peer relative to every reference that both races had."""
+    """Returns the changes of one peer, one relative to each reference that both races have.
+
+    Args:
+        old, new: the rows of the peer.
+        before, after: all rows of the two files.
+        floor: changes below it count as noise.
+    """
     references = _references(old, before), _references(new, after)
     found = []
     for name in references[0].keys() & references[1].keys():
         first, second = references[0][name], references[1][name]
         factor = (new["ms"] / second["ms"]) / (old["ms"] / first["ms"])
-        # Independent spreads add in squares; twice that, so that among dozens of peers none is reported by chance.
+        # Independent spreads add in squares; doubled, so that among dozens of peers none is reported by chance.
         noise = 2 * math.hypot(*map(spread, (old, new, first, second)))
         found.append(Change(new, name, factor, max(noise, floor)))
     return found
 
 
 def slower(before: Rows, after: Rows, floor: float = 0.05) -> list[Change]:
-    """Of every peer that is slower by each of its references, the smaller change."""
+    """Returns, for every peer that is slower relative to each of its references, the smallest of these changes."""
     old = {KEY(row): row for row in before if row["status"] == "ok" and row["ms"]}
     found = []
     for new in after:
@@ -77,7 +84,7 @@ def slower(before: Rows, after: Rows, floor: float = 0.05) -> list[Change]:
 
 
 def broken(before: Rows, after: Rows) -> Rows:
-    """Rows of peers that were measured before and fail now; and of ours, the old ones of those that are gone."""
+    """Returns the rows of peers that were measured before and fail now, and the old rows of ours that are gone now."""
     old = {KEY(row): row for row in before if row["status"] == "ok"}
     new, workloads = {KEY(row) for row in after}, set(map(WORKLOAD, after))
     failed = [row for row in after if row["status"] == "failed" and KEY(row) in old]
@@ -86,6 +93,7 @@ def broken(before: Rows, after: Rows) -> Rows:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Prints what is slower or broken; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("old", type=rows.file)
     parser.add_argument("new", type=rows.file)

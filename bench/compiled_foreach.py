@@ -1,50 +1,62 @@
-"""torch.compile of our foreach backend: the two functions that do its arithmetic, compiled over all tensors at once."""
+"""torch.compile of the foreach backend: its two functions that do arithmetic, compiled over all tensors at once."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from types import ModuleType
+from itertools import chain, groupby
 from typing import Any
 
 import torch
 
 from prodigy_fused import Prodigy, backends
 from prodigy_fused.backends import foreach
-from prodigy_fused.estimate import advance
 
 NAME = "compiled_foreach"
 
 
 @cache
-def compiled() -> tuple[Any, Any]:
-    """What makes m, v, s and the sums, and what makes x. The step around them is never compiled (prodigy.py)."""
-    return torch.compile(foreach._update_run), torch.compile(foreach._step_run)
+def compiled() -> tuple[Callable[..., None], Callable[..., None]]:
+    """Returns the functions for the state and the sums, and for x; the code around them is never compiled."""
+    return torch.compile(foreach.ForeachPlan.update_run), torch.compile(foreach.ForeachPlan.step_run)
 
 
 class CompiledForeachPlan(foreach.ForeachPlan):
-    """The contract of :class:`prodigy_fused.step.Plan`; fused loops need no temporaries, hence one run for all."""
+    """A foreach plan with compiled functions, called once per group: fused loops have no temporaries to keep small."""
 
-    def _run(self, grads: list[Any], step: Any) -> foreach.Run:
-        return foreach.Run(list(self.slots), grads, step.hypers[0])
+    def runs(self, step: Any) -> Iterator[foreach.Run]:
+        """Yields the tensors that have a gradient and a learning rate, one run per group."""
+        for _, runs in groupby(super().runs(step), lambda run: run.slots[0].group):
+            yield _joined(list(runs))
 
-    def update(self, grads: list[Any], step: Any) -> None:
-        dots: list[Any] = []
-        norms: list[Any] = []
-        compiled()[0](self._run(grads, step), step, dots, norms)
-        self.sums.copy_(torch.stack([foreach._total(dots, self.sums), foreach._total(norms, self.sums)]))
+    @staticmethod
+    def update_run(*arguments: Any) -> None:
+        """Updates m, v and s of a run, and appends each tensor's part of the two sums."""
+        compiled()[0](*arguments)
 
-    def finish(self, grads: list[Any], step: Any, last: bool) -> None:
-        row = advance(step.row, step.sums, step.shared)
-        compiled()[1](self._run(grads, step), step, row)
-        step.row.copy_(row)
+    @staticmethod
+    def step_run(*arguments: Any) -> None:
+        """Updates x of a run."""
+        compiled()[1](*arguments)
+
+
+def _joined(runs: list[foreach.Run]) -> foreach.Run:
+    def all_of(lists: Iterable[list[Any]]) -> list[Any]:
+        return list(chain.from_iterable(lists))
+
+    return foreach.Run(all_of(run.slots for run in runs), all_of(run.grads for run in runs), runs[0].h)
+
+
+class CompiledForeach:
+    """The backend, as :class:`prodigy_fused.step.Backend` describes one."""
+
+    COMPILED = ONE_PASS = READS_DEVICE = False  # not compiled as fused=True means it
+    missing = staticmethod(foreach.missing)
+    unsupported = staticmethod(foreach.unsupported)
+    make_plan = CompiledForeachPlan
 
 
 def make(params: Any) -> Prodigy:
-    """Our optimizer on the compiled backend, which is known to it by name from now on."""
-    if NAME not in backends.NAMES:
-        module = ModuleType(f"prodigy_fused.backends.{NAME}")
-        module.__dict__.update(unsupported=foreach.unsupported, make_plan=CompiledForeachPlan)
-        sys.modules[module.__name__] = module
-        backends.NAMES = (*backends.NAMES, NAME)
+    """Returns our optimizer on the compiled foreach backend, and registers that backend."""
+    backends.register(NAME, CompiledForeach())
     return Prodigy(params, backend=NAME)

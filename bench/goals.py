@@ -1,4 +1,4 @@
-"""What the CUDA and Triton backends are to reach on a GPU, and what was measured: README's table of it."""
+"""Performance targets of the GPU backends and the measured values, as README shows them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ Figure = Callable[[Row, Rows], float | None]
 
 @dataclass(frozen=True)
 class Goal:
-    """A line of the table: the figure of one row, how it is written, and what it should be."""
+    """A line of the table."""
 
     what: str
     wanted: str
     workload: str
-    figure: Figure
+    figure: Figure  # of a row, given all rows of its workload
     form: str = "{:.2f} x"
     peer: str = OURS
 
 
 def faster_than(peer: str) -> Figure:
-    """How many times the peer's step takes; through AdamW(fused), because the two may have run in different heats."""
+    """Returns a figure: how many times as long the peer's step takes as a row's.
+
+    Both are taken relative to AdamW(fused), since the two may have run in different heats.
+    """
 
     def figure(row: Row, same: Rows) -> float | None:
         own = rows.ratio(row, same, ANCHOR)
@@ -72,7 +75,7 @@ GOALS = [
 
 
 def table(measured: Rows) -> list[list[str]]:
-    """Cells of a line per goal: what, on which parameters, wanted, measured on the GPU that was measured last."""
+    """Returns the cells of a line per goal: what, parameters, target, and the value on the GPU measured last."""
     steps = [row for row in measured if row["cuda"] and row["dtype"] == "float32" and row["status"] == "ok"]
     last = max(steps, key=itemgetter("run"))["device"] if steps else ""
     steps = [row for row in steps if row["device"] == last]

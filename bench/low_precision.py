@@ -1,5 +1,5 @@
-"""Pure bfloat16 and float16 beside float32, from the same starts: the validation loss of the demo's GPT, and the d of a
-regression that the reference does not leave."""
+"""Compares pure bfloat16 and float16 with float32, from the same starts: the validation loss of the demo's GPT, and d
+on a regression where the reference never moves."""
 
 import argparse
 import copy
@@ -8,9 +8,8 @@ import pathlib
 
 import rows
 import torch
-from gpt import GPT
 from regression import START, regression
-from shakespeare import Corpus, load_text
+from shared import GPT, RESULTS, Corpus, load_text
 from torch.nn import functional as F
 
 from prodigy_fused import Prodigy
@@ -27,16 +26,15 @@ RUNS = {
     "float16 displacement": (torch.float16, {"low_precision": "displacement"}),
 }
 VALIDATION = 256  # sequences
-RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 def loss(model, tokens, targets):
-    """Mean cross-entropy in float32, of logits in the model's dtype."""
+    """Returns the mean cross-entropy, in float32, of logits in the model's dtype."""
     return F.cross_entropy(model(tokens).flatten(0, 1).float(), targets.flatten())
 
 
 def train(model, corpus, options, steps, batch, seed):
-    """Trains as the demo does; returns the validation loss and d."""
+    """Trains a model as the demo does; returns the validation loss and d."""
     draw = torch.Generator().manual_seed(seed)
     val = corpus.get_batch("val", VALIDATION, model.block, draw)
     optimizer = Prodigy(model.param_groups(0.1), **options)
@@ -52,7 +50,7 @@ def train(model, corpus, options, steps, batch, seed):
 
 
 def regressions(seeds):
-    """d after 500 steps as a share of float32's: for each start and mode, one of each seed."""
+    """Returns d after 500 steps relative to float32's: for each start and mode, one of each seed."""
     found = {}
     for kind in START:
         exact = [regression(kind, seed=seed)[0] for seed in range(seeds)]
@@ -63,6 +61,7 @@ def regressions(seeds):
 
 
 def main():
+    """Trains everything, seed by seed, and writes the figures."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--steps", type=int, default=150)
@@ -76,7 +75,7 @@ def main():
     results = {name: {"loss": [], "d": []} for name in RUNS}
     for seed in range(args.seeds):
         torch.manual_seed(seed)
-        start = GPT(len(corpus.vocabulary)).bfloat16().float()  # what all of them can hold
+        start = GPT(len(corpus.vocabulary)).bfloat16().float()  # values that bfloat16 can represent
         for name, (dtype, options) in RUNS.items():
             end, d = train(copy.deepcopy(start).to(dtype), corpus, options, args.steps, args.batch, seed)
             results[name]["loss"].append(round(end, 4))

@@ -1,4 +1,4 @@
-"""How an optimizer is measured: peers in turn, on the same fresh gradients, in a race; then memory, launches, waits."""
+"""Measures optimizers: a race in turns on the same fresh gradients; then memory, launches and synchronisations."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peers import ANCHOR, COPY, IN_PLACE, Copier, Peer
+from peers import COPY, IN_PLACE, Copier, Peer
 from torch import Tensor, nn
 from workloads import Shapes, numel
 
-WARM_UP = 3  # creates state, fills tables, compiles
+WARM_UP = 3  # steps in which state is created, tables are filled and code is compiled
 LEAST_ROUNDS = 5  # quartiles of fewer mean nothing
-BUSY_CYCLES = 1_000_000  # for which the GPU is kept busy: about half a millisecond
+BUSY_CYCLES = 1_000_000  # clock cycles for which the GPU is kept busy: about half a millisecond
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One step, in milliseconds: of the device, with the wait for it, and of the host until step() returns."""
+    """The times of one step, in milliseconds."""
 
-    ms: float
-    wall_ms: float | None = None
-    host_ms: float | None = None
+    ms: float  # on the device
+    wall_ms: float | None = None  # on an idle GPU, until its work is done
+    host_ms: float | None = None  # on a busy GPU, until step() returns
 
 
 def _elapsed(work: Callable[[], Any]) -> float:
@@ -36,12 +36,12 @@ def _elapsed(work: Callable[[], Any]) -> float:
 
 
 def time_on_cpu(step: Callable[[], Any]) -> Sample:
-    """By the clock on the wall."""
+    """Returns the wall-clock time of a step."""
     return Sample(_elapsed(step))
 
 
 def time_on_cuda(step: Callable[[], Any]) -> Sample:
-    """Two steps: one on an idle device, waited for; one queued while the device is busy, as after a backward pass."""
+    """Times two steps: one on an idle device, and one queued while the device is busy, as after a backward pass."""
 
     def waited() -> None:
         step()
@@ -59,14 +59,17 @@ def time_on_cuda(step: Callable[[], Any]) -> Sample:
 
 
 def first_line(error: Exception) -> str:
-    """What was raised, in a line."""
+    """Returns the exception in one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
 @dataclass
 class Racer:
-    """A peer on tensors of its own, or a copy (without a peer); out of the race once its status is not "ok"."""
+    """A participant of a race: a peer on tensors of its own, or a copy (without a peer).
+
+    It takes part as long as its status is "ok"; what it has counted lies in `counts`, by column of a row.
+    """
 
     name: str
     peer: Peer | None = None
@@ -79,7 +82,7 @@ class Racer:
 
     @contextlib.contextmanager
     def trying(self) -> Iterator[None]:
-        """Whatever a peer raises is its result, and ends its race; the others go on."""
+        """Records an exception as the racer's result, which ends its race; the others go on."""
         try:
             yield
         except Exception as error:
@@ -88,18 +91,19 @@ class Racer:
             self.params, self.optimizer = [], None
 
     def give(self, gradients: list[Tensor]) -> None:
-        """Copies at fresh addresses, as a backward pass would leave them."""
+        """Sets gradients, copies at fresh addresses, as a backward pass would leave them."""
         if self.peer is not None:
             for p, g in zip(self.params, gradients, strict=True):
                 p.grad = g.clone()
 
     def drop(self) -> None:
+        """Drops the gradients."""
         for p in self.params:
             p.grad = None
 
 
 def state_bytes(optimizer: Any) -> int:
-    """Bytes of all state tensors, each storage counted once."""
+    """Returns the bytes of all state tensors, each storage counted once."""
 
     def tensors(value: Any) -> Iterator[Tensor]:
         if isinstance(value, Tensor):
@@ -113,7 +117,7 @@ def state_bytes(optimizer: Any) -> int:
 
 
 def peak(changes: Iterable[int]) -> int:
-    """The highest sum of a sequence of allocations (positive) and releases (negative)."""
+    """Returns the highest running sum of a sequence of allocations (positive) and releases (negative), in bytes."""
     highest = current = 0
     for change in changes:
         current += change
@@ -122,7 +126,7 @@ def peak(changes: Iterable[int]) -> int:
 
 
 def extra_bytes(step: Callable[[], Any], device: torch.device) -> int:
-    """The most memory that torch's allocator gives out during a step, on top of what was in use."""
+    """Returns how many bytes torch's allocator gives out at most during a step, on top of those in use before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -131,17 +135,18 @@ def extra_bytes(step: Callable[[], Any], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated() - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
-    # Of the raw events: those of profile.events() lack what an operation allocated itself.
+    # The raw events: those of profile.events() lack what an operation itself has allocated.
     return peak(e.nbytes() for e in profile.profiler.kineto_results.events() if e.name() == "[memory]")
 
 
 def launch_names(events: Iterable[Any]) -> list[str]:
-    """Of what a profiled step ran on the device; the ranges that torch puts around a step are no launches."""
+    """Returns the names of what a profiled step ran on the device, without torch's own ranges around a step."""
     on_device = (e for e in events if e.device_type == torch.autograd.DeviceType.CUDA)
     return [e.name for e in on_device if "Optimizer" not in e.name]
 
 
 def count_launches(step: Callable[[], Any]) -> int:
+    """Returns the number of kernels, copies and fills that a step runs on the GPU."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         step()
         torch.cuda.synchronize()
@@ -149,7 +154,7 @@ def count_launches(step: Callable[[], Any]) -> int:
 
 
 def count_syncs(step: Callable[[], Any]) -> int:
-    """Host synchronisations, as torch's debug mode reports them."""
+    """Returns the number of host synchronisations in a step, as torch's debug mode reports them."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -164,9 +169,10 @@ class Race:
     """One heat on one workload.
 
     Args:
-        shapes: of the parameters.
-        peers: who takes part.
-        limit: elements of the buffer that is copied in turn with them.
+        shapes: the parameters' shapes.
+        peers: the optimizers that take part.
+        device, dtype: of the parameters and gradients.
+        limit: elements of the buffer that is copied in turn with the steps.
     """
 
     def __init__(
@@ -191,7 +197,7 @@ class Race:
         return [torch.randn(shape, device=self.device, dtype=self.dtype) for shape in self.shapes]
 
     def _turns(self, gradients: list[Tensor], take: Callable[[Racer], None]) -> None:
-        """Every racer in turn with its own copy of the gradients."""
+        """Calls `take` for every racer in turn, with its own copy of the gradients."""
         for racer in (r for r in self.racers if r.status == "ok"):
             with racer.trying():
                 racer.give(gradients)
@@ -199,7 +205,14 @@ class Race:
                 racer.drop()
 
     def run(self, rounds: int, seconds: float, tick: Callable[[], Any] = lambda: None) -> list[Racer]:
-        """`rounds` turns of everybody, fewer if `seconds` run out, then what is counted and not timed."""
+        """Times `rounds` turns of every racer, fewer if `seconds` run out, then counts what is not timed.
+
+        Args:
+            tick: called after every turn.
+
+        Returns:
+            All racers, without their tensors.
+        """
         with uncollected():
             for _ in range(WARM_UP):
                 self._turns(self._gradients(), lambda racer: racer.optimizer.step())
@@ -231,49 +244,16 @@ class Race:
         for name, count in counters.items():
             try:
                 racer.counts[name] = count()
-            except Exception as error:  # such as a profiler without permission; the times are none the worse for it
+            except Exception as error:  # such as a profiler without permission; the times are valid all the same
                 racer.reason = f"no {name}: {first_line(error)}"
 
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """No garbage collection inside a measurement."""
+    """Switches garbage collection off for a measurement."""
     gc.collect()
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    with open("/proc/meminfo") as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
-
-
-def needed(peers: list[Peer], tensor_bytes: int) -> int:
-    """Bytes of a heat: everybody's tensors, the gradients and one copy of them, the largest temporaries."""
-    kept, spare = sum(peer.tensors for peer in peers), max((peer.spare for peer in peers), default=0)
-    return int((kept + spare + 2) * tensor_bytes)
-
-
-def heats(peers: list[Peer], tensor_bytes: int, budget: int) -> tuple[list[list[Peer]], list[Peer]]:
-    """Peers in as few groups as fit into memory, the anchor first in each; and those that fit into none."""
-    anchors = [peer for peer in peers if peer.name == ANCHOR]
-    groups, rejected = [anchors], []
-    for peer in peers:
-        if peer.name == ANCHOR:
-            continue
-        group = next((g for g in groups if needed([*g, peer], tensor_bytes) <= budget), None)
-        if group is not None:
-            group.append(peer)
-        elif needed([*anchors[:1], peer], tensor_bytes) <= budget:
-            groups.append([*anchors[:1], peer])
-        else:
-            rejected.append(peer)
-    if needed(anchors[:1], tensor_bytes) > budget:
-        return [], list(peers)
-    return [group for group in groups if group], rejected

@@ -1,4 +1,4 @@
-"""Pictures of the results: time against size with the roofline, ratios per workload, the parts of a training step."""
+"""Plots of the results: time against size with the roofline, ratios per workload, the parts of a training step."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import rows
 from peers import ANCHOR, COPY, IN_PLACE
-from report import plot_stem
 from rows import Row
+from shared import palette
 
-OURS, THEIRS, OTHER = "#d55e00", "#0072b2", "#9a9a9a"
-WIDTH = 0.8  # of a group of bars
+WIDTH = 0.8  # of a bar
 
 
 def colour(peer: str) -> str:
+    """Returns the colour of a peer in all plots."""
     if peer.startswith("prodigy_fused("):
-        return OURS
-    return THEIRS if peer == "prodigyopt" else OTHER
+        return palette.OURS
+    return palette.REFERENCE if peer == "prodigyopt" else palette.OTHER
 
 
 def _finish(figure: plt.Figure, path: Path) -> Path:
@@ -36,7 +36,7 @@ def _finish(figure: plt.Figure, path: Path) -> Path:
 
 
 def sizes(measured: list[Row], path: Path) -> Path:
-    """Time of a step against the number of parameters, and the time that its bytes take at least."""
+    """Plots the time of a step against the number of parameters, and the time that its bytes take at least."""
     figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
     scan = [row for row in measured if row["workload"].startswith("scan")]
     for peer in dict.fromkeys(row["peer"] for row in scan if row["peer"] not in (COPY, IN_PLACE)):
@@ -55,7 +55,7 @@ def sizes(measured: list[Row], path: Path) -> Path:
 
 
 def ratios(measured: list[Row], path: Path) -> Path:
-    """Per workload a panel: the time of every peer's step to AdamW(fused)'s in the same race."""
+    """Plots, in a panel per workload, the time of every peer's step relative to AdamW(fused)'s in the same race."""
     steps = [row for row in measured if _compared(row, measured)]
     workloads = list(dict.fromkeys(row["workload"] for row in steps))
     columns = min(3, len(workloads))
@@ -79,7 +79,7 @@ def ratios(measured: list[Row], path: Path) -> Path:
 
 
 def training(measured: list[Row], path: Path) -> Path:
-    """What a step of training the demo's GPT takes: forward and backward, and the optimizer."""
+    """Plots the time of a training step of the demo's GPT: forward and backward, and the optimizer."""
     own = sorted((row for row in measured if row["kind"] == "train"), key=lambda row: -row["ms"])
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     names, times = [row["peer"] for row in own], [row["train_ms"] for row in own]
@@ -96,7 +96,7 @@ def training(measured: list[Row], path: Path) -> Path:
 
 
 def _compared(row: Row, measured: list[Row]) -> bool:
-    """Whether a row belongs into the picture of ratios."""
+    """Returns whether a row belongs in the plot of ratios."""
     optimizer = row["kind"] == "step" and row["peer"] not in (COPY, IN_PLACE, ANCHOR)
     return optimizer and not row["workload"].startswith("scan") and rows.ratio(row, measured, ANCHOR) is not None
 
@@ -108,7 +108,7 @@ def _machine(measured: list[Row]) -> str:
 
 
 def draw(measured: list[Row], folder: Path) -> list[Path]:
-    """All pictures that the rows are enough for, per device and dtype; returns their files."""
+    """Draws all plots for which there are rows, per device and dtype; returns their files."""
     found = []
     good = [row for row in measured if row["status"] == "ok"]
     for device, dtype in dict.fromkeys((row["device"], row["dtype"]) for row in good):
@@ -119,7 +119,7 @@ def draw(measured: list[Row], folder: Path) -> list[Path]:
             training: any(row["kind"] == "train" for row in own),
         }
         found += [
-            draw_one(own, folder / f"{plot_stem(own[0])}-{draw_one.__name__}.png")
+            draw_one(own, folder / f"{rows.plot_stem(own[0])}-{draw_one.__name__}.png")
             for draw_one, has in kinds.items()
             if has
         ]

@@ -1,5 +1,5 @@
-"""Least squares for a matrix that starts near its solution, as in a fine-tuning: where bfloat16 does not start to move
-in the reference."""
+"""Least squares for a matrix that starts close to its solution, as in fine-tuning: a problem on which a bfloat16
+parameter of the reference never moves."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ import torch
 
 from prodigy_fused import Prodigy
 
+# The start x0, by kind, computed from normal random numbers.
 START = {"weights": lambda w: w.sign() * (0.02 + 0.05 * w.abs()), "norms": torch.ones_like}
 
 
 def regression(
     kind: str, dtype: torch.dtype = torch.float32, steps: int = 500, seed: int = 0, **options: Any
 ) -> tuple[float, float]:
-    """Returns d, and the share of the elements that have moved."""
+    """Trains and returns d, and the share of the elements that have moved.
+
+    Args:
+        kind: of the start, a key of START.
+        dtype: of the parameter.
+        options: of the optimizer.
+    """
     draw = torch.Generator().manual_seed(seed)
     x0 = START[kind](torch.randn(256, 256, generator=draw)).bfloat16()
     solution = x0 + 0.02 * torch.randn(x0.shape, generator=draw)

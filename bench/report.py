@@ -1,4 +1,4 @@
-"""Results as tables: on the terminal, as Markdown, and in README.md and docs/, whose figures nobody else writes.
+"""Results as tables: on the terminal, as Markdown, and in README.md and docs/, all of whose figures are written here.
 
 python bench/report.py [FILE.csv ...] [--write]
 """
@@ -19,9 +19,8 @@ from peers import ANCHOR, COPY, IN_PLACE
 from rich.console import Console
 from rich.table import Table
 from rows import Row
+from shared import RESULTS, ROOT
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "bench" / "results"
 REFERENCE = "prodigyopt"
 MARK = re.compile(r"(<!-- (\w+): written by bench/report.py -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 HEAD = "# Measurements\n\nWritten by `make figures` from the rows beside it.\n"
@@ -73,7 +72,7 @@ TRAIN: Cells = {
 
 
 def groups(measured: list[Row]) -> list[tuple[str, Cells, list[Row]]]:
-    """Title, columns and rows of each workload's table; without columns that nobody has a figure for."""
+    """Returns title, columns and rows of each workload's table, without columns that have no figure."""
 
     def key(row: Row) -> tuple[str, ...]:
         return row["device"], row["workload"], row["kind"], row["dtype"]
@@ -81,7 +80,7 @@ def groups(measured: list[Row]) -> list[tuple[str, Cells, list[Row]]]:
     found = []
     for (_, workload, kind, dtype), same in groupby(measured, key):
         own = list(same)
-        cells = {name: cell for name, cell in (STEP if kind == "step" else TRAIN).items()}
+        cells = STEP if kind == "step" else TRAIN
         used = {name: cell for name, cell in cells.items() if any(cell(row, own) for row in own)}
         sizes = next(((r["parameters"], r["tensors"]) for r in own if r["peer"] not in (COPY, IN_PLACE)), (0, 0))
         found.append((f"{workload}: {sizes[0]:,} parameters in {sizes[1]:,} tensors, {dtype}", used, own))
@@ -89,12 +88,12 @@ def groups(measured: list[Row]) -> list[tuple[str, Cells, list[Row]]]:
 
 
 def name_of(row: Row) -> str:
-    """A peer; in a second heat with the heat's number, because only figures of one heat compare."""
+    """Returns the name of a row's peer; in a second heat with the heat's number: only figures of one heat compare."""
     return row["peer"] + (f" (heat {row['heat'] + 1})" if row["heat"] else "")
 
 
 def print_table(measured: list[Row]) -> None:
-    """Every workload's table on the terminal, then who was not measured and why."""
+    """Prints every workload's table, then which peers were not measured and why."""
     console = Console()
     console = console if console.is_terminal else Console(width=150)
     for title, cells, own in groups(measured):
@@ -112,7 +111,7 @@ def print_table(measured: list[Row]) -> None:
 
 
 def absent(measured: list[Row]) -> list[str]:
-    """Who was not measured, or not wholly, where and why: a line per reason."""
+    """Returns a line per reason for which a peer was not measured, or not completely: the peer, why and where."""
     where: dict[tuple[str, str, str], list[str]] = {}
     for row in measured:
         if row["reason"]:
@@ -128,21 +127,15 @@ def _sheet(header: list[str], lines: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(header) + " |", rule, *("| " + " | ".join(line) + " |" for line in lines)]
 
 
-def plot_stem(row: Row) -> str:
-    """What the names of the plots of a machine and dtype begin with."""
-    stem = "".join(c if c.isalnum() else "-" for c in row["device"])
-    return stem if row["dtype"] == "float32" else f"{stem}-{row['dtype']}"
-
-
 def where_line(row: Row) -> str:
-    """Machine and versions of a row, in a sentence."""
+    """Returns the machine and versions of a row in one line."""
     threads = f", {row['threads']} threads" if not row["cuda"] else f", CUDA {row['cuda']}, driver {row['driver']}"
     code = f"commit {row['commit']}, {row['date']}"
     return f"{row['device']}{threads}, torch {row['torch']}, Python {row['python']}, {code}"
 
 
 def markdown(measured: list[Row]) -> str:
-    """All tables as Markdown, for a summary next to the rows."""
+    """Returns all tables as Markdown, for the summary next to the rows."""
     lines = []
     for title, cells, own in groups(measured):
         body = [[name_of(r), *(c(r, own) for c in cells.values())] for r in own if r["status"] == "ok"]
@@ -151,13 +144,13 @@ def markdown(measured: list[Row]) -> str:
 
 
 def _best(row: Row) -> bool:
-    """Our one-pass optimizer with slice_p=1, the one a user gets."""
+    """Returns whether a row is of our one-pass optimizer with slice_p=1, the one that users get."""
     compiled = row["peer"].startswith("prodigy_fused(") and "foreach" not in row["peer"]
     return compiled and row["slice_p"] == 1
 
 
 def cost(measured: list[Row]) -> str:
-    """README's table: our step beside AdamW(fused) and prodigyopt, on every workload that has all three."""
+    """Returns README's table: our step, AdamW(fused)'s and prodigyopt's, on every workload but the scan over sizes."""
     steps = [row for row in measured if row["kind"] == "step" and row["status"] == "ok" and row["dtype"] == "float32"]
     text = []
     for device in dict.fromkeys(row["device"] for row in steps):
@@ -165,7 +158,7 @@ def cost(measured: list[Row]) -> str:
         lines = [line for _, _, own in groups(here) if (line := _cost_line(own))]
         header = ["parameters", "prodigy-fused", "AdamW(fused)", "prodigyopt", "to AdamW", "faster than prodigyopt"]
         text += [*_sheet(header, lines), "", f"Medians; {where_line(here[-1])}.", ""]
-        picture = plot_stem(here[-1]) + "-ratios.png"
+        picture = rows.plot_stem(here[-1]) + "-ratios.png"
         if (RESULTS / picture).exists():
             text += [f"![Time of a step to AdamW(fused)'s](bench/results/{picture})", ""]
     return "\n".join(text).strip()
@@ -184,13 +177,13 @@ def _cost_line(own: list[Row]) -> list[str] | None:
 
 
 def gpu(measured: list[Row]) -> str:
-    """The table in docs/benchmarks.md of what a GPU is to show."""
+    """Returns the table of the targets on a GPU, for docs/benchmarks.md."""
     lines = goals.table(measured)
     return "\n".join(_sheet(["on a GPU, float32", "parameters", "goal", "measured"], lines))
 
 
 def demo(_: list[Row]) -> str:
-    """README's sentence on the picture of the demo."""
+    """Returns README's sentence about the plot of the demo."""
     figures = json.loads((RESULTS / "demo.json").read_text())
     racers = figures["optimizers"].values()
     losses, times = (", ".join(f"{r[key]:.{n}f}" for r in racers) for key, n in (("val_loss", 3), ("optimizer_ms", 2)))
@@ -202,13 +195,13 @@ def demo(_: list[Row]) -> str:
 
 
 def _in_heat_of(mine: Row, own: list[Row], name: str) -> Row | None:
-    """A peer's row, of our own heat if it was in it."""
+    """Returns a peer's row, of the heat of `mine` if it was in it; None if it was in none."""
     found = [row for row in own if row["peer"] == name]
     return next((row for row in found if row["heat"] == mine["heat"]), found[0] if found else None)
 
 
 def for_the_record(files: list[Path] | None = None) -> list[Row]:
-    """The last run of each workload in some files, or the last full one in the committed files, GPUs' included."""
+    """Returns the last run of each workload in the files; without files, the last full run in the committed ones."""
     if files:
         return rows.latest([row for file in files for row in rows.read(file)])
     committed = [file for file in (RESULTS / "bench.csv", *sorted(RESULTS.glob("*/*/bench.csv"))) if file.exists()]
@@ -216,7 +209,7 @@ def for_the_record(files: list[Path] | None = None) -> list[Row]:
 
 
 def with_figures(file: Path, measured: list[Row]) -> str:
-    """The text of one of the files WRITTEN, with everything between the marks written anew."""
+    """Returns the text of one of the files WRITTEN, with everything between the marks rewritten."""
     root = "../" * (len(file.relative_to(ROOT).parts) - 1)
     blocks = {"cost": cost, "gpu": gpu, "demo": demo}
 
@@ -227,10 +220,11 @@ def with_figures(file: Path, measured: list[Row]) -> str:
 
 
 def main() -> None:
+    """Prints the tables as Markdown, or writes all figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", type=rows.file, nargs="*", help="default: all committed ones")
     parser.add_argument(
-        "--write", action="store_true", help="write plots, summary.md, and figures in README.md and docs/"
+        "--write", action="store_true", help="rewrite the plots, summary.md, and the figures of README.md and docs/"
     )
     args = parser.parse_args()
     measured = for_the_record(args.files)

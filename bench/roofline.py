@@ -1,4 +1,4 @@
-"""The cost of a step predicted: bytes over bandwidth, launches, one small all-reduce.
+"""A cost model of a step: bytes over bandwidth, launches, one small all-reduce.
 
 python bench/roofline.py             the table for 8 B, 70 B and 405 B parameters on 8 to 4,096 GPUs: a prediction
 python bench/roofline.py FILE.csv    the error of the prediction against measured rows
@@ -17,60 +17,60 @@ from workloads import Shapes, llama3, numel, shard
 
 
 def prodigy_bytes(x: int = 4, state: int = 4, slice_p: int = 1, displacement: bool = False) -> float:
-    """Bytes per parameter of the update pass (DESIGN.md): reads g, x, m, v, s, x0, writes x, m, v, s.
+    """Returns the bytes per parameter of the update pass: reads g, x, m, v, s, x0, writes x, m, v, s.
 
     Args:
-        x: bytes of an element of the parameter, its gradient and x0.
-        state: of m, v and s.
+        x: bytes per element of the parameter, its gradient and x0.
+        state: bytes per element of m, v and s.
         slice_p: s and x0 are read, and s is written, at every p-th element only.
-        displacement: x - x0 is kept in float32, too: read and written. Needs all of x0.
+        displacement: x - x0 in float32 is read and written, too. Needs all of x0.
     """
     return x + 2 * x + 4 * state + (2 * state + x) / slice_p + (2 * 4 if displacement else 0)
 
 
 def adamw_bytes(x: int = 4, state: int = 4) -> float:
-    """Bytes per parameter of a fused AdamW: reads g, x, m, v, writes x, m, v."""
+    """Returns the bytes per parameter of a fused AdamW: reads g, x, m, v, writes x, m, v."""
     return 3 * x + 4 * state
 
 
-def prodigyopt_bytes(x: int = 4, state: int = 4) -> float:
-    """Of the reference, whose state has the parameter's dtype: 31 accesses, counted from its operations."""
+def prodigyopt_bytes(x: int = 4) -> float:
+    """Returns the bytes per parameter of the reference: 31 accesses of `x` bytes, counted from its operations."""
     return 31 * x
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a step's time depends on. Bandwidth of a copy, read and written bytes both counted."""
+    """The numbers of a machine that a step's time depends on."""
 
     name: str
-    gb_s: float
+    gb_s: float  # bandwidth of a copy, read and written bytes both counted
     launch_us: float
-    hop_us: float = 0.0  # of the all-reduce's latency, per doubling of the ranks
-    tflops: float = 0.0  # of a training step, as reached and not as advertised
+    hop_us: float = 0.0  # latency of the all-reduce, per doubling of the ranks
+    tflops: float = 0.0  # of a training step, achieved and not advertised
 
 
-# Bandwidth: DESIGN.md and issue 3 expect it; the rest is a common order of magnitude. None of it measured here.
+# All assumed: about 90 % of the advertised 4.8 TB/s, and common orders of magnitude. None of it measured here.
 H200 = Machine("H200 (assumed)", gb_s=4300, launch_us=3, hop_us=6, tflops=400)
 
 
 def step_seconds(elements: float, per_element: float, machine: Machine, launches: int = 2, ranks: int = 1) -> float:
-    """Seconds of a step on one rank that holds `elements`; the all-reduce of the two sums is not hidden."""
+    """Returns the seconds of a step on one rank that holds `elements`; the all-reduce of the two sums is not hidden."""
     hops = math.ceil(math.log2(ranks)) if ranks > 1 else 0
     return elements * per_element / (1e9 * machine.gb_s) + 1e-6 * (launches * machine.launch_us + hops * machine.hop_us)
 
 
 def training_seconds(parameters: float, tokens: float, machine: Machine) -> float:
-    """Seconds of forward and backward: six operations per parameter and token."""
+    """Returns the seconds of forward and backward: six operations per parameter and token."""
     return 6 * parameters * tokens / (1e12 * machine.tflops)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one rank of a fully sharded run."""
+    """The prediction for one rank of a fully sharded run."""
 
-    gb: float  # x, g and the state: what must fit before anything else does
+    gb: float  # of x, g and the state
     step: float  # seconds
-    share: float  # of a training step
+    share: float  # of the optimizer in a training step
 
 
 def predict(
@@ -83,12 +83,13 @@ def predict(
     launches: int = 2,
     reduces: bool = True,
 ) -> Prediction:
-    """A step on `shapes`, split over `ranks`.
+    """Predicts a step on `shapes`, split over `ranks`.
 
     Args:
-        tokens: that each rank trains on between two steps.
+        tokens: per rank and step.
         kept: bytes per parameter in memory.
-        moved: bytes per parameter that a step reads and writes, as one of the functions above counts them.
+        moved: bytes per parameter that a step reads and writes, by one of the functions above.
+        reduces: whether two sums are all-reduced.
     """
     elements = numel(shard(shapes, ranks))
     seconds = step_seconds(elements, moved, machine, launches, ranks if reduces else 1)
@@ -98,8 +99,8 @@ def predict(
 
 MODELS = {"8 B": llama3(), "70 B": llama3(80, 8192, 1024, 28672), "405 B": llama3(126, 16384, 1024, 53248)}
 RANKS, TOKENS, MEMORY_GB = (8, 64, 512, 4096), 8192, 141
-# Name: bytes kept and moved per parameter, launches, whether sums are all-reduced. In bfloat16, x, g and x0 take half
-# the bytes, and x - x0 is kept in float32.
+# Bytes kept and moved per parameter, launches, and whether sums are all-reduced. In bfloat16, x, g and x0 have half the
+# bytes, and x - x0 is kept in float32.
 OPTIMIZERS = {
     "AdamW(fused)": (16, adamw_bytes(), 1, False),
     "slice_p=1": (24, prodigy_bytes(), 2),
@@ -110,7 +111,7 @@ OPTIMIZERS = {
 
 
 def table(machine: Machine = H200) -> str:
-    """The predictions as Markdown."""
+    """Returns the predictions as a Markdown table."""
     head = " | ".join(f"{name} {what}" for what in ("ms", "share") for name in OPTIMIZERS)
     lines = [
         f"**Prediction, not measured.** Llama-3 shapes, fully sharded, {TOKENS:,} tokens a GPU and step. "
@@ -134,7 +135,7 @@ def table(machine: Machine = H200) -> str:
 
 
 def predicted_ms(row: dict[str, Any]) -> float | None:
-    """What the model says for a measured row, given the bandwidth of its own run; None without a count of its bytes."""
+    """Returns the model's time for a measured row at the bandwidth of its own run; None if its bytes are unknown."""
     if row["status"] != "ok" or not row["bytes"] or not rows.limit_gb_s(row):
         return None
     machine = Machine(row["device"], rows.limit_gb_s(row), H200.launch_us if row["cuda"] else 0)
@@ -142,13 +143,13 @@ def predicted_ms(row: dict[str, Any]) -> float | None:
 
 
 def errors(measured: list[dict[str, Any]]) -> list[tuple[dict[str, Any], float, float]]:
-    """Row, prediction and relative error, for every row the model has something to say about."""
+    """Returns row, prediction and relative error, for every row that the model applies to."""
     pairs = [(row, predicted_ms(row)) for row in measured if row["kind"] == "step"]
     return [(row, p, p / row["ms"] - 1) for row, p in pairs if p is not None]
 
 
 def report(measured: list[dict[str, Any]]) -> str:
-    """The errors as Markdown, and their median size where memory is the limit."""
+    """Returns the errors as Markdown, and their median size where memory is the limit."""
     found = errors(measured)
     lines = ["| device | workload | peer | measured ms | predicted ms | error |", "|---|---|---|---:|---:|---:|"]
     for row, p, error in found:
@@ -162,6 +163,7 @@ def report(measured: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    """Prints the predictions, or the errors against a file of measurements."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("file", type=rows.file, nargs="?")

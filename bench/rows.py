@@ -1,20 +1,16 @@
-"""Results: a CSV row per measurement, with all it takes to compare it with another. Files are only appended to."""
+"""Results: a CSV row per measurement, with everything needed to compare it with another. Files are only appended to."""
 
 from __future__ import annotations
 
 import argparse
 import csv
-import datetime
-import importlib.metadata
-import os
-import platform
-import subprocess
 from collections.abc import Iterable
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
+from shared import machine
 
 Row = dict[str, Any]
 WHERE = ("run", "date", "commit", "version", "torch", "python", "device", "cpu", "threads", "cuda", "driver", "mode")
@@ -25,54 +21,34 @@ FIGURES = (
 )  # fmt: skip
 FIELDS = (*WHERE, *WHAT, *FIGURES)
 COUNTS = ("threads", "tensors", "parameters", "heat", "slice_p", "rounds", "launches", "syncs", "extra_bytes")
-# From here on no machine of today keeps a step's tensors in its caches.
+# Parameters from which on no current machine keeps a step's tensors in its caches.
 BEYOND_CACHE = 1 << 24
 
 
-def processor() -> str:
-    """The model name of the CPU, as well as this system tells it."""
-    # platform.processor() is empty or just "x86_64" on Linux.
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _output(*command: str) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    except FileNotFoundError:
-        return ""
-
-
-def version(package: str) -> str:
-    """The installed version of a distribution, empty if there is none."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
 def environment(device: torch.device, mode: str) -> Row:
-    """Where and with what a run measures."""
-    now, cuda = datetime.datetime.now(), device.type == "cuda"
-    cpu = f"{os.cpu_count()} x {processor()}"
-    commit = _output("git", "describe", "--always", "--dirty", "--exclude=*")
-    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else ""
+    """Returns the columns WHERE of all rows of a run: where and with what it measures."""
+    facts, gpu = machine.describe(device), device.type == "cuda"
+    cpu = f"{facts['cores']} x {facts['cpu']}"
     return {
-        "run": f"{now:%Y-%m-%dT%H:%M:%S} {commit}",
-        "date": f"{now:%Y-%m-%d}",
-        "commit": commit,
-        "version": version("prodigy-fused"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if cuda else cpu,
+        "run": f"{facts['date']} {facts['commit']}",
+        "date": facts["date"][:10],
+        "commit": facts["commit"],
+        "version": facts["prodigy-fused"],
+        "torch": facts["torch"],
+        "python": facts["python"],
+        "device": facts["gpu"] if gpu else cpu,
         "cpu": cpu,
-        "threads": torch.get_num_threads(),
-        "cuda": torch.version.cuda if cuda else "",
-        "driver": driver,
+        "threads": facts["threads"],
+        "cuda": facts["cuda"],
+        "driver": facts["driver"],
         "mode": mode,
     }
+
+
+def plot_stem(row: Row) -> str:
+    """Returns the beginning of the file names of a machine's plots, for the row's dtype."""
+    stem = "".join(c if c.isalnum() else "-" for c in row["device"])
+    return stem if row["dtype"] == "float32" else f"{stem}-{row['dtype']}"
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
@@ -93,7 +69,11 @@ def append(path: Path, rows: Iterable[Row]) -> None:
 
 
 def file(name: str) -> Path:
-    """An argument of a command that is a file of results; anything else is refused in a line."""
+    """Returns the path of a file of results that was given as an argument of a command.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no such file, or it is not one of results.
+    """
     path = Path(name)
     if not path.is_file():
         raise argparse.ArgumentTypeError(f"{name}: no such file")
@@ -108,7 +88,7 @@ def _has_our_columns(path: Path) -> bool:
 
 
 def read(path: Path) -> list[Row]:
-    """All rows of a file, figures as numbers, None for a missing one."""
+    """Returns all rows of a file, figures as numbers, None for a missing one."""
     with path.open(newline="") as file:
         return [_typed(row) for row in csv.DictReader(file)]
 
@@ -121,14 +101,14 @@ def _typed(row: dict[str, str]) -> Row:
 
 
 def latest(rows: list[Row]) -> list[Row]:
-    """Of each workload, on each device and in each dtype, the rows of the last run."""
+    """Returns the rows of the last run of each workload, on each device and in each dtype."""
     key = itemgetter("device", "dtype", "kind", "workload")
     last = {key(row): row["run"] for row in rows}
     return [row for row in rows if last[key(row)] == row["run"]]
 
 
 def ratio(row: Row, rows: list[Row], anchor: str) -> float | None:
-    """The time of a row to that of `anchor` in the same run, workload and heat."""
+    """Returns the time of a row relative to that of `anchor` in the same run, workload and heat; None without one."""
     same = ("run", "kind", "workload", "dtype", "heat")
     for other in rows:
         if other["peer"] == anchor and other["ms"] and row["ms"] and all(other[key] == row[key] for key in same):
@@ -137,12 +117,12 @@ def ratio(row: Row, rows: list[Row], anchor: str) -> float | None:
 
 
 def limit_gb_s(row: Row) -> float:
-    """The bandwidth that nothing can beat: of the copy, or of scaling in place where that is faster (CPUs)."""
+    """Returns the bandwidth that is the limit: of the copy, or of work in place where that is faster (CPUs)."""
     return max(row["copy_gb_s"] or 0, row["in_place_gb_s"] or 0)
 
 
 def share(row: Row, gb_s: float | None) -> float | None:
-    """The bytes that a step must move, over its time, to a bandwidth; None where one of them is not known."""
+    """Returns the bytes that a step must move, over its time, relative to a bandwidth; None if one is not known."""
     if not (row["bytes"] and row["ms"] and gb_s):
         return None
     return row["bytes"] * row["parameters"] / row["ms"] / 1e6 / gb_s

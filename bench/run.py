@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Read when torch is imported: its profiler is chatty.
+# Silences the profiler's log; read when torch is imported.
 os.environ |= {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
+import heats
 import measure
 import rows
 import torch
@@ -26,14 +27,16 @@ from measure import Race, Racer
 from peers import COPY, IN_PLACE, Peer, table
 from report import print_table
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from shared import machine
 from workloads import QUICK, WORKLOADS, Workload
 
 TRAINING = "GPT of the demo"
-# Elements of the buffer that is copied: beyond every cache, and not so large that a copy outlasts the steps.
+# Elements of the buffer that is copied: beyond every cache, and small enough that a copy is shorter than the steps.
 COPIED = {"cpu": 1 << 26, "cuda": 1 << 29}
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line; adds the chosen `peers` and the `jobs` on them. Exits where there are none."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--quick", action="store_true", help="tiny workloads; the rows are marked as such")
@@ -53,29 +56,32 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args.dtype = getattr(torch, args.dtype)
     if args.threads < 1:
         parser.error("--threads must be at least 1")
-    if not jobs(args):
-        parser.error("no such workload, or not on this device")
-    if not any(chosen(args.peer, peer.name) for peer in table(args.device, args.dtype)):
+    args.peers = [peer for peer in table(args.device, args.dtype) if chosen(args.peer, peer.name)]
+    if not args.peers:
         parser.error("no such peer")
+    args.jobs = jobs(args)
+    if not args.jobs:
+        parser.error("no such workload, or not on this device")
     return args
 
 
 def chosen(names: list[str] | None, name: str) -> bool:
+    """Returns whether one of `names` is a part of `name`, or there are none."""
     return not names or any(part.lower() in name.lower() for part in names)
 
 
 def spread(values: list[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile."""
+    """Returns lower quartile, median and upper quartile."""
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, median, high
 
 
 def outcome(racer: Racer, peer: Peer | None) -> rows.Row:
-    """Status, and the figures of the timed turns."""
+    """Returns the columns of a row that are about one racer: its status, and the figures of the timed turns."""
     row = {"peer": racer.name, "package": "", "slice_p": "", "status": racer.status, "reason": racer.reason}
     row |= racer.counts
     if peer is not None:
-        row |= {"package": f"{peer.package} {rows.version(peer.package)}".strip(), "slice_p": peer.slice_p}
+        row |= {"package": f"{peer.package} {machine.version(peer.package)}".strip(), "slice_p": peer.slice_p}
     if len(racer.samples) < 2 or racer.status != "ok":
         return row
     low, median, high = spread([sample.ms for sample in racer.samples])
@@ -87,7 +93,7 @@ def outcome(racer: Racer, peer: Peer | None) -> rows.Row:
 
 
 def bandwidths(racers: list[Racer], copied: int) -> dict[str, float | str]:
-    """GB/s of the copies that took turns with the optimizers."""
+    """Returns the columns with the bandwidth, in GB/s, of the copies that took turns with the optimizers."""
     found: dict[str, float | str] = {}
     for name, column in ((COPY, "copy_gb_s"), (IN_PLACE, "in_place_gb_s")):
         racer = next(r for r in racers if r.name == name)
@@ -97,21 +103,21 @@ def bandwidths(racers: list[Racer], copied: int) -> dict[str, float | str]:
 
 
 def measured(workload: Workload, args: argparse.Namespace, peers: list[Peer], tick: Any) -> Iterator[rows.Row]:
-    """The rows of one workload, heat by heat."""
+    """Measures one workload; yields its rows, heat by heat."""
     shapes, size = workload.make(), args.dtype.itemsize
     what = {"kind": "step", "workload": workload.name, "tensors": len(shapes), "parameters": workload.elements}
     what["dtype"] = str(args.dtype).removeprefix("torch.")
     copied = COPIED[args.device.type] >> (8 if args.quick else 0)
-    budget = int(0.8 * measure.free_bytes(args.device)) - 12 * copied
+    budget = int(0.8 * heats.free_bytes(args.device)) - 12 * copied
     unfit = {peer: reason for peer in peers if (reason := peer.unfit(len(shapes), args.device))}
     tensor_bytes = max(size, 4) * workload.elements  # state is in float32 or better
-    heats, large = measure.heats([peer for peer in peers if peer not in unfit], tensor_bytes, budget)
+    groups, large = heats.distribute([peer for peer in peers if peer not in unfit], tensor_bytes, budget)
     for peer in large:
-        gigabytes = measure.needed([peer], tensor_bytes) / 1e9
+        gigabytes = heats.needed([peer], tensor_bytes) / 1e9
         unfit[peer] = f"needs {gigabytes:.0f} GB, {max(budget, 0) / 1e9:.0f} GB are free"
     for peer, reason in unfit.items():
         yield {**what, **outcome(Racer(peer.name, status="not run", reason=reason), peer)}
-    for heat, group in enumerate(heats):
+    for heat, group in enumerate(groups):
         race = Race(shapes, group, args.device, args.dtype, copied)
         racers = race.run(args.rounds or workload.rounds, args.seconds, tick)
         limits = bandwidths(racers, copied)
@@ -123,11 +129,12 @@ def measured(workload: Workload, args: argparse.Namespace, peers: list[Peer], ti
 
 
 def training_rounds(args: argparse.Namespace) -> int:
+    """Returns the timed steps of each peer in the training."""
     return args.rounds or (5 if args.quick else 100)
 
 
 def trained(args: argparse.Namespace, peers: list[Peer], tick: Any) -> Iterator[rows.Row]:
-    """The rows of the training of the demo's GPT."""
+    """Trains the demo's GPT with every peer; yields the rows."""
     trainers = train.train(peers, args.device, training_rounds(args), tick)
     for trainer in trainers:
         params = list(trainer.model.parameters())
@@ -141,38 +148,37 @@ def trained(args: argparse.Namespace, peers: list[Peer], tick: Any) -> Iterator[
 
 
 def jobs(args: argparse.Namespace) -> list[tuple[str, int, Any]]:
-    """What there is to do: name, turns, and the function that does it and yields rows."""
-    peers = [peer for peer in table(args.device, args.dtype) if chosen(args.peer, peer.name)]
+    """Returns the chosen jobs: name, turns, and a function that does the job and yields its rows."""
     found = []
     for workload in QUICK if args.quick else WORKLOADS:
         if not chosen(args.workload, workload.name) or (args.device.type == "cpu" and not workload.cpu):
             continue
-        who = [peer for peer in peers if peer.scans or not workload.scan]
+        who = [peer for peer in args.peers if peer.scans or not workload.scan]
         turns = measure.WARM_UP + (args.rounds or workload.rounds)
         found.append((workload.name, turns, lambda tick, w=workload, p=who: measured(w, args, p, tick)))
     if chosen(args.workload, TRAINING) and args.dtype == torch.float32:
-        who = [peer for peer in peers if peer.trains]
+        who = [peer for peer in args.peers if peer.trains]
         turns = train.WARM_UP + training_rounds(args)
         found.append((TRAINING, turns, lambda tick: trained(args, who, tick)))
     return found
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures, appends every workload's rows as soon as they are there, and prints the table."""
+    """Does all jobs, appends the rows of each to the file when it is done, and prints the table."""
     args = parse_arguments(argv)
     torch.set_num_threads(args.threads)
     where = rows.environment(args.device, "quick" if args.quick else "full")
     print("  ".join(f"{key}: {value}" for key, value in where.items() if value != ""), flush=True)
     start, found = time.perf_counter(), 0
     columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
-    # Drawn between turns only: a thread that draws would run into the timings.
+    # Redrawn between turns only: a thread that draws would disturb the timings.
     with Progress(*columns, auto_refresh=False) as progress:
-        for name, turns, work in jobs(args):
+        for name, turns, work in args.jobs:
             task = progress.add_task(name, total=turns)
 
             def tick(task: Any = task, turns: int = turns) -> None:
                 done = progress.tasks[task].completed + 1
-                # More than announced where a workload takes several heats.
+                # More turns than announced if a workload needs several heats.
                 progress.update(task, completed=done, total=max(turns, done), refresh=progress.console.is_terminal)
 
             new = [{**where, **row} for row in work(tick)]

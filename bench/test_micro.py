@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from prodigy_fused import Prodigy, backends
-from prodigy_fused.hyper import hyper_of, shared_of
-from prodigy_fused.plans import Plans
-from prodigy_fused.step import Step
+from prodigy_fused import Prodigy, backends, record
+from prodigy_fused.estimate import FIELDS
+from prodigy_fused.options import estimate_options_of, hyper_of
+from prodigy_fused.plans import PlanSet
+from prodigy_fused.step import Plan, Step
 
 CHUNK = 1 << 15  # csrc/prodigy/chunk.h
 MANY = [1000] * 1000
@@ -17,9 +18,9 @@ BACKENDS = ("cpu", "foreach")
 
 
 def ready(sizes: list[int], backend: str = "cpu") -> Prodigy:
-    """An optimizer that has taken two steps and has gradients for the next."""
+    """Returns an optimizer that has taken two steps and has gradients for the next."""
     p = torch.zeros(1)
-    if reason := backends.load(backend).unsupported(p, Prodigy([p], fused=False).param_groups[0]):
+    if reason := backends.get(backend).unsupported(p, Prodigy([p], fused=False).param_groups[0]):
         pytest.skip(reason)
     torch.manual_seed(0)
     params = [nn.Parameter(torch.randn(n)) for n in sizes]
@@ -31,62 +32,79 @@ def ready(sizes: list[int], backend: str = "cpu") -> Prodigy:
     return optimizer
 
 
-def parts(optimizer: Prodigy) -> tuple[object, list, Step]:
-    """The one plan, the gradients, and a step to take."""
-    plans = optimizer._current_plans()
-    ((plan, grads),) = plans.work(optimizer.param_groups)
-    groups = optimizer.param_groups
-    step = Step([hyper_of(group) for group in groups], shared_of(groups), optimizer._estimate.row.clone())
+def build(optimizer: Prodigy) -> PlanSet:
+    """Returns new plans for the optimizer's tensors."""
+    plans = PlanSet(optimizer.param_groups, optimizer.state)
+    plans.build()
+    return plans
+
+
+def parts(optimizer: Prodigy) -> tuple[Plan, Step]:
+    """Returns the optimizer's one plan, its gradients loaded, and a step to take."""
+    plans, groups = build(optimizer), optimizer.param_groups
+    plans.load_gradients()
+    ((plan, _),) = plans.plans
+    row = torch.tensor([float(groups[0][name]) for name in FIELDS], dtype=torch.float64)
+    step = Step([hyper_of(group) for group in groups], estimate_options_of(groups), row)
     step.sums = plan.sums
-    return plan, grads, step
+    return plan, step
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_plan_building(benchmark, backend):
-    optimizer = ready(MANY, backend)
-    benchmark(Plans, optimizer.param_groups, optimizer.state)
+    benchmark(build, ready(MANY, backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_looking_whether_all_tensors_are_still_the_same(benchmark, backend):
     optimizer = ready(MANY, backend)
-    assert benchmark(optimizer._current_plans().fit, optimizer.param_groups, optimizer.state)
+    assert benchmark(build(optimizer).still_valid, optimizer.param_groups, optimizer.state)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_address_refresh(benchmark, backend):
-    plan, grads, _ = parts(ready(MANY, backend))
-    fresh = [[g.clone() for g in grads] for _ in range(2)]
+    optimizer = ready(MANY, backend)
+    plan, _ = parts(optimizer)
+    fresh = [[p.grad.clone() for p in optimizer.param_groups[0]["params"]] for _ in range(2)]
 
     def refresh():
         fresh.reverse()  # never the addresses of the last time
-        plan.check(fresh[0])
+        plan.load_gradients(fresh[0])
 
     benchmark(refresh)
+
+
+def test_packing_the_numbers_of_a_hundred_groups(benchmark):
+    optimizer = Prodigy([{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(100)])
+    groups = optimizer.param_groups
+    packed = benchmark(
+        lambda: record.pack([hyper_of(group) for group in groups], estimate_options_of(groups), 1.0, 0.0)
+    )
+    assert len(packed.groups) == 100 * record.GROUP.size
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("sizes", [[CHUNK], MANY], ids=["one chunk", "1,000 x 1,000"])
 def test_update_and_sums(benchmark, backend, sizes):
-    plan, grads, step = parts(ready(sizes, backend))
+    plan, step = parts(ready(sizes, backend))
     with torch.no_grad():
-        benchmark(plan.update, grads, step)
+        benchmark(plan.update, step)
     assert plan.sums.isfinite().all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("moved", [False, True], ids=["d stays", "d grows"])
 def test_finish(benchmark, backend, moved):
-    plan, grads, step = parts(ready([CHUNK] * 32, backend))
+    plan, step = parts(ready([CHUNK] * 32, backend))
     row = step.row.clone()
     with torch.no_grad():
-        plan.update(grads, step)
+        plan.update(step)
         step.sums = plan.sums.clone()
         step.sums[0] = 1e9 * step.sums[1] if moved else -1.0  # the numerator decides
 
         def finish():
             step.row.copy_(row)
-            plan.finish(grads, step, True)
+            plan.finish(step, True)
 
         benchmark(finish)
     assert (step.row[0] != row[0]) == moved

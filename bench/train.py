@@ -1,4 +1,4 @@
-"""End to end: tokens per second of the demo's GPT with each optimizer, and what of a step is the optimizer's."""
+"""End to end: tokens per second of the demo's GPT with each optimizer, and the optimizer's share of a step."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from gpt import GPT
 from measure import Racer, Sample, time_on_cpu, uncollected
 from peers import Peer
+from shared import GPT
 
 # The demo's model and batch, on random characters: the time of a step does not depend on the text.
 SIZES = {"vocabulary": 90, "block": 64, "layers": 4, "heads": 4, "embd": 128}
@@ -27,7 +27,7 @@ class Trainer:
 
 
 def time_training(work: Callable[[], Any], device: torch.device) -> float:
-    """Milliseconds, the device's work included."""
+    """Returns the milliseconds that `work` takes, the device's part included."""
 
     def waited() -> None:
         work()
@@ -38,7 +38,7 @@ def time_training(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def step(trainer: Trainer, tokens: Any, device: torch.device) -> tuple[float, float]:
-    """One step of training: milliseconds of forward and backward, and of the optimizer."""
+    """Takes one training step; returns the milliseconds of forward and backward, and of the optimizer."""
 
     def forward_backward() -> None:
         trainer.model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
@@ -50,7 +50,12 @@ def step(trainer: Trainer, tokens: Any, device: torch.device) -> tuple[float, fl
 def train(
     peers: list[Peer], device: torch.device, rounds: int, tick: Callable[[], Any] = lambda: None
 ) -> list[Trainer]:
-    """Trains a copy of one model with every peer, in turn, on the same batches."""
+    """Trains a copy of one model with every peer, in turn, on the same batches.
+
+    Args:
+        rounds: timed steps of each.
+        tick: called after every turn.
+    """
     torch.manual_seed(0)
     model = GPT(**SIZES).to(device)
     trainers = [Trainer(Racer(peer.name, peer), copy.deepcopy(model)) for peer in peers]

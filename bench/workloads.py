@@ -1,4 +1,4 @@
-"""What is measured: lists of parameter shapes, written out from the architectures."""
+"""The workloads: lists of parameter shapes, written out from the architectures."""
 
 from __future__ import annotations
 
@@ -11,48 +11,52 @@ MILLION = 1 << 20
 
 
 def numel(shapes: Shapes) -> int:
+    """Returns the number of elements of all shapes together."""
     return sum(math.prod(shape) for shape in shapes)
 
 
 def linear(inputs: int, outputs: int, bias: bool = True) -> Shapes:
+    """Returns the shapes of a linear layer."""
     return [(outputs, inputs), (outputs,)] if bias else [(outputs, inputs)]
 
 
 def norm(width: int) -> Shapes:
+    """Returns the shapes of a normalisation: gains and biases."""
     return [(width,), (width,)]
 
 
 def conv(inputs: int, outputs: int, kernel: int) -> Shapes:
+    """Returns the shapes of a two-dimensional convolution with bias."""
     return [(outputs, inputs, kernel, kernel), (outputs,)]
 
 
 def transformer_block(width: int) -> Shapes:
-    """Attention with one fused projection, then a perceptron four times as wide; norms and biases."""
+    """Returns the shapes of attention with one fused projection, and of a perceptron four times as wide; with norms."""
     attention = [*norm(width), *linear(width, 3 * width), *linear(width, width)]
     return [*attention, *norm(width), *linear(width, 4 * width), *linear(4 * width, width)]
 
 
 def gpt2(layers: int, width: int, vocabulary: int = 50257, context: int = 1024) -> Shapes:
-    """GPT-2; the output layer shares the token embedding."""
+    """Returns the shapes of a GPT-2, whose output layer shares the token embedding."""
     return [(vocabulary, width), (context, width), *(transformer_block(width) * layers), *norm(width)]
 
 
 def vit(layers: int = 12, width: int = 768, patch: int = 16, image: int = 224, classes: int = 1000) -> Shapes:
-    """Vision transformer: a class token, positions, patches through a convolution."""
+    """Returns the shapes of a vision transformer: a class token, positions, patches by a convolution."""
     positions = (image // patch) ** 2 + 1
     stem = [(1, 1, width), (1, positions, width), *conv(3, width, patch)]
     return [*stem, *(transformer_block(width) * layers), *norm(width), *linear(width, classes)]
 
 
 def llama3(layers: int = 32, width: int = 4096, kv: int = 1024, hidden: int = 14336, words: int = 128256) -> Shapes:
-    """Llama 3: grouped-query attention, gated perceptron, gains only, an output layer of its own."""
+    """Returns the shapes of a Llama 3: grouped-query attention, gated perceptron, gains only, an output layer."""
     attention = [(width, width), (kv, width), (kv, width), (width, width)]
     block = [*attention, (hidden, width), (hidden, width), (width, hidden), (width,), (width,)]
     return [(words, width), *(block * layers), (width,), (words, width)]
 
 
 def shard(shapes: Shapes, ranks: int) -> Shapes:
-    """What one rank (the first) holds under FSDP2: every tensor split along its first dimension."""
+    """Returns the shapes on the first rank under FSDP2, which splits every tensor along its first dimension."""
     return [(math.ceil(shape[0] / ranks), *shape[1:]) for shape in shapes]
 
 
@@ -61,25 +65,27 @@ CHANNELS, DEPTHS, TIME, TEXT = (320, 640, 1280), (0, 2, 10), 1280, 2048
 
 
 def resnet(inputs: int, outputs: int) -> Shapes:
+    """Returns the shapes of a ResNet layer with a projection of the time."""
     shortcut = conv(inputs, outputs, 1) if inputs != outputs else []
     first = [*norm(inputs), *conv(inputs, outputs, 3), *linear(TIME, outputs)]
     return [*first, *norm(outputs), *conv(outputs, outputs, 3), *shortcut]
 
 
 def attention(width: int, context: int) -> Shapes:
+    """Returns the shapes of attention to a context of the given width."""
     queries, keys, values = ((width, n) for n in (width, context, context))
     return [queries, keys, values, *linear(width, width)]
 
 
 def spatial_transformer(width: int, depth: int) -> Shapes:
-    """Projections in and out around `depth` blocks of self-attention, attention to the text, gated perceptron."""
+    """Returns the shapes of two projections around `depth` blocks: self- and cross-attention, gated perceptron."""
     perceptron = [*linear(width, 8 * width), *linear(4 * width, width)]
     block = [*norm(width) * 3, *attention(width, width), *attention(width, TEXT), *perceptron]
     return [*norm(width), *linear(width, width), *(block * depth), *linear(width, width)] if depth else []
 
 
 def sdxl_unet() -> Shapes:
-    """SDXL's UNet: two ResNet layers a level on the way down, three on the way up, each followed by attention."""
+    """Returns the shapes of SDXL's UNet: per level two ResNet layers on the way down, three up, each with attention."""
     shapes = [*conv(4, CHANNELS[0], 3), *linear(CHANNELS[0], TIME), *linear(TIME, TIME)]
     shapes += [*linear(2816, TIME), *linear(TIME, TIME)]  # pooled text and image sizes
     width, skips = CHANNELS[0], [CHANNELS[0]]
@@ -102,33 +108,34 @@ def sdxl_unet() -> Shapes:
 
 
 def text_encoder_linears(layers: int, width: int) -> Shapes:
-    """The matrices of a CLIP text encoder that a LoRA adapts: q, k, v, out and the perceptron's two."""
+    """Returns the matrices of a CLIP text encoder that a LoRA adapts: q, k, v, out and the perceptron's two."""
     return [*[(width, width)] * 4, (4 * width, width), (width, 4 * width)] * layers
 
 
 def lora(linears: Shapes, rank: int) -> Shapes:
-    """Two small matrices for every linear layer."""
+    """Returns two small matrices for every linear layer."""
     return [pair for outputs, inputs in linears for pair in ((rank, inputs), (outputs, rank))]
 
 
 def sdxl_lora(rank: int = 16) -> Shapes:
-    """A LoRA of SDXL as trained in practice: all linear layers of the UNet's attention and of both text encoders."""
+    """Returns the shapes of a LoRA, as in practice: of all linear layers of SDXL's attention and text encoders."""
     transformers = [s for w, d, n in ((640, 2, 5), (1280, 10, 6)) for s in spatial_transformer(w, d) * n if len(s) == 2]
     return lora([*transformers, *text_encoder_linears(12, 768), *text_encoder_linears(32, 1280)], rank)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A list of shapes to step on."""
+    """A list of parameter shapes, and how it is measured."""
 
     name: str
     make: Callable[[], Shapes]
-    rounds: int = 8  # turns of every peer that are measured
-    cpu: bool = True  # measured on a CPU by default, too
-    scan: bool = False  # one of the scan over sizes: fewer peers
+    rounds: int = 8  # timed turns of every peer
+    cpu: bool = True  # measured on a CPU, too
+    scan: bool = False  # part of the scan over sizes: with fewer peers
 
     @property
     def elements(self) -> int:
+        """The number of parameters."""
         return numel(self.make())
 
 

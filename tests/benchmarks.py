@@ -1,4 +1,4 @@
-"""What the tests of bench/ share: its modules on the path, and rows that were never measured."""
+"""Shared by the tests of bench/: puts its modules on the path, and makes up rows."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ FUSED = "prodigy_fused(cpu)"
 
 
 def row(peer=FUSED, ms=10.0, spread=0.02, **more):
-    """A row as `rows.read` returns it."""
+    """Returns a row as `rows.read` does."""
     empty = dict.fromkeys(rows.FIELDS, "") | dict.fromkeys((*rows.FIGURES, *rows.COUNTS))
     quartiles = {"ms": ms, "ms_25": ms * (1 - spread), "ms_75": ms * (1 + spread)} if ms else {}
     what = {"kind": "step", "workload": "16 x 4 Mi", "tensors": 16, "parameters": 1 << 26, "dtype": "float32"}
@@ -27,6 +27,6 @@ def row(peer=FUSED, ms=10.0, spread=0.02, **more):
 
 
 def race(fused=10.0, adamw=8.0, copy=2.0, reference=40.0, **more):
-    """The rows of one race."""
+    """Returns the rows of one race."""
     times = {FUSED: fused, peers.ANCHOR: adamw, peers.COPY: copy, "prodigyopt": reference}
     return [row(peer, ms, **more) for peer, ms in times.items()]

@@ -4,8 +4,7 @@ import math
 import warnings
 from types import SimpleNamespace
 
-import benchmarks
-import compiled_foreach
+import heats
 import measure
 import peers
 import pytest
@@ -13,39 +12,13 @@ import rows
 import run
 import torch
 import train
-import workloads
 from measure import Race
 from peers import ANCHOR, Peer
 from torch import nn
 
-from prodigy_fused import Prodigy, backends
+from prodigy_fused import Prodigy
 
 CPU = torch.device("cpu")
-TOTALS = {
-    "GPT-2 124 M": 124_439_808,
-    "GPT-2 1.5 B": 1_557_611_200,
-    "Llama-3 8 B": 8_030_261_248,
-    "Llama-3 8 B, one of 8 ranks": 8_030_261_248 / 8,
-    "ViT-B/16": 86_567_656,
-    "SDXL UNet": 2_567_463_684,
-}
-
-
-@pytest.mark.parametrize("name", TOTALS)
-def test_shapes_add_up_to_the_published_totals(name):
-    (workload,) = (w for w in workloads.WORKLOADS if w.name == name)
-    assert workload.elements == TOTALS[name]
-
-
-def test_a_lora_of_sdxl_has_two_matrices_for_each_of_its_layers():
-    shapes = workloads.sdxl_lora(rank=4)
-    # As kohya's scripts count them: 722 in the UNet, 72 and 192 in the text encoders.
-    assert len(shapes) == 2 * (722 + 72 + 192)
-    assert all(4 in shape for shape in shapes)
-
-
-def test_a_shard_of_an_uneven_tensor_is_that_of_the_first_rank():
-    assert workloads.shard([(10, 3), (1,)], 4) == [(3, 3), (1,)]
 
 
 class Recorder:
@@ -125,10 +98,10 @@ def test_what_cannot_be_counted_is_said_and_the_times_stay(log, monkeypatch):
 def test_every_heat_has_the_anchor_and_fits():
     everybody = peers.table(CPU)
     (anchor,) = (peer for peer in everybody if peer.name == ANCHOR)
-    groups, rejected = measure.heats(everybody, 100, budget=2000)
+    groups, rejected = heats.distribute(everybody, 100, budget=2000)
     assert not rejected
     assert len(groups) > 1
-    assert all(measure.needed(group, 100) <= 2000 and anchor in group for group in groups)
+    assert all(heats.needed(group, 100) <= 2000 and anchor in group for group in groups)
     raced = [peer.name for group in groups for peer in group if peer is not anchor]
     assert sorted(raced) == sorted(peer.name for peer in everybody if peer is not anchor)
 
@@ -136,7 +109,7 @@ def test_every_heat_has_the_anchor_and_fits():
 @pytest.mark.parametrize(("budget", "fit"), [(499, []), (500, [ANCHOR]), (10**6, "all")])
 def test_what_does_not_fit_into_memory_is_rejected(budget, fit):
     everybody = peers.table(CPU)
-    groups, rejected = measure.heats(everybody, 100, budget)
+    groups, rejected = heats.distribute(everybody, 100, budget)
     names = [peer.name for peer in everybody]
     raced = {peer.name for group in groups for peer in group}
     assert raced == set(names if fit == "all" else fit)
@@ -159,7 +132,7 @@ def test_bandwidth_counts_what_is_read_and_what_is_written():
 
 
 def test_a_workload_without_room_is_listed(monkeypatch, tmp_path):
-    monkeypatch.setattr(measure, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(heats, "free_bytes", lambda device: 0)
     run.main(["--quick", "--workload=50 x", f"--csv={tmp_path / 'a.csv'}"])
     assert {row["status"] for row in rows.read(tmp_path / "a.csv")} == {"not run"}
 
@@ -237,7 +210,7 @@ def test_memory_and_machine_of_a_gpu_are_read_from_torch(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (7, 9))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     assert measure.extra_bytes(lambda: None, device) == 23
-    assert measure.free_bytes(device) == 7
+    assert heats.free_bytes(device) == 7
     where = rows.environment(device, "full")
     assert where["device"] == "a GPU" != where["cpu"]
 
@@ -256,42 +229,9 @@ def test_on_a_gpu_a_row_has_launches_and_synchronisations(monkeypatch, log):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("really", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_the_compiled_foreach_makes_the_same_steps(monkeypatch, really):
-    monkeypatch.setattr(backends, "NAMES", backends.NAMES)
-    if not really:
-        functions = backends.foreach._update_run, backends.foreach._step_run
-        monkeypatch.setattr(compiled_foreach, "compiled", lambda: functions)
-    torch.manual_seed(0)
-    params = [[nn.Parameter(torch.full((n,), 2.0, dtype=torch.float64)) for n in (5000, 3)] for _ in range(2)]
-    optimizers = compiled_foreach.make(params[0]), Prodigy(params[1], backend="foreach")
-    for _ in range(6):
-        for a, b in zip(*params, strict=True):
-            a.grad = 1 + torch.randn_like(a)
-            b.grad = a.grad.clone()
-        for optimizer in optimizers:
-            optimizer.step()
-    assert optimizers[0].d == pytest.approx(optimizers[1].d, rel=1e-12)
-    assert optimizers[0].d > 1e-6
-    for a, b in zip(*params, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
-
-
 def test_training_takes_turns_and_splits_its_time(monkeypatch, log):
     monkeypatch.setattr(train, "SIZES", {"vocabulary": 9, "block": 4, "layers": 1, "heads": 1, "embd": 4})
     trainers = train.train([recorder("a"), recorder("late", fails=2), recorder("b")], CPU, rounds=3)
     assert [len(trainer.train_ms) for trainer in trainers] == [3, 0, 3]
     assert trainers[1].racer.status == "failed"
     assert [name for name, _ in log[-4:]] == ["a", "b", "a", "b"]
-
-
-def test_the_backends_of_this_machine_are_found():
-    names = [peer.name for peer in peers.table(CPU)]
-    assert len(names) == len(set(names))
-    assert {benchmarks.FUSED, "prodigy_fused(cpu, slice_p=11)", "prodigy_fused(foreach)", ANCHOR} <= set(names)
-
-
-def test_bfloat16_has_its_own_peers():
-    names = {peer.name for peer in peers.table(CPU, torch.bfloat16)} - {peer.name for peer in peers.table(CPU)}
-    ours = {f"prodigy_fused(cpu, {what})" for what in ("displacement", "bfloat16 state")}
-    assert names == {*ours, "torchao AdamW, stochastic"}

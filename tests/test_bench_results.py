@@ -1,4 +1,4 @@
-"""bench/: files of results, tables, README's figures, the regression guard and the cost model."""
+"""bench/: files of results, tables, README's figures and the regression guard."""
 
 import dataclasses
 import importlib.machinery
@@ -13,11 +13,8 @@ import peers
 import plots
 import pytest
 import report
-import roofline
 import rows
 import run
-import test_micro
-import torch
 import train
 from benchmarks import FUSED, race, row
 from peers import ANCHOR, COPY
@@ -231,78 +228,3 @@ def test_a_peer_that_is_slowed_down_is_found(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert compare.main(list(map(str, paths))) == 1
     assert f"SLOWER 50 x 100, float32: {FUSED}" in capsys.readouterr().out
-
-
-# -- the cost model ---------------------------------------------------------------------------------------------------
-BYTES = {
-    "DESIGN.md": (roofline.prodigy_bytes(), 40),
-    "DESIGN.md, slice_p=11": (roofline.prodigy_bytes(slice_p=11), 29.1),
-    "DESIGN.md, AdamW": (roofline.adamw_bytes(), 28),
-    "DESIGN.md, prodigyopt": (roofline.prodigyopt_bytes(), 124),
-    # g, x, x0 of 2 bytes, x written; m, v, s of 4, read and written
-    "bfloat16": (roofline.prodigy_bytes(x=2), 2 + 2 + 2 + 2 + 24),
-    # x is read all the same, to see whether somebody else has written it; x - x0 is read and written
-    "bfloat16, displacement": (roofline.prodigy_bytes(x=2, displacement=True), 32 + 4 + 4),
-    "float64": (roofline.prodigy_bytes(x=8, state=8), 80),
-}
-
-
-@pytest.mark.parametrize(
-    ("dtype", "expected"),
-    [(torch.float32, (40, 28)), (torch.float64, (80, 56)), (torch.bfloat16, (32, 14)), (torch.float16, (40, 14))],
-    ids=str,
-)
-def test_bytes_of_the_peers_with_default_options(dtype, expected):
-    assert (peers.our_bytes(dtype), peers.adam_bytes(dtype)) == expected
-
-
-@pytest.mark.parametrize(("count", "expected"), BYTES.values(), ids=BYTES.keys())
-def test_bytes_per_parameter(count, expected):
-    assert count == pytest.approx(expected, abs=0.05)
-
-
-MACHINE = roofline.Machine("m", gb_s=100, launch_us=10, hop_us=5, tflops=2)
-
-
-def test_a_step_is_bytes_over_bandwidth_and_launches_and_hops():
-    assert roofline.step_seconds(10**9, 40, MACHINE, launches=0) == pytest.approx(0.4)
-    assert roofline.step_seconds(0, 40, MACHINE, launches=2) == pytest.approx(20e-6)
-    assert roofline.step_seconds(0, 40, MACHINE, launches=0, ranks=8) == pytest.approx(15e-6)
-    assert roofline.training_seconds(10**9, 1000, MACHINE) == pytest.approx(3)
-
-
-def test_a_prediction_is_of_one_ranks_shard():
-    shapes = [(1000, 10**6), (7, 10**6)]
-    alone = roofline.predict(shapes, MACHINE, 1, 1000, kept=24, moved=40)
-    shared = roofline.predict(shapes, MACHINE, 4, 1000, kept=24, moved=40)
-    assert alone.gb == pytest.approx(24 * 1.007)
-    assert shared.gb == pytest.approx(24 * 0.252)  # the first rank's: two of the seven
-    assert shared.step == pytest.approx(0.252 * 0.4 + 20e-6 + 10e-6)
-    assert 0 < shared.share < alone.share < 1
-
-
-def test_the_table_of_predictions_says_that_it_is_one():
-    lines = roofline.table().splitlines()
-    assert lines[0].startswith("**Prediction, not measured.**")
-    assert len(lines) == 4 + 3 * 4
-    assert [line.split("|")[1].strip() for line in lines[4::4]] == ["8 B", "70 B", "405 B"]
-
-
-def test_the_error_of_the_model_is_reported():
-    measured = row(ms=8.0, bytes=40.0, copy_gb_s=200.0, parameters=10**8)
-    assert roofline.predicted_ms(measured) == pytest.approx(20)
-    text = roofline.report([measured, row(COPY), row(status="missing", bytes=40.0, ms=None)])
-    assert "| 8.000 | 20.000 | +150% |" in text
-    assert "Median error from 16,777,216 parameters on: 150%." in text
-
-
-def test_the_micro_benchmarks_run():
-    def once(work, *arguments):
-        return work(*arguments)
-
-    test_micro.test_plan_building(once, "cpu")
-    test_micro.test_looking_whether_all_tensors_are_still_the_same(once, "cpu")
-    test_micro.test_address_refresh(once, "cpu")
-    test_micro.test_update_and_sums(once, "cpu", [test_micro.CHUNK])
-    test_micro.test_finish(once, "cpu", moved=True)
-    test_micro.test_finish(once, "cpu", moved=False)

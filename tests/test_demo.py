@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-DEMO = pathlib.Path(__file__).parents[1] / "bench" / "demo.py"
+DEMO = pathlib.Path(__file__).parents[1] / "examples" / "shakespeare" / "demo.py"
 TINY = {
     "steps": 16,
     "layers": 2,

@@ -17,7 +17,7 @@ from oracle import same, snapshot
 from toolbox import device_of
 from torch import nn
 
-from prodigy_fused import Prodigy, options
+from prodigy_fused import Prodigy
 from prodigy_fused.backends import gpu, triton
 
 CHUNK = interpreted.SIZES.chunk
@@ -122,7 +122,7 @@ def test_an_upload_that_failed_is_made_up_for(backend, monkeypatch):
 def test_lr_in_a_tensor(backend, options, dtype, monkeypatch):
     plain = train(start(backend, **options))
     tensor = start(backend, lr=torch.ones((), dtype=dtype), **options)
-    monkeypatch.setattr(options, "on_device", lambda value: isinstance(value, torch.Tensor))
+    monkeypatch.setattr("prodigy_fused.options.on_device", lambda value: isinstance(value, torch.Tensor))
     train(tensor)
     assert same(snapshot(plain)[:2], snapshot(tensor)[:2])
     for lr in (0.25, 0.0, 0.5):
@@ -136,7 +136,7 @@ def test_lr_in_a_tensor(backend, options, dtype, monkeypatch):
 
 
 def test_an_lr_on_the_device_that_is_no_number_touches_nothing(backend, monkeypatch):
-    monkeypatch.setattr(options, "on_device", lambda value: isinstance(value, torch.Tensor))
+    monkeypatch.setattr("prodigy_fused.options.on_device", lambda value: isinstance(value, torch.Tensor))
     opt = train(start(backend, [50, 7], lr=torch.ones(())), 2)
     before = snapshot(opt)
     opt.param_groups[0]["lr"].fill_(torch.nan)
@@ -146,7 +146,7 @@ def test_an_lr_on_the_device_that_is_no_number_touches_nothing(backend, monkeypa
 
 
 def test_numbers_on_the_device_are_named_when_they_are_none(backend, monkeypatch):
-    monkeypatch.setattr(options, "on_device", lambda value: isinstance(value, torch.Tensor))
+    monkeypatch.setattr("prodigy_fused.options.on_device", lambda value: isinstance(value, torch.Tensor))
     whole = torch.ones((), dtype=torch.int64)
     for name, lr, grad_scale in (("lr", whole, None), ("grad_scale", 1.0, whole)):
         opt = start(backend, [5], lr=lr)
@@ -158,7 +158,7 @@ def test_numbers_on_the_device_are_named_when_they_are_none(backend, monkeypatch
 def test_grad_scale_and_found_inf_on_the_device(backend, options, monkeypatch):
     plain, scaled = start(backend, **options), start(backend, **options)
     train(plain, 1), train(scaled, 1)
-    monkeypatch.setattr(options, "on_device", lambda value: isinstance(value, torch.Tensor))
+    monkeypatch.setattr("prodigy_fused.options.on_device", lambda value: isinstance(value, torch.Tensor))
     scaled.grad_scale = torch.tensor(4.0)
     scaled.found_inf = torch.tensor(0.0)
     for k in range(1, 6):

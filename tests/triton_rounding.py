@@ -3,7 +3,6 @@
 import torch
 import triton
 import triton.language as tl
-
 from prodigy_fused.triton_kernels.rounding import array, draw, load, random_bits, store
 
 BLOCK = 1 << 12

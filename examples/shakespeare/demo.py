@@ -1,4 +1,7 @@
-"""One small GPT trained on Shakespeare by three optimizers at once: fused Prodigy, prodigyopt and AdamW."""
+"""One small GPT trained on Shakespeare by three optimizers at once: fused Prodigy, prodigyopt and AdamW.
+
+Run it with `make demo`, or `python examples/shakespeare/demo.py` where the packages of the extra `demo` are installed.
+"""
 
 import argparse
 import copy
@@ -8,18 +11,20 @@ import pathlib
 import time
 
 import torch
-from demo_report import REFERENCE, Display, Racer, plot, print_report, summary
+from corpus import Corpus, load_text
+from display import Display, print_report
 from gpt import GPT
-from shakespeare import Corpus, load_text
+from plot import plot
+from runs import REFERENCE, TrainingRun, summary
 
 NAMES = ("prodigy_fused", "prodigyopt", "adamw")
 EVAL_SEQUENCES = 256
 
 
 def parse_arguments(argv=None):
-    """The command line; every size defaults to nanoGPT's configuration for a CPU."""
+    """Parses the command line; every size defaults to nanoGPT's configuration for a CPU."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=formatter)
     parser.add_argument("--steps", type=int, default=1000, help="training steps of each optimizer")
     parser.add_argument("--optimizers", default=",".join(NAMES), help="which, in the order of their turns")
     parser.add_argument("--batch", type=int, default=12, help="sequences per step")
@@ -48,12 +53,12 @@ def parse_arguments(argv=None):
 
 
 def build_optimizer(name, groups, adamw_lr):
-    """The optimizer of that name; ends the program with a sentence if it is missing or cannot run here."""
+    """Returns the optimizer of that name; ends the program with a sentence if it is missing or cannot run here."""
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=adamw_lr, fused=True)
     fused = {} if name == REFERENCE else {"fused": True}
     try:
-        # Everything else at its default: that it needs no tuning is what is on show.
+        # Everything else at its default: the demo is to show that nothing needs tuning.
         return importlib.import_module(name).Prodigy(groups, **fused)
     except ImportError as error:
         remedy = "install it, or leave it out with --optimizers"
@@ -62,101 +67,101 @@ def build_optimizer(name, groups, adamw_lr):
         raise SystemExit(f"demo: {name} cannot run on these parameters: {error}") from error
 
 
-def build_racers(args, vocabulary):
-    """One racer per optimizer, all with the same initial weights and the same cosine schedule."""
+def build_runs(args, vocabulary):
+    """Returns one run per optimizer, all with the same initial weights and the same cosine schedule."""
     torch.manual_seed(args.seed)
     model = GPT(vocabulary, args.block, args.layers, args.heads, args.embd).to(args.device)
-    racers = []
+    runs = []
     for name in args.optimizers:
-        # A copy each, not one model trained three times: the racers take turns within a step.
+        # A copy each, not one model trained three times: the runs take turns within a step.
         own = copy.deepcopy(model)
         optimizer = build_optimizer(name, own.param_groups(args.weight_decay), args.adamw_lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
-        racers.append(Racer(name, own, optimizer, schedule))
-    return racers
+        runs.append(TrainingRun(name, own, optimizer, schedule))
+    return runs
 
 
 def clock(device):
-    """Seconds, read when the device has nothing left to do: the optimizers are asynchronous on a GPU."""
+    """Returns the time in seconds, after all work queued on a GPU is done."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def train_step(racer, inputs, targets, device):
-    """One step of one racer; notes its loss, its d and what the optimizer and the whole step took."""
-    racer.optimizer.zero_grad()
+def train_step(run, inputs, targets, device):
+    """Takes one step of one run; records its loss, its d, and the time of the optimizer and of the whole step."""
+    run.optimizer.zero_grad()
     start = clock(device)
-    loss = racer.model.loss(inputs, targets)
+    loss = run.model.loss(inputs, targets)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(racer.model.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
     ready = clock(device)
-    # Nothing but step() itself: the scheduler and the reading of d are no part of an optimizer's price.
-    racer.optimizer.step()
+    # Nothing but step() itself: the scheduler and reading d are not part of an optimizer's cost.
+    run.optimizer.step()
     end = clock(device)
-    racer.schedule.step()
-    racer.losses.append(loss.item())
-    racer.optimizer_ms.append((end - ready) * 1e3)
-    racer.step_ms.append((end - start) * 1e3)
-    group = racer.optimizer.param_groups[0]
+    run.schedule.step()
+    run.losses.append(loss.item())
+    run.optimizer_ms.append((end - ready) * 1e3)
+    run.step_ms.append((end - start) * 1e3)
+    group = run.optimizer.param_groups[0]
     if "d" in group:
-        racer.d.append(float(group["d"]))
+        run.d.append(float(group["d"]))
 
 
 @torch.no_grad()
-def held_loss(racer, batch):
-    """Loss of a racer on a batch that it does not train on in this step."""
-    return racer.model.loss(*batch).item()
+def held_loss(run, batch):
+    """Returns the loss of a run on a batch, without training on it."""
+    return run.model.loss(*batch).item()
 
 
-def race(args, corpus, racers):
-    """Train all racers in turn, step by step: a busy moment of the machine then hits each of them alike."""
+def race(args, corpus, runs):
+    """Trains all runs in turn, step by step: a busy moment of the machine then hits each of them alike."""
     draw = torch.Generator().manual_seed(args.seed)
     # One large batch of each, drawn once: a validation must not cost more than the steps between two of them.
     train, val = (corpus.get_batch(split, EVAL_SEQUENCES, args.block, draw) for split in ("train", "val"))
     every = max(10, args.steps // 20)
-    with Display(racers, args.steps) as display:
+    with Display(runs, args.steps) as display:
         for step in range(1, args.steps + 1):
             batch = corpus.get_batch("train", args.batch, args.block, draw)
-            for racer in racers:
-                train_step(racer, *batch, args.device)
+            for run in runs:
+                train_step(run, *batch, args.device)
             if step % every == 0 or step == args.steps:
-                for racer in racers:
-                    racer.val.append((step, held_loss(racer, val)))
+                for run in runs:
+                    run.val.append((step, held_loss(run, val)))
                 display.line(step)
             display.update(step)
-    for racer in racers:
-        racer.train_loss = held_loss(racer, train)
+    for run in runs:
+        run.train_loss = held_loss(run, train)
 
 
-def sample(racer, corpus, characters=400):
-    """Text that a racer's model writes after a line break."""
-    device = next(racer.model.parameters()).device
+def sample(run, corpus, characters=400):
+    """Returns text that a run's model writes after a line break."""
+    device = next(run.model.parameters()).device
     prompt = corpus.encode("\n").unsqueeze(0).to(device)
-    return corpus.decode(racer.model.generate(prompt, characters)[0].tolist()).strip()
+    return corpus.decode(run.model.generate(prompt, characters)[0].tolist()).strip()
 
 
 def main(argv=None):
-    """Run the race and report it."""
+    """Runs the race and reports it."""
     args = parse_arguments(argv)
     torch.set_num_threads(args.threads)
     try:
         corpus = Corpus(load_text(), args.device)
     except FileNotFoundError as error:
         raise SystemExit(f"demo: {error}") from error
-    racers = build_racers(args, len(corpus.vocabulary))
+    runs = build_runs(args, len(corpus.vocabulary))
     start = time.perf_counter()
-    race(args, corpus, racers)
-    figures = summary(racers, args, time.perf_counter() - start)
+    race(args, corpus, runs)
+    figures = summary(runs, args, time.perf_counter() - start)
     print_report(figures)
     args.out.mkdir(parents=True, exist_ok=True)
-    print(f"\nplot: {plot(racers, figures, args.out / 'demo.png')}")
+    print(f"\nplot: {plot(runs, figures, args.out / 'demo.png')}")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
         print(f"figures: {args.json}")
     if not args.no_sample:
-        print(f"\nWritten by the model of {racers[0].name}:\n\n{sample(racers[0], corpus)}")
+        print(f"\nWritten by the model of {runs[0].name}:\n\n{sample(runs[0], corpus)}")
 
 
 if __name__ == "__main__":

@@ -50,25 +50,25 @@ class GPT(nn.Module):
             nn.init.normal_(weight, std=0.02 * scale)
 
     def forward(self, tokens):
-        """Logits of the next character at every position."""
+        """Returns the logits of the next character at every position."""
         x = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
         return F.linear(self.norm(x), self.tokens.weight)
 
     def loss(self, tokens, targets):
-        """Mean cross-entropy per character, in nats."""
+        """Returns the mean cross-entropy per character, in nats."""
         return F.cross_entropy(self(tokens).flatten(0, 1), targets.flatten())
 
     def param_groups(self, weight_decay):
-        """Parameter groups for an optimizer: matrices are decayed, the gains of the norms are not."""
+        """Returns parameter groups for an optimizer: matrices are decayed, the gains of the norms are not."""
         matrices = [p for p in self.parameters() if p.dim() >= 2]
         gains = [p for p in self.parameters() if p.dim() < 2]
         return [{"params": matrices, "weight_decay": weight_decay}, {"params": gains, "weight_decay": 0.0}]
 
     @torch.no_grad()
     def generate(self, tokens, count, temperature=0.8):
-        """`tokens` (one row per text) continued by `count` sampled characters."""
+        """Returns `tokens` (one row per text) continued by `count` sampled characters."""
         for _ in range(count):
             logits = self(tokens[:, -self.block :])[:, -1]
             choice = torch.multinomial(F.softmax(logits / temperature, dim=-1), 1)

