@@ -117,7 +117,7 @@ def _import_state(index: int, p: Tensor, saved: dict[str, Any], group: dict[str,
     if is_lazy(p):
         raise ValueError(f"parameter {index} has no shape yet: run the model once before load_state_dict")
     fields = state.fields_of(p, group)
-    missing = [field.key for field in fields if field.key not in saved and field.key != "delta"]
+    missing = [field.key for field in fields if field.in_reference and field.key not in saved]
     if missing:
         raise ValueError(f"the saved state of {describe(index, p)} lacks {missing}")
     restored = {}
@@ -131,4 +131,5 @@ def _import_state(index: int, p: Tensor, saved: dict[str, Any], group: dict[str,
     own = state.adapted(index, p, restored, group)
     if own["p0"].dim() == 0 and p.dim() > 0 and own["p0"]:
         raise ValueError(f"the saved p0 of {describe(index, p)} is one number, {own['p0']:g}, and not zero")
-    return {**{key: v for key, v in saved.items() if key not in own and key not in ("step", "delta")}, **own}
+    others = {key: value for key, value in saved.items() if key != "step" and key not in state.KEYS}
+    return {**others, **own}

@@ -49,11 +49,21 @@ class Field(NamedTuple):
     """Whether a parameter of this group has it."""
     created_late: bool = False
     """Whether a state may lack it, because an option that needs it was switched on later: it is created as zeros."""
+    in_reference: bool = True
+    """Whether ``prodigyopt.Prodigy`` 1.1.2 has it, so that every checkpoint must; others are created late."""
 
     def size(self, p: Tensor, group: Group) -> torch.Size:
         """Returns the shape of the tensor."""
         slice_p = group["slice_p"]
         return p.shape if self.shape == "full" or slice_p == 1 else torch.Size([-(-p.numel() // slice_p)])
+
+
+def _parameter_dtype(p: Tensor, group: Group) -> torch.dtype:
+    return p.dtype
+
+
+def _float32(p: Tensor, group: Group) -> torch.dtype:
+    return torch.float32
 
 
 def _always(p: Tensor, group: Group) -> bool:
@@ -65,9 +75,9 @@ FIELDS = (
     Field("exp_avg", "full", state_dtype, lambda p, group: group["betas"][0] > 0, created_late=True),
     Field("exp_avg_sq", "full", state_dtype, _always),
     Field("s", "sampled", state_dtype, _always),
-    Field("p0", "sampled", lambda p, group: p.dtype, _always),
+    Field("p0", "sampled", _parameter_dtype, _always),
     # A step makes a delta of zeros fit x and x0.
-    Field("delta", "full", lambda p, group: torch.float32, lambda p, group: mode_of(p, group) == "displacement", True),
+    Field("delta", "full", _float32, lambda p, group: mode_of(p, group) == "displacement", True, in_reference=False),
 )
 KEYS = tuple(field.key for field in FIELDS)
 
