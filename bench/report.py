@@ -1,4 +1,4 @@
-"""Results as tables: on the terminal, as Markdown, and in README.md, all of whose figures are written here.
+"""Results as tables: on the terminal, as Markdown, and in README.md and docs/, all of whose figures are written here.
 
 python bench/report.py [FILE.csv ...] [--write]
 """
@@ -25,6 +25,7 @@ REFERENCE = "prodigyopt"
 MARK = re.compile(r"(<!-- (\w+): written by bench/report.py -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 HEAD = "# Measurements\n\nWritten by `make figures` from the rows beside it.\n"
 Cells = dict[str, Callable[[Row, list[Row]], str]]
+WRITTEN = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 
 
 def _number(name: str, form: str, scale: float = 1) -> Callable[[Row, list[Row]], str]:
@@ -149,7 +150,7 @@ def _best(row: Row) -> bool:
 
 
 def cost(measured: list[Row]) -> str:
-    """Returns README's table: our step, AdamW(fused)'s and prodigyopt's, on every workload but the scan over sizes."""
+    """Returns the table of costs: our step, AdamW(fused)'s and prodigyopt's, on every workload but the scan over sizes."""
     steps = [row for row in measured if row["kind"] == "step" and row["status"] == "ok" and row["dtype"] == "float32"]
     text = []
     for device in dict.fromkeys(row["device"] for row in steps):
@@ -176,7 +177,7 @@ def _cost_line(own: list[Row]) -> list[str] | None:
 
 
 def gpu(measured: list[Row]) -> str:
-    """Returns README's table of the targets on a GPU."""
+    """Returns the table of targets on a GPU, for docs/benchmarks.md."""
     lines = goals.table(measured)
     return "\n".join(_sheet(["on a GPU, float32", "parameters", "goal", "measured"], lines))
 
@@ -207,17 +208,24 @@ def for_the_record(files: list[Path] | None = None) -> list[Row]:
     return rows.latest([row for file in committed for row in rows.read(file) if row["mode"] == "full"])
 
 
-def with_figures(readme: str, measured: list[Row]) -> str:
-    """Returns README's text with everything between the marks rewritten."""
+def with_figures(file: Path, measured: list[Row]) -> str:
+    """Returns the text of one of the files WRITTEN, with everything between the marks rewritten."""
+    root = "../" * (len(file.relative_to(ROOT).parts) - 1)
     blocks = {"cost": cost, "gpu": gpu, "demo": demo}
-    return MARK.sub(lambda found: found[1] + blocks[found[2]](measured) + "\n" + found[3], readme)
+
+    def written(found: re.Match[str]) -> str:
+        return found[1] + blocks[found[2]](measured).replace("](bench/", f"]({root}bench/") + "\n" + found[3]
+
+    return MARK.sub(written, file.read_text())
 
 
 def main() -> None:
     """Prints the tables as Markdown, or writes all figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", type=rows.file, nargs="*", help="default: all committed ones")
-    parser.add_argument("--write", action="store_true", help="rewrite the plots, summary.md and README.md's figures")
+    parser.add_argument(
+        "--write", action="store_true", help="rewrite plots, summary.md, figures in README.md and docs/"
+    )
     args = parser.parse_args()
     measured = for_the_record(args.files)
     if not args.write:
@@ -229,8 +237,8 @@ def main() -> None:
     plots.draw(measured, RESULTS)
     model = ["## The cost model against the measurements", "", roofline.report(measured), "", roofline.table()]
     (RESULTS / "summary.md").write_text("\n".join([HEAD, markdown(measured), *model, ""]))
-    readme = ROOT / "README.md"
-    readme.write_text(with_figures(readme.read_text(), measured))
+    for file in WRITTEN:
+        file.write_text(with_figures(file, measured))
 
 
 if __name__ == "__main__":

@@ -108,8 +108,8 @@ class PlanSet:
             self.states[p] = state.create(p, group, self.sharded)
             return
         for key in state.KEYS:
-            if key not in adapted and key == "delta":
-                self.states[p].pop(key, None)  # the option may have changed
+            if key not in adapted:
+                self.states[p].pop(key, None)  # an option has changed
         self.states[p].update(adapted)
 
     def still_valid(self, groups: list[Group], states: dict[Tensor, Any]) -> bool:

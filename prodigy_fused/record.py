@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -35,21 +34,14 @@ def _row(fields: Sequence[str]) -> struct.Struct:
 STEP, GROUP = _row(STEP_FIELDS), _row(GROUP_FIELDS)
 
 
-class Record(NamedTuple):
-    """The numbers of one step as bytes."""
-
-    step: bytes
-    groups: bytes
-
-
-def pack(hypers: Sequence[Hyper], estimate: EstimateOptions, grad_scale: Scalar, found_inf: Scalar) -> Record:
+def pack(hypers: Sequence[Hyper], estimate: EstimateOptions, grad_scale: Scalar, found_inf: Scalar) -> bytes:
     """Returns the record of a step. Tensors among the numbers must outlive the kernels that read the record.
 
     Raises:
         ValueError: a tensor that kernels cannot read: not float32 or float64, or not one element; names the scalar.
     """
     step = STEP.pack(*estimate, *_place("grad_scale", grad_scale), *_place("found_inf", found_inf))
-    return Record(step, b"".join([_pack_group(h) for h in hypers]))
+    return b"".join([step, *map(_pack_group, hypers)])
 
 
 def _pack_group(h: Hyper) -> bytes:

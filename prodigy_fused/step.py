@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .options import EstimateOptions, Group, Hyper, Scalar, check_lr
-from .record import Record, pack
+from .record import pack
 
 
 class BucketKey(NamedTuple):
@@ -58,7 +58,7 @@ class Step:
     sums: Tensor = field(init=False)  # float64[2], the total over all plans; set between the phases
 
     @cached_property
-    def record(self) -> Record:
+    def record(self) -> bytes:
         """The numbers as the kernels read them."""
         return pack(self.hypers, self.estimate, self.grad_scale, self.found_inf)
 

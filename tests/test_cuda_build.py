@@ -80,7 +80,7 @@ row = torch.zeros(8, dtype=torch.float64)
 groups = opt.param_groups
 record = Step([hyper_of(g) for g in groups], estimate_options_of(groups), row).record
 addresses = dict.fromkeys(["table", "step", "partials", "arrived", "sums", "row"], row.data_ptr())
-plan.update(record.step, **addresses, stream=0)
+plan.update(record, **addresses, stream=0)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert re.search(r"RuntimeError: prodigy_fused: update_kernel<float> failed: .*\w", result.stderr), result.stderr

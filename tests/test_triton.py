@@ -1,34 +1,19 @@
-"""The Triton backend beside what the common suite and ``test_emulation.py`` ask: compilation, choice, installation."""
+"""The Triton backend besides what the common suite and ``test_emulation.py`` ask: compilation, choice, tables."""
 
 import json
-import os
-import shutil
 import struct
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from kernel_runs import agree, start, train
+from processes import python
 from toolbox import device_of
 
-from prodigy_fused import Prodigy, backends
-from prodigy_fused.backends import addresses, compiled, triton
+from prodigy_fused import Prodigy, backends, options, record
+from prodigy_fused.backends import native, tensor_list, triton
 
-ROOT = Path(__file__).parents[1]
 needs_triton = pytest.mark.skipif(device_of("triton") is None, reason="no Triton here")
-
-
-def python(code, *arguments, **environment):
-    """What another process prints, in which Triton compiles instead of interpreting."""
-    inherited = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    cache = str(ROOT / "build" / "triton")
-    environment = {**inherited, "PYTHONPATH": path, "TRITON_CACHE_DIR": cache, **environment}
-    done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 # -- compilation, without a GPU ----------------------------------------------------------------------------------------
@@ -98,13 +83,11 @@ def test_kernels_compile_to_16_byte_accesses_and_exact_arithmetic():
 
 
 COUNT = """
-import os
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from prodigy_fused import Prodigy
 from prodigy_fused.backends import triton as backend
-from prodigy_fused.triton_kernels import kernels
 
 class Driver:  # of a GPU that is not there: kernels are compiled for it, and not launched
     get_current_device = staticmethod(lambda: 0)
@@ -119,8 +102,7 @@ def warm_up(self, *args, warmup, **kwargs):
     compiled.add(run(self, *args, warmup=True, **kwargs))
 
 triton.runtime.JITFunction.run = warm_up
-backend._broken, backend._units = lambda device: None, lambda device: 4
-os.environ["TRITON_INTERPRET"] = "1"  # too late for triton, which has been imported; lets CPU tensors in
+backend.unsupported, backend._multiprocessors = lambda p, group: None, lambda device: 4
 
 def steps(sizes, options, dtype=torch.float32):
     params = [torch.nn.Parameter(torch.ones(n, dtype=dtype)) for n in sizes]
@@ -157,41 +139,41 @@ class OnGpu(torch.Tensor):
     device = torch.device("cuda", 0)
 
 
-def choose(**options):
-    group = {**Prodigy([torch.zeros(1)]).param_groups[0], **options}
+def choose(**changes):
+    group = {**options.defaults(), **changes}
     return backends.choose(torch.zeros(3).as_subclass(OnGpu), group)
 
 
 @pytest.fixture
 def no_cuda(monkeypatch):
-    monkeypatch.setattr(backends.load("cuda"), "unsupported", lambda p, group: "built without CUDA")
+    monkeypatch.setattr(backends.get("cuda"), "unsupported", lambda p, group: "built without CUDA")
 
 
 def test_on_a_gpu_it_is_chosen_where_cuda_was_not_built(monkeypatch, no_cuda):
-    monkeypatch.setattr(triton, "_broken", lambda device: None)
-    for options in ({}, {"fused": True}, {"backend": "triton"}):
-        assert choose(**options) == "triton"
+    monkeypatch.setattr(triton, "problem", lambda device: None)
+    for changes in ({}, {"fused": True}, {"backend": "triton"}):
+        assert choose(**changes) == "triton"
     assert choose(fused=False) == "foreach"
-    monkeypatch.setattr(backends.load("cuda"), "unsupported", lambda p, group: None)
+    monkeypatch.setattr(backends.get("cuda"), "unsupported", lambda p, group: None)
     assert choose() == "cuda"
 
 
 def test_a_triton_that_does_not_work_is_said_once_and_never_when_it_was_asked_for(monkeypatch, no_cuda, recwarn):
-    monkeypatch.setattr(triton, "_broken", lambda device: "Triton is out of order (test)")
+    monkeypatch.setattr(triton, "problem", lambda device: "Triton is out of order (test)")
     assert [choose(), choose()] == ["foreach", "foreach"]
     (warning,) = recwarn
     assert "foreach" in str(warning.message) and "out of order (test)" in str(warning.message)
-    for options in ({"fused": True}, {"backend": "triton"}):
+    for changes in ({"fused": True}, {"backend": "triton"}):
         with pytest.raises(RuntimeError, match=r"triton: Triton is out of order \(test\)"):
-            choose(**options)
+            choose(**changes)
 
 
 @pytest.mark.parametrize("reason", [None, "Triton is missing (test)"])
 def test_a_parameter_that_does_not_fit_is_no_fault_of_triton(monkeypatch, no_cuda, recwarn, reason):
-    monkeypatch.setattr(triton, "_broken", lambda device: reason)
+    monkeypatch.setattr(triton, "problem", lambda device: reason)
     backends._say_once.cache_clear()
     p = torch.zeros(3, 2)[:, 0].as_subclass(OnGpu)
-    assert backends.choose(p, Prodigy([torch.zeros(1)]).param_groups[0]) == "foreach"
+    assert backends.choose(p, options.defaults()) == "foreach"
     assert not list(recwarn)
 
 
@@ -212,7 +194,7 @@ def raise_compile_error(device):
 )
 def test_why_triton_cannot_be_used(monkeypatch, break_it, words):
     break_it(monkeypatch)
-    reason = triton._broken.__wrapped__(torch.device("cpu"))
+    reason = triton.problem.__wrapped__(torch.device("cpu"))
     assert [word for word in (*words, "fused=False") if word not in reason] == []
 
 
@@ -220,14 +202,43 @@ def test_why_triton_cannot_be_used(monkeypatch, break_it, words):
 def test_the_interpreter_is_not_given_addresses_of_a_gpu(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(triton, "_try_out", lambda device: None)
-    assert "TRITON_INTERPRET=1 is set" in triton._broken.__wrapped__(torch.device("cuda"))
-    assert triton._broken.__wrapped__(torch.device("cpu")) is None
+    assert "TRITON_INTERPRET=1 is set" in triton.problem.__wrapped__(torch.device("cuda"))
+    assert triton.problem.__wrapped__(torch.device("cpu")) is None
 
 
 def test_a_parameter_on_the_cpu_is_taken_only_when_the_tests_name_the_backend(monkeypatch):
-    assert "not on a GPU" in triton.unsupported(torch.zeros(1), {"backend": None})
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert "not on a GPU" in triton.unsupported(torch.zeros(1), {"backend": "triton"})
+    assert "not on a GPU" in backends.get("triton").unsupported(torch.zeros(1), {"backend": None})
+    for interpret in ("0", "1"):
+        monkeypatch.setenv("TRITON_INTERPRET", interpret)
+        assert "not on a GPU" in triton.unsupported(torch.zeros(1), {"backend": "triton"})
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+@needs_triton
+@pytest.mark.parametrize("fields", ["ESTIMATE_FIELDS", "STEP_FIELDS", "GROUP_FIELDS"])
+def test_a_field_that_only_one_side_has_fails_at_import(monkeypatch, fields):
+    from prodigy_fused.triton_kernels import tables
+
+    triton._kernels.__wrapped__()
+    monkeypatch.setattr(tables, fields, getattr(tables, fields)[1:])
+    with pytest.raises(ImportError, match=fields):
+        triton._kernels.__wrapped__()
+
+
+@needs_triton
+def test_rows_are_as_long_as_the_host_packs_them_and_aligned_to_16_bytes():
+    from prodigy_fused.triton_kernels import tables
+
+    assert [record.STEP.size, record.GROUP.size] == [8 * tables.STEP_ROW_WORDS, 8 * tables.GROUP_ROW_WORDS]
+    tensor = tables.Tensor(*range(100, 100 + len(tables.TENSOR_FIELDS)))
+    row = tables.tensor_row(tensor, [(5, 1), (1, 7)])
+    assert (row[: len(tensor)], len(row)) == (list(tensor), tables.TENSOR_ROW_WORDS)
+    strides = row[tables.ORDER_WORD :]
+    assert (strides[:3], strides[tables.MAX_DIMS :][:3], len(strides)) == ([5, 1, 0], [1, 7, 0], 2 * tables.MAX_DIMS)
+    sizes = [tables.STEP_ROW_WORDS, tables.GROUP_ROW_WORDS, tables.TENSOR_ROW_WORDS, tables.ORDER_WORD]
+    assert [words % 2 for words in sizes] == [0] * 4
 
 
 # -- addresses ---------------------------------------------------------------------------------------------------------
@@ -240,38 +251,42 @@ def slots(dtype):
     for p in tensors:
         p.grad = torch.ones_like(p)
     opt.step()
-    return opt._plans.slots
+    return opt._runtime.plans.slots
 
 
+@needs_triton
 def test_addresses_may_have_the_highest_bit_set(monkeypatch):
     """As those of Intel GPUs have."""
     entries, address = slots(torch.float16), 2**64 - 4096
     monkeypatch.setattr(torch.Tensor, "data_ptr", lambda t: address)
-    tensors = addresses.TensorList(entries, torch.Tensor)
-    assert tensors.read_grads([entry.param.grad for entry in entries]) == -1
-    assert tensors.addresses() == struct.pack("=2Q", address, 16) * 3
+    tensors = tensor_list.TensorList(entries, torch.Tensor, "float32")
+    assert tensors.load_gradients([entry.param.grad for entry in entries]) == -1
+    assert tensors.gradient_words() == struct.pack("=2Q", address, 16) * 3
     words, _ = triton.TritonPlan._rows(None, entries)
     assert list(words[:6]) == [*[address] * 4, 0, address]
-    place = triton._place("lr", torch.ones(()))
-    assert triton.GROUP.unpack(triton.GROUP.pack(*range(9), *place))[-2:] == (address, 32)
+    group = options.defaults()
+    hyper = options.hyper_of(group)._replace(lr=torch.ones(()))
+    packed = record.pack([hyper], options.estimate_options_of([group]), 1.0, 0.0)
+    assert record.GROUP.unpack(packed.groups)[-2:] == (address, 32)
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")
-@pytest.mark.skipif(bool(compiled.MISSING), reason="no compiled module")
+@pytest.mark.skipif(bool(native.MISSING), reason="no compiled module")
 @pytest.mark.parametrize(("dtype", "state"), [(torch.float32, "s"), (torch.float16, "delta")], ids=str)
 def test_addresses_in_python_are_those_in_cpp(dtype, state):
     entries = slots(dtype)
-    lists = [kind(entries, torch.Tensor) for kind in (addresses.TensorList, compiled._C.TensorList)]
+    kinds = tensor_list.TensorList, native._C.TensorList
+    lists = [kind(entries, torch.Tensor, "float32") for kind in kinds]
     first, second, third = (entry.param.grad for entry in entries)
     mixed = [first.float() if state == "delta" else first, second, None]
     for grads in ([first, second, third], [None, second, None], mixed):
-        assert [tensors.read_grads(grads) for tensors in lists] == [-1, -1]
-        assert lists[0].addresses() == lists[1].addresses() != b""
+        assert [tensors.load_gradients(grads) for tensors in lists] == [-1, -1]
+        assert lists[0].gradient_words() == lists[1].gradient_words() != b""
     freed = first.clone()
     freed.untyped_storage().resize_(0)
     sparse = first.to_sparse(), first.to_sparse_csr()
     for wrong in (first.double(), first.t().contiguous().t(), first[:2], *sparse, freed):
-        assert [tensors.read_grads([wrong, second, third]) for tensors in lists] == [0, 0]
+        assert [tensors.load_gradients([wrong, second, third]) for tensors in lists] == [0, 0]
     assert [tensors.unchanged() for tensors in lists] == [True, True]
     entries[1].state[state] = entries[1].state[state].clone()
     assert [tensors.unchanged() for tensors in lists] == [False, False]
@@ -279,108 +294,7 @@ def test_addresses_in_python_are_those_in_cpp(dtype, state):
 
 @pytest.mark.skipif(device_of("triton") != "cpu", reason="the kernels are not run by the CPU here")
 def test_it_needs_no_compiled_module(monkeypatch):
-    monkeypatch.setattr(compiled, "MISSING", "no C++ compiler (test)")
+    monkeypatch.setattr(native, "MISSING", "no C++ compiler (test)")
     ours = train(start("triton", [50, 7], slice_p=3), steps=2)
-    assert type(ours._plans.plans[0][0]._plan) is addresses.TensorList
+    assert type(ours._runtime.plans.plans[0][0]._native) is tensor_list.TensorList
     agree(ours, train(start("reference", [50, 7], slice_p=3), steps=2))
-
-
-# -- installation ------------------------------------------------------------------------------------------------------
-
-SOURCES = (
-    "prodigy_fused",
-    "triton_kernels",
-    "csrc",
-    "setup.py",
-    "pyproject.toml",
-    "MANIFEST.in",
-    "README.md",
-    "LICENSE",
-)
-IMPORTED = """
-import prodigy_fused.triton_kernels.kernels as ours, triton_kernels
-print(ours.__file__, triton_kernels.OTHER, sep="\\n")
-"""
-
-
-@pytest.fixture
-def tree(tmp_path):
-    """The sources without anything built, and beside them what another package of that name would install."""
-    for name in SOURCES:
-        if (ROOT / name).is_dir():
-            ignored = shutil.ignore_patterns("*.so", "__pycache__")
-            shutil.copytree(ROOT / name, tmp_path / "tree" / name, symlinks=True, ignore=ignored)
-        else:
-            shutil.copy(ROOT / name, tmp_path / "tree" / name)
-    (tmp_path / "other" / "triton_kernels").mkdir(parents=True)
-    (tmp_path / "other" / "triton_kernels" / "__init__.py").write_text("OTHER = 'the other package'\n")
-    return tmp_path / "tree"
-
-
-def packages():
-    """Where everything but the source tree is installed."""
-    return [entry for entry in sys.path if entry and ("site-packages" in entry or not Path(entry).is_relative_to(ROOT))]
-
-
-def build(tree, *command):
-    """Without C++, whose compiler here fails: it would take a minute."""
-    environment = {**os.environ, "CXX": shutil.which("false"), "PRODIGY_FUSED_CUDA": "0"}
-    done = subprocess.run([sys.executable, *command], cwd=tree, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def check_import(interpreter, path, tree):
-    """The package's own kernels, and the other package's module, each under its name; outside of the source tree."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
-    command = [interpreter, "-c", IMPORTED]
-    done = subprocess.run(command, cwd=tree.parent, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    ours, other = done.stdout.splitlines()
-    assert Path(ours).is_relative_to(tree.parent) and ours.endswith("prodigy_fused/triton_kernels/kernels.py")
-    assert other == "the other package"
-
-
-@needs_triton
-@pytest.mark.parametrize(("through_sdist", "order"), [(False, 1), (True, -1)], ids=["ours first", "sdist, ours last"])
-def test_wheel(tree, through_sdist, order):
-    other = tree.parent / "other"
-    if through_sdist:
-        build(tree, "setup.py", "-q", "sdist", "-d", "dist")
-        (archive,) = (tree / "dist").glob("*.tar.gz")
-        shutil.unpack_archive(archive, tree.parent / "unpacked", filter="data")
-        (tree,) = (tree.parent / "unpacked").iterdir()
-    build(tree, "setup.py", "-q", "bdist_wheel", "-d", "dist")
-    (wheel,) = (tree / "dist").glob("*.whl")
-    installed = tree.parent / "installed"
-    shutil.unpack_archive(wheel, installed, "zip")
-    assert {path.name for path in installed.iterdir() if path.suffix != ".dist-info"} == {"prodigy_fused"}
-    check_import(sys.executable, [*[installed, other][::order], *packages()], tree)
-
-
-@needs_triton
-def test_editable_install(tree):
-    folder = tree.parent / "venv"
-    build(tree, "-m", "venv", "--without-pip", folder)
-    interpreter = folder / "bin" / "python"
-    (site,) = folder.glob("lib/python*/site-packages")
-    (site / "others.pth").write_text("\n".join([*packages(), str(tree.parent / "other")]))
-    pip = ["-m", "pip", "--python", interpreter, "install", "-q", "--no-deps", "--no-build-isolation", "-e", "."]
-    build(tree, *pip)
-    check_import(interpreter, [], tree)
-
-
-def test_the_source_tree_does_not_pass_for_the_other_package():
-    code = "import importlib\ntry:\n import triton_kernels\nexcept ModuleNotFoundError as e: print(e)"
-    assert "triton_kernels of PyPI" in python(code)
-
-
-def test_neither_the_import_nor_a_step_on_the_cpu_imports_triton():
-    code = """
-import sys, torch, prodigy_fused
-print("triton" in sys.modules)
-p = torch.nn.Parameter(torch.ones(3))
-p.grad = torch.ones(3)
-prodigy_fused.Prodigy([p]).step()  # in which torch imports triton for purposes of its own
-print("prodigy_fused.triton_kernels.kernels" in sys.modules)
-"""
-    assert python(code).split() == ["False", "False"]

@@ -1,4 +1,4 @@
-"""What triton_kernels/rounding.py does to numbers of 16 bits, for whole tensors. Imported where there is Triton."""
+"""Runs the conversions of triton_kernels/rounding.py on whole tensors. To be imported only where there is Triton."""
 
 import torch
 import triton
@@ -11,9 +11,9 @@ BLOCK = 1 << 12
 
 @triton.jit
 def convert_kernel(
-    wide, stored, n, key, TYPE: tl.constexpr, WIDEN: tl.constexpr, BY_CHANCE: tl.constexpr, BLOCK: tl.constexpr
+    wide, stored, n, key, TYPE: tl.constexpr, WIDEN: tl.constexpr, STOCHASTIC: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Between float32 and TYPE; both arrays are given by the addresses that `wide` and `stored` hold."""
+    """Converts between float32 and TYPE; `wide` and `stored` hold the addresses of the two arrays."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     floats = array(tl.load(wide), 0, tl.float32, False) + i
     halves = array(tl.load(stored), 0, TYPE, False) + i
@@ -23,11 +23,11 @@ def convert_kernel(
         k, tensor = tl.load(key).to(tl.uint32), tl.load(key + 1).to(tl.uint32)
         begin = tl.load(key + 3)
         random = draw(random_bits(k, tensor, tl.load(key + 2), begin), (begin + i).to(tl.uint32))
-        store(halves, load(floats, i < n, tl.float32), i < n, TYPE, BY_CHANCE, random)
+        store(halves, load(floats, i < n, tl.float32), i < n, TYPE, STOCHASTIC, random)
 
 
 def run(name, t, to, step=0, tensor=0, correction=False, begin=0):
-    """`name`: widen, nearest or stochastic; `t` is converted into `to`."""
+    """Converts `t` into `to`; name: widen, nearest or stochastic."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source, target = t.to(device), to.to(device)
     stored, wide = (source, target) if name == "widen" else (target, source)

@@ -270,7 +270,7 @@ def advance(e, dot, norm, options):
     return new, stepped
 
 
-# What *finish* does to x.
+# The change that *finish* makes to x.
 NOTHING = tl.constexpr(0)
 STEP = tl.constexpr(1)
 CORRECT = tl.constexpr(2)
@@ -279,7 +279,7 @@ UNDO = tl.constexpr(3)
 
 @triton.jit
 def finish_of(deferred, stepped, moved):
-    """Returns what *finish* does: STEP if the step was deferred, UNDO if it was none, CORRECT if d changed."""
+    """Returns the change: STEP if the step was deferred, UNDO if it was none, CORRECT if d changed."""
     how = tl.where(stepped, tl.where(moved, CORRECT, NOTHING), UNDO)
     return tl.where(deferred, tl.where(stepped, STEP, NOTHING), how)
 

@@ -1,5 +1,5 @@
-// A block of a tensor's elements as the arithmetic wants it: the tensor's own memory where it is of that type, else a
-// copy that stays in the first-level cache. The walk's loops see nothing of it.
+// A block of a tensor's elements in the type of the arithmetic: the tensor's own memory if it has that type, else a
+// copy that stays in the first-level cache. The walk's loops need not know which.
 #pragma once
 
 #include <algorithm>
@@ -12,11 +12,11 @@
 
 namespace prodigy::cpu {
 
-// Elements of a block; also those whose sums float32 has to hold.
+// Elements per block; also the number of terms that float32 sums have to hold.
 constexpr int kBlock = 1024;
 
-// The arrays of one block; null where there is none. With slice_p > 1, s and x0 hold its samples; null, if these are
-// not in the order of memory.
+// The arrays of one block; null where there is none. With slice_p > 1, s and x0 hold its samples, and are null if
+// memory is not in row-major order.
 template <class T>
 struct Arrays {
   T* __restrict x;
@@ -26,7 +26,7 @@ struct Arrays {
   T* __restrict delta;
 };
 
-// Where copies are kept, in the first-level cache. float64 is never copied.
+// Room for the copies, in the first-level cache. float64 is never copied.
 template <class T>
 struct Scratch {
   static constexpr int kSize = std::is_same_v<T, float> ? kBlock : 1;
@@ -39,7 +39,7 @@ PRODIGY_INLINE std::uint16_t* halves(const void* array, std::int64_t begin) {
   return const_cast<std::uint16_t*>(static_cast<const std::uint16_t*>(array)) + begin;
 }
 
-// `n` elements from `begin` on, copied to `scratch` if need be.
+// The `n` elements from `begin` on, copied to `scratch` if they have another type.
 template <class T>
 PRODIGY_INLINE T* open(Type type, const void* array, std::int64_t begin, int n, T* scratch) {
   if (array == nullptr) return nullptr;
@@ -52,7 +52,7 @@ PRODIGY_INLINE T* open(Type type, const void* array, std::int64_t begin, int n, 
   return const_cast<T*>(static_cast<const T*>(array)) + begin;
 }
 
-// The samples of a row-major block: which, and how many.
+// The samples of a row-major block: the index of the first, and their number.
 struct Samples {
   std::int64_t first;
   int count;
@@ -61,7 +61,7 @@ struct Samples {
       : first((begin + t.slice_p - 1) / t.slice_p), count(int((begin + n - 1) / t.slice_p + 1 - first)) {}
 };
 
-// x, and what it is made of where that is a displacement.
+// x, and x0 and delta where x is computed from them.
 template <class T>
 PRODIGY_INLINE void open_position(const Tensor& t, std::int64_t begin, int n, Scratch<T>& scratch, Arrays<T>& a) {
   if constexpr (std::is_same_v<T, float>) {
@@ -106,7 +106,7 @@ PRODIGY_INLINE Arrays<T> open_update(const Tensor& t, const Gradient& grad, std:
   return a;
 }
 
-// Stores what is a copy.
+// Stores the copies.
 PRODIGY_INLINE void close_update(const Tensor& t, std::int64_t begin, int n, const Coefficients<float>& c,
                                  const Arrays<float>& a) {
   if (is_half(t.state_type)) {

@@ -4,10 +4,10 @@
 
 namespace prodigy::cpu {
 
-// Calls work(i) for i in [0, count), on up to `threads` threads; which thread takes which i is left to chance.
+// Calls work(i) for i in [0, count), on up to `threads` threads; the assignment of i to threads is unspecified.
 void parallel_for(long count, int threads, const std::function<void(long)>& work);
 
-// Whose threads they are: "OpenMP" or "std::thread".
+// Returns whose threads they are: "OpenMP" or "std::thread".
 const char* threading();
 
 }  // namespace prodigy::cpu

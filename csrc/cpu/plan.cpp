@@ -12,7 +12,7 @@ namespace {
 // With fewer elements than this for each, another thread costs more than it brings.
 constexpr std::int64_t kElementsPerThread = 1 << 16;
 
-// What the elements of one group need.
+// The factors for the elements of one group.
 template <class T>
 struct GroupRow {
   Coefficients<T> c;

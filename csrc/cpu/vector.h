@@ -1,4 +1,4 @@
-// What the compiler is told about loops that it should vectorise.
+// Hints to the compiler about loops that it should vectorise.
 #pragma once
 
 // One build serves every x86-64: the loader picks the widest version of each function marked so.

@@ -9,13 +9,13 @@ namespace {
 
 using std::int64_t;
 
-// Sums are gathered in kLanes independent accumulators, which is what lets the compiler use vector registers, and are
-// passed on in float64 after every block, so that float32 does not have to hold a long sum.
+// Sums are gathered in kLanes independent accumulators, so that the compiler can use vector registers, and passed on in
+// float64 after every block, so that float32 does not have to hold a long sum.
 constexpr int kLanes = 16;
-// How far ahead of its use an element is fetched: ten streams are more than the hardware follows by itself. The best of
-// 128 to 2048, and of none, on Zen 5.
+// Elements between the one that is used and the one that is fetched: ten streams are more than the hardware prefetches
+// by itself. On one core of a Zen 5, 8 million elements: 1.47 ns per element; 128: 1.55; 2048: 1.66; without: 1.59.
 constexpr int kFetchAhead = 512;
-// Where x0 - x comes from.
+// How x0 - x is computed: from x0, from zero, or from delta.
 enum class Distance { kStart, kZeroStart, kDelta };
 
 template <class T>
@@ -83,7 +83,7 @@ PRODIGY_INLINE void update_element(const Arrays<T>& a, int i, const Coefficients
 
 // slice_p == 1: one loop does everything.
 template <class T, bool kMomentum, Distance kDistance>
-PRODIGY_INLINE Sums<double> update_whole(const Arrays<T>& a, int n, const Coefficients<T>& c) {
+PRODIGY_INLINE Sums<double> update_every(const Arrays<T>& a, int n, const Coefficients<T>& c) {
   LaneSums<T> sums;
   const auto element = [&](int i, int lane) {
     sums.add(lane, sample_element<T, kDistance>(a, i, c));
@@ -99,9 +99,9 @@ PRODIGY_INLINE Sums<double> update_whole(const Arrays<T>& a, int n, const Coeffi
   return sums.total();
 }
 
-// The element at position i of the block, whose sample is at position j, in another order than row-major.
+// The element at position i of the block, whose sample is at position j, where memory is not in row-major order.
 template <class T>
-PRODIGY_INLINE Sums<T> sample_apart(const Arrays<T>& a, const Tensor& t, int i, int64_t j, const Coefficients<T>& c) {
+PRODIGY_INLINE Sums<T> sample_strided(const Arrays<T>& a, const Tensor& t, int i, int64_t j, const Coefficients<T>& c) {
   T s = load_sample<T>(t.state_type, t.s, j);
   const T x0 = t.x0 ? load_sample<T>(t.type, t.x0, j) : T(0);
   const Sums<T> sums = sample(gradient_at(a, i, c), x0 - a.x[i], s, c);
@@ -124,7 +124,7 @@ PRODIGY_INLINE Sums<double> update_sampled(const Arrays<T>& a, const Tensor& t, 
   } else {
     for (int i = 0; i < n; ++i) {
       const int64_t position = row_major(t.order, begin + i);
-      if (position % t.slice_p == 0) sums.add(i % kLanes, sample_apart(a, t, i, position / t.slice_p, c));
+      if (position % t.slice_p == 0) sums.add(i % kLanes, sample_strided(a, t, i, position / t.slice_p, c));
     }
   }
   PRODIGY_VECTORIZE
@@ -133,14 +133,14 @@ PRODIGY_INLINE Sums<double> update_sampled(const Arrays<T>& a, const Tensor& t, 
 }
 
 template <class T, bool kMomentum>
-PRODIGY_INLINE Sums<double> update_any(const Arrays<T>& a, const Tensor& t, int64_t begin, int n,
-                                       const Coefficients<T>& c) {
+PRODIGY_INLINE Sums<double> dispatch_update(const Arrays<T>& a, const Tensor& t, int64_t begin, int n,
+                                            const Coefficients<T>& c) {
   if (t.slice_p > 1) return update_sampled<T, kMomentum>(a, t, begin, n, c);
   if constexpr (std::is_same_v<T, float>) {
-    if (a.delta) return update_whole<T, kMomentum, Distance::kDelta>(a, n, c);
+    if (a.delta) return update_every<T, kMomentum, Distance::kDelta>(a, n, c);
   }
-  return a.x0 ? update_whole<T, kMomentum, Distance::kStart>(a, n, c)
-              : update_whole<T, kMomentum, Distance::kZeroStart>(a, n, c);
+  return a.x0 ? update_every<T, kMomentum, Distance::kStart>(a, n, c)
+              : update_every<T, kMomentum, Distance::kZeroStart>(a, n, c);
 }
 
 // at = rule(i, at, origin) for all positions of a block, see Note [Position].
@@ -156,7 +156,8 @@ PRODIGY_INLINE void each_position(const Arrays<T>& a, int n, Rule rule) {
 }
 
 template <class T>
-PRODIGY_INLINE void finish_any(const Arrays<T>& a, int n, const Coefficients<T>& c, T old_d_eps, T d_new, Finish how) {
+PRODIGY_INLINE void dispatch_finish(const Arrays<T>& a, int n, const Coefficients<T>& c, T old_d_eps, T d_new,
+                                    Finish how) {
   if (how == Finish::kCorrect) {
     each_position(a, n, [&](int i, T at, T) { return correct(at, a.m[i], a.v[i], old_d_eps, c); });
   } else if (how == Finish::kUndo) {
@@ -170,25 +171,27 @@ PRODIGY_INLINE void finish_any(const Arrays<T>& a, int n, const Coefficients<T>&
   }
 }
 
-// Not templates, which cannot have clones; by value, so that the compiler knows the addresses to be nobody else's.
+// Not templates, which cannot have clones; by value, so that __restrict holds.
 PRODIGY_CLONES Sums<double> update_block(Arrays<float> a, const Tensor& t, int64_t begin, int n,
                                          const Coefficients<float>& c) {
-  return c.momentum ? update_any<float, true>(a, t, begin, n, c) : update_any<float, false>(a, t, begin, n, c);
+  return c.momentum ? dispatch_update<float, true>(a, t, begin, n, c)
+                    : dispatch_update<float, false>(a, t, begin, n, c);
 }
 
 PRODIGY_CLONES Sums<double> update_block(Arrays<double> a, const Tensor& t, int64_t begin, int n,
                                          const Coefficients<double>& c) {
-  return c.momentum ? update_any<double, true>(a, t, begin, n, c) : update_any<double, false>(a, t, begin, n, c);
+  return c.momentum ? dispatch_update<double, true>(a, t, begin, n, c)
+                    : dispatch_update<double, false>(a, t, begin, n, c);
 }
 
 PRODIGY_CLONES void finish_block(Arrays<float> a, int n, const Coefficients<float>& c, float old_d_eps, float d_new,
                                  Finish how) {
-  finish_any(a, n, c, old_d_eps, d_new, how);
+  dispatch_finish(a, n, c, old_d_eps, d_new, how);
 }
 
 PRODIGY_CLONES void finish_block(Arrays<double> a, int n, const Coefficients<double>& c, double old_d_eps, double d_new,
                                  Finish how) {
-  finish_any(a, n, c, old_d_eps, d_new, how);
+  dispatch_finish(a, n, c, old_d_eps, d_new, how);
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ template <class T>
 void finish_chunk(const Tensor& tensor, const Gradient& grad, const Chunk& chunk, const Coefficients<T>& c, T old_d_eps,
                   T d_new, Finish how);
 
-// The instruction set that this machine's calls are dispatched to.
+// Returns the instruction set that calls are dispatched to on this machine.
 const char* instruction_set();
 
 }  // namespace prodigy::cpu

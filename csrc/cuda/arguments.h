@@ -1,4 +1,4 @@
-// What crosses from the host to a kernel: one plain struct, by value; everything in it lies on the device.
+// The argument of the kernels: one plain struct, passed by value. All addresses in it are on the device.
 #pragma once
 
 #include "prodigy/record.h"
@@ -7,23 +7,24 @@
 
 namespace prodigy::cuda {
 
-// Set smaller by the emulation of the tests, which is slow, and whose tensors should span several blocks and chunks.
+// Threads per block, and elements per chunk. Set smaller by the emulation of the tests, which is slow, and whose
+// tensors should span several blocks and chunks.
 #ifndef PRODIGY_CUDA_BLOCK
 #define PRODIGY_CUDA_BLOCK 256
 #define PRODIGY_CUDA_CHUNK (1 << 13)
 #endif
 constexpr int kBlockSize = PRODIGY_CUDA_BLOCK;
-// Elements per chunk: a multiple of what a block takes at a time. Smaller than the CPU's, because many blocks share the
-// chunks of a small model and should end together.
+// A multiple of the elements that a block takes at a time. Smaller than the CPU's, because many blocks share the chunks
+// of a small model and should end together.
 constexpr std::int64_t kCudaChunkSize = PRODIGY_CUDA_CHUNK;
 
 struct Arguments {
-  const Tensor* tensors;  // their gradients are in `grads`, which change more often
+  const Tensor* tensors;
   const Chunk* chunks;
   std::int64_t chunk_count;
   const Group* groups;
   std::int64_t group_count;
-  const Gradient* grads;
+  const Gradient* grads;  // one per tensor
 
   Sums<double>* partials;  // one per chunk
   unsigned* arrived;       // number of blocks that have finished; the last one resets it to 0

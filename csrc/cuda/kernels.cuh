@@ -1,8 +1,9 @@
 // The two kernels of a step. Both are persistent: a grid of as many blocks as the device holds walks the chunk list.
 //
-// Note [The grid is not in the result]
-// A chunk's sums go to its own place in `partials`, whichever block took it, and one block adds them up in the order of
-// the chunks. So the bits of a step depend neither on the device's size nor on the order in which blocks ran.
+// Note [The grid does not affect the result]
+// A chunk's sums go to its own place in `partials`, whichever block walked it, and one block adds them up in an order
+// that depends only on the chunks. So the result depends neither on the size of the device nor on the order in which
+// blocks ran.
 #pragma once
 
 #include "cuda/reduce.cuh"
@@ -10,10 +11,11 @@
 
 namespace prodigy::cuda {
 
-// Blocks that a multiprocessor must have room for: without it, the compiler squeezes registers out for a third block.
+// Blocks for which a multiprocessor must have registers. On sm_90, update_kernel has 108 to 112 of them, enough for 2
+// blocks of 256 threads; a bound of 3 leaves it 80 and spills 54 to 126 bytes.
 constexpr int kMinBlocks = 2;
 
-// What the elements of one group need, derived once per block.
+// The factors for the elements of one group, derived once per block.
 template <class T>
 struct GroupRow {
   Coefficients<T> c;
@@ -35,18 +37,18 @@ __device__ __forceinline__ void make_group_row(GroupRow<T>& row, const Arguments
   row.active = hyper.lr > 0.0;
 }
 
-// Before the first use of the rows there must be a barrier.
+// There must be a barrier between this and the first use of the rows.
 template <class T>
 __device__ __forceinline__ void clear_group_rows(GroupRow<T>* rows) {
   for (int n = threadIdx.x; n < kGroupRows; n += kBlockSize) rows[n].group = -1;
 }
 
-// Derived when a chunk of the group comes up, by one thread, and kept.
+// Derived by one thread when a chunk of the group comes up, and kept.
 template <bool kUpdate, class T>
 __device__ __forceinline__ const GroupRow<T>& group_row(GroupRow<T>* rows, std::int64_t group, const Arguments& a,
                                                         const Estimate& old, double d_new) {
   GroupRow<T>& row = rows[group % kGroupRows];
-  if (row.group != group) {  // for all threads alike
+  if (row.group != group) {  // the same for all threads
     __syncthreads();
     if (threadIdx.x == 0) {
       make_group_row(row, a, group, old, d_new);
@@ -84,7 +86,7 @@ __global__ void __launch_bounds__(kBlockSize, kMinBlocks) update_kernel(const Ar
   if (is_last_block(a.arrived)) reduce_partials(a);
 }
 
-// Whether some group's x has to be touched: in most steps there is none.
+// Whether `finish` changes the x of some group: in most steps it does not.
 template <class T>
 __device__ __forceinline__ bool anything_to_finish(const Arguments& a, const Estimate& old, bool stepped, bool moved) {
   bool any = false;
@@ -96,14 +98,14 @@ __device__ __forceinline__ bool anything_to_finish(const Arguments& a, const Est
   return __syncthreads_or(any);
 }
 
-// d_new of the sums; x as it would be had `update` known d_new.
+// d_new from the sums, and the change that it makes to x.
 template <class T, bool kMixed>
 __global__ void __launch_bounds__(kBlockSize, kMinBlocks) finish_kernel(const Arguments a) {
   __shared__ GroupRow<T> rows[kGroupRows];
   __shared__ Estimate old, now;
   __shared__ bool stepped;
   if (a.step.found_inf.read() != 0.0) return;
-  // Every block derives the same estimate. The last to have read the old one overwrites it.
+  // Every block derives the same estimate. The last block to finish overwrites the old one.
   if (threadIdx.x == 0) {
     now = old = *a.row;
     stepped = advance(now, *a.sums, a.step.options);

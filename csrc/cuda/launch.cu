@@ -19,8 +19,9 @@ Entry entry_of(Kernel kernel, const char* update, const char* finish) {
 }
 
 Entry entry(Kernel kernel, Storage storage) {
-  if (storage == Storage::kFloat32)
+  if (storage == Storage::kFloat32) {
     return entry_of<float, false>(kernel, "update_kernel<float>", "finish_kernel<float>");
+  }
   if (storage == Storage::kFloat64) {
     return entry_of<double, false>(kernel, "update_kernel<double>", "finish_kernel<double>");
   }
@@ -29,7 +30,7 @@ Entry entry(Kernel kernel, Storage storage) {
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // or the next caller, torch, would report it as its own
+  cudaGetLastError();  // clear the sticky error, or torch would report it at its next call
   throw std::runtime_error(std::string("prodigy_fused: ") + what + " failed: " + cudaGetErrorString(error));
 }
 

@@ -1,7 +1,7 @@
-// Elements in registers, and their way from memory and back: a pack at a time where addresses allow.
+// Elements in registers, and how they are loaded and stored: a pack at a time where addresses allow.
 //
 // The kernels exist for tensors that are stored in the type T of the arithmetic, and (kMixed) for those that are not,
-// whose types are known at run time only: the same for all threads of a block, so that asking costs little.
+// whose types are known at run time only. They are the same for all threads of a block, so that asking costs little.
 #pragma once
 
 #include <type_traits>
@@ -14,7 +14,8 @@ namespace prodigy::cuda {
 template <class T>
 constexpr int kILP = 16 / sizeof(T);
 
-// kILP consecutive elements of an array; kCount, where the arithmetic has another type.
+// kCount consecutive elements of an array: kILP, and where the array has another type than the arithmetic, as many as
+// that has.
 template <class T, int kCount = kILP<T>>
 struct alignas(kCount * sizeof(T)) Pack {
   T value[kCount];
@@ -112,7 +113,8 @@ __device__ __forceinline__ float widened(Type type, std::uint16_t half) {
   return type == Type::kBFloat16 ? widen<Type::kBFloat16>(half) : widen<Type::kFloat16>(half);
 }
 
-// As loaded: halves take the first two places. They are widened only when all loads of an element are under way.
+// As loaded: 16-bit numbers are packed into the first two places. They are widened only after all loads of the pack
+// have been issued.
 template <bool kFull>
 __device__ __forceinline__ Pack<float> load(const Array<float, true>& from, std::int64_t i, int count) {
   if (from.type == Type::kFloat32) return load_pack<kFull, Pack<float>>(from.floats() + i, count);
@@ -141,7 +143,7 @@ __device__ __forceinline__ float load_one(const Array<float, true>& from, std::i
   return widened(from.type, global(from.halves())[i]);
 }
 
-// To nearest.
+// Rounds to nearest.
 struct Nearest {
   __device__ __forceinline__ std::uint16_t operator()(Type type, float value, int) const {
     return type == Type::kBFloat16 ? nearest<Type::kBFloat16>(value) : nearest<Type::kFloat16>(value);
@@ -156,7 +158,8 @@ __device__ __forceinline__ void store_one(const Array<float, true>& to, std::int
   }
 }
 
-// Stochastically; `low` is the position of a pack's first element. kExchanged: for an element's second number.
+// Rounds stochastically. `low`: the low 32 bits of the position of a pack's first element. kExchanged: for a second
+// value of the same elements (v besides x).
 template <bool kExchanged>
 struct Stochastic {
   RandomBits random;
@@ -191,7 +194,7 @@ struct Arrays {
   Array<T, false> delta;
   std::uint32_t index;
   bool stochastic;
-  bool aligned;  // all that are walked with one index; chunks begin at multiples of a pack
+  bool aligned;  // all arrays that are walked with one index are; chunks begin at multiples of a pack
 
   __device__ __forceinline__ Arrays(const Tensor& t, const Gradient& gradient)
       : x(t.x, t.type),

@@ -18,7 +18,7 @@ __device__ __forceinline__ Sums<double> warp_sum(Sums<double> mine) {
   return mine;
 }
 
-// The sum over the block, for thread 0. Has one barrier: give it two scratch arrays in turn.
+// Returns the sum over the block to thread 0. Has only one barrier: alternate between two scratch arrays.
 __device__ __forceinline__ Sums<double> block_sum(Sums<double> mine, Sums<double>* scratch) {
   mine = warp_sum(mine);
   if (threadIdx.x % kWarpSize == 0) scratch[threadIdx.x / kWarpSize] = mine;
@@ -36,7 +36,7 @@ __device__ __forceinline__ void merge(Accumulator& into, double sum, double erro
   into.error += error;
 }
 
-// The total of one Accumulator per thread, for thread 0. `scratch` must not be in use.
+// Returns the total of one Accumulator per thread to thread 0. `scratch` must not be in use.
 __device__ __forceinline__ double block_total(Accumulator mine, Sums<double>* scratch) {
 #pragma unroll
   for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
@@ -51,7 +51,7 @@ __device__ __forceinline__ double block_total(Accumulator mine, Sums<double>* sc
   return mine.total();
 }
 
-// Whether this block is the last of the launch to come here. It then sees what the others wrote before.
+// Whether this block is the last of the launch to call this. It then sees all that the others wrote before their calls.
 __device__ __forceinline__ bool is_last_block(unsigned* arrived) {
   __shared__ bool last;
   if (threadIdx.x == 0) {
@@ -70,7 +70,7 @@ __device__ __forceinline__ void reduce_partials(const Arguments& a) {
   Accumulator dot, norm;
 #pragma unroll 4
   for (std::int64_t n = threadIdx.x; n < a.chunk_count; n += kBlockSize) {
-    // Past the first-level cache, which does not see the writes of other multiprocessors.
+    // Bypasses L1, which is not coherent across multiprocessors.
     dot.add(__ldcg(&a.partials[n].dot));
     norm.add(__ldcg(&a.partials[n].norm));
   }

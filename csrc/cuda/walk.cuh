@@ -1,4 +1,5 @@
-// How one block walks one chunk: the functors of the two kernels. Every thread takes its packs through the rule.
+// How one block walks one chunk: the functors of the two kernels. Each thread loads packs, applies the rule and stores
+// them.
 #pragma once
 
 #include <type_traits>
@@ -30,6 +31,10 @@ struct LaneSums {
     return sums;
   }
 };
+
+// Note [Sampling]
+// Of EveryElement and EveryPth, one object serves a chunk, and one Loaded a pack: its constructor loads s and x0 of the
+// pack's samples, `has(e)` says whether element e is one.
 
 // slice_p == 1: s and x0 are arrays like the others.
 template <class T, bool kMixed>
@@ -65,12 +70,14 @@ struct EveryPth {
 
   const Tensor& tensor;
   std::int64_t begin, first_sample;
-  int first, period;  // within the chunk, so that 32 bits do: 64-bit divisions would cost more than the memory
+  // In elements, within the chunk, so that 32 bits are enough: 64-bit divisions would cost more than the memory
+  // accesses.
+  int first, period;
 
   template <bool kFull>
   struct Loaded {
     Pack<T> s, x0;
-    unsigned present = 0;  // bit e: element e is a sample; where, is asked again, since registers are scarce
+    unsigned present = 0;  // bit e: element e is a sample; its index is recomputed when stored, to save registers
 
     __device__ __forceinline__ Loaded(const EveryPth& p, const Arrays<T, kMixed>& a, std::int64_t i, int count)
         : s(), x0() {
@@ -83,7 +90,7 @@ struct EveryPth {
         if (a.x0.data != nullptr) x0.value[e] = load_one(a.x0, sample);
       }
     }
-    __device__ __forceinline__ void widen(const Arrays<T, kMixed>&) {}  // one by one, as they came
+    __device__ __forceinline__ void widen(const Arrays<T, kMixed>&) {}  // done by load_one
     __device__ __forceinline__ bool has(int e) const { return present >> e & 1u; }
     __device__ __forceinline__ void store_s(const EveryPth& p, const Arrays<T, kMixed>& a, std::int64_t i, int) const {
 #pragma unroll
@@ -95,19 +102,20 @@ struct EveryPth {
 
   __device__ __forceinline__ EveryPth(const Tensor& t, const Chunk& chunk) : tensor(t), begin(chunk.begin) {
     first_sample = (begin + t.slice_p - 1) / t.slice_p;
-    // Beyond the chunk any number says the same: no sample, or no second one.
+    // Clamped to the chunk size: a larger distance means no sample here, a larger period no second one.
     const std::int64_t distance = first_sample * t.slice_p - begin;
     first = int(distance < kCudaChunkSize ? distance : kCudaChunkSize);
     period = int(t.slice_p < kCudaChunkSize ? t.slice_p : kCudaChunkSize);
   }
+  // The index of element i among the samples; -1 if it is none.
   __device__ __forceinline__ std::int64_t sample_of(std::int64_t i) const {
     if (tensor.order.dims > 0) {
       const std::int64_t position = row_major(tensor.order, i);
       return position % tensor.slice_p == 0 ? position / tensor.slice_p : -1;
     }
-    const int behind = int(i - begin) - first;
-    if (behind < 0 || behind % period != 0) return -1;
-    return first_sample + behind / period;
+    const int after_first = int(i - begin) - first;
+    if (after_first < 0 || after_first % period != 0) return -1;
+    return first_sample + after_first / period;
   }
 };
 
@@ -179,7 +187,7 @@ __device__ __forceinline__ void update_pack(const Arrays<T, kMixed>& a, std::int
   }
   sampled.store_s(sampling, a, i, count);
   store<kFull>(a.v, i, count, v, Stochastic<true>{random, std::uint32_t(i)});
-  if (!c.momentum) return;  // m is not kept, and x waits for finish
+  if (!c.momentum) return;  // there is no m, and x is left to finish
   store<kFull>(a.m, i, count, m, Nearest());
   store_positions<kFull>(a, i, count, p, displaced, random);
 }

@@ -115,8 +115,8 @@ struct Record {
     const std::size_t size = bytes.size();
     if (size < sizeof(step) || (size - sizeof(step)) % sizeof(Group) != 0) {
       throw std::invalid_argument("a step record of " + std::to_string(size) + " bytes: it must have " +
-                                  std::to_string(sizeof(step)) + ", and " + std::to_string(sizeof(Group)) +
-                                  " per parameter group");
+                                  std::to_string(sizeof(step)) + ", plus " + std::to_string(sizeof(Group)) +
+                                  " for each parameter group");
     }
     groups.resize((size - sizeof(step)) / sizeof(Group));
     if (groups.size() < least_groups) {

@@ -1,7 +1,7 @@
-// From the types that tensors are stored in to the type of the arithmetic, and back: the rule sees only the latter.
+// bfloat16 and float16 to float32, and back by rounding to nearest or stochastically: the rule sees only float32.
 // Written so that loops over it vectorise, and with integers, so that it gives the same bits everywhere.
 //
-// Which numbers of 16 bits are rounded how, and with which random bits, prodigy_fused/low_precision.py says.
+// prodigy_fused/low_precision.py says which tensors are rounded how, prodigy_fused/rounding.py with which random bits.
 #pragma once
 
 #include <cstdint>
@@ -23,18 +23,21 @@ PRODIGY_INLINE To bits_as(From from) {
 // -- random bits -----------------------------------------------------------------------------------------------------
 
 constexpr std::uint32_t kSeed = 0x9E3779B9u;
-// What bits are drawn for: a step, or what is added to an x that is rounded already.
+// Separate streams for a step and for a later change, by `finish`, to an x that has taken its step.
 enum Stream : std::uint32_t { kStepStream, kCorrectionStream };
 
 PRODIGY_INLINE Stream stream_of(Finish how) { return how == Finish::kStep ? kStepStream : kCorrectionStream; }
 
+// The hash "lowbias32" by Chris Wellons (https://nullprogram.com/blog/2018/07/31/).
+constexpr std::uint32_t kFactor1 = 0x7feb352du, kFactor2 = 0x846ca68bu;
+
 PRODIGY_INLINE std::uint32_t mix(std::uint32_t h) {
-  h = (h ^ h >> 16) * 0x7feb352du;
-  h = (h ^ h >> 15) * 0x846ca68bu;
+  h = (h ^ h >> 16) * kFactor1;
+  h = (h ^ h >> 15) * kFactor2;
   return h ^ h >> 16;
 }
 
-// Note [Random bits] of low_precision.py: what the elements of a run have in common.
+// See Note [Random bits] of prodigy_fused/rounding.py. The part that the elements of a run have in common.
 struct RandomBits {
   std::uint32_t a, b;
 
@@ -44,29 +47,36 @@ struct RandomBits {
     a = mix(mix(mix(kSeed + step) + tensor) + word);
     b = mix(mix(mix(~kSeed + tensor) + word) + step);
   }
-  // low: the low 32 bits of the element's position.
+  // low: the low 32 bits of the element's position. lowbias32 with `b` added between its two rounds.
   PRODIGY_INLINE std::uint32_t of(std::uint32_t low) const {
     std::uint32_t h = low ^ a;
-    h = (h ^ h >> 16) * 0x7feb352du;
-    h = ((h ^ h >> 15) + b) * 0x846ca68bu;
+    h = (h ^ h >> 16) * kFactor1;
+    h = ((h ^ h >> 15) + b) * kFactor2;
     return h ^ h >> 16;
   }
 };
 
-// For the second number of an element that is rounded.
+// Random bits for a second value of the same element (v besides x).
 PRODIGY_INLINE std::uint32_t exchanged(std::uint32_t bits) { return bits << 16 | bits >> 16; }
 
 // -- bfloat16 and float16, as bits -----------------------------------------------------------------------------------
 
+// Bits of float32.
 constexpr std::uint32_t kSign = 0x80000000u, kInfinity = 0x7f800000u;
-// Of float16's 2^-14, the least normal number, and 2^16, which it does not have.
+constexpr std::uint32_t kOneHalf = 126u << 23;
+// Of 2^-14, the smallest normal float16, and of 2^16, where float16 overflows.
 constexpr std::uint32_t kHalfNormal = 113u << 23, kHalfInfinity = 143u << 23;
+// The difference of the exponents' biases, 127 - 15, in the place of float32's exponent.
+constexpr std::uint32_t kRebias = 112u << 23;
+// Of float16, without the sign. Adding kQuiet to a NaN of bfloat16 keeps it one when its low bits are cut off.
+constexpr std::uint32_t kHalfNaN = 0x7e00u, kHalfInf = 0x7c00u, kQuiet = 0x40u;
 
+// float16: after Fabian Giesen's half_to_float_fast4 (https://gist.github.com/rygorous/2144712), without its branches.
 template <Type kType>
 PRODIGY_INLINE float widen(std::uint16_t stored) {
   if constexpr (kType == Type::kBFloat16) return bits_as<float>(std::uint32_t(stored) << 16);
   const std::uint32_t size = std::uint32_t(stored & 0x7fff) << 13, sign = std::uint32_t(stored & 0x8000) << 16;
-  const std::uint32_t normal = size + (112u << 23) + (size >= 31u << 23 ? 112u << 23 : 0u);
+  const std::uint32_t normal = size + kRebias + (size >= 31u << 23 ? kRebias : 0u);
   const float subnormal = bits_as<float>(size + kHalfNormal) - bits_as<float>(kHalfNormal);
   return bits_as<float>(sign | (size < 1u << 23 ? bits_as<std::uint32_t>(subnormal) : normal));
 }
@@ -77,17 +87,19 @@ PRODIGY_INLINE std::uint16_t nearest(float value) {
   const std::uint32_t bits = bits_as<std::uint32_t>(value), size = bits & ~kSign;
   if constexpr (kType == Type::kBFloat16) {
     const std::uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-    return std::uint16_t(size > kInfinity ? bits >> 16 | 0x40u : rounded);
+    return std::uint16_t(size > kInfinity ? bits >> 16 | kQuiet : rounded);
   }
-  const std::uint32_t normal = (size - (112u << 23) + 0xfffu + (size >> 13 & 1u)) >> 13;
-  // To a sum with 1/2, float32's last place is float16's 2^-24.
-  const std::uint32_t subnormal = bits_as<std::uint32_t>(bits_as<float>(size) + 0.5f) - (126u << 23);
-  const std::uint32_t beyond = size > kInfinity ? 0x7e00u : 0x7c00u;
+  const std::uint32_t normal = (size - kRebias + 0xfffu + (size >> 13 & 1u)) >> 13;
+  // The last place of a float32 in [1/2, 1) is 2^-24, the unit of float16's subnormal numbers: this addition rounds to
+  // them, ties to even (Giesen's float_to_half_fast3_rtne).
+  const std::uint32_t subnormal = bits_as<std::uint32_t>(bits_as<float>(size) + 0.5f) - kOneHalf;
+  const std::uint32_t beyond = size > kInfinity ? kHalfNaN : kHalfInf;
   const std::uint32_t rounded = size >= kHalfInfinity ? beyond : size < kHalfNormal ? subnormal : normal;
   return std::uint16_t((bits >> 16 & 0x8000u) | rounded);
 }
 
-// Up in size with the probability that is the part of a unit to the next smaller number.
+// Rounds away from zero with probability (|value| - lower) / ulp, where `lower` is the next smaller size, else towards
+// zero.
 template <Type kType>
 PRODIGY_INLINE std::uint16_t stochastic(float value, std::uint32_t random) {
   const std::uint32_t bits = bits_as<std::uint32_t>(value), size = bits & ~kSign;
@@ -95,18 +107,18 @@ PRODIGY_INLINE std::uint16_t stochastic(float value, std::uint32_t random) {
     return size < kInfinity ? std::uint16_t((bits + (random >> 16)) >> 16) : nearest<kType>(value);
   }
   const std::uint32_t up = size + (random >> 19);
-  const std::uint32_t normal = up >= kHalfInfinity ? 0x7c00u : (up - (112u << 23)) >> 13;
+  const std::uint32_t normal = up >= kHalfInfinity ? kHalfInf : (up - kRebias) >> 13;
   // In units of 2^-24, the same for all subnormal numbers.
   const float units = bits_as<float>(size < kHalfNormal ? size : 0u) * 0x1p24f;
   const std::int32_t whole = std::int32_t(units);
   const float part = units - float(whole), draw = float(std::int32_t(random >> 8)) * 0x1p-24f;
   const std::uint32_t subnormal = std::uint32_t(draw < part ? whole + 1 : whole);
   const std::uint32_t finite = size < kHalfNormal ? subnormal : normal;
-  const std::uint32_t rounded = size > kInfinity ? 0x7e00u : finite;
+  const std::uint32_t rounded = size > kInfinity ? kHalfNaN : finite;
   return std::uint16_t((bits >> 16 & 0x8000u) | rounded);
 }
 
-// The displacement of an x that is stored rounded: `delta`, unless somebody else has written x since.
+// The displacement of an x that is stored rounded: `delta`, unless something else has written to x since.
 template <Type kType>
 PRODIGY_INLINE float displacement(float x, float x0, float delta) {
   return widen<kType>(nearest<kType>(x0 + delta)) == x ? delta : x - x0;

@@ -1,4 +1,4 @@
-// The tensor table and the chunk list of a plan: what a walk over all parameters needs to know about memory.
+// The tensor table and the chunk list of a plan: where a walk over all parameters finds them in memory.
 #pragma once
 
 #include <cstdint>
@@ -8,22 +8,23 @@
 
 namespace prodigy {
 
-// Elements per chunk. A chunk belongs to one tensor and gives one pair of partial sums, at its own fixed place.
+// Elements per chunk on the CPU. A chunk belongs to one tensor and gives one pair of partial sums, at its own fixed
+// place.
 constexpr std::int64_t kChunkSize = 1 << 15;
 constexpr int kMaxDims = 8;
 
-// The row-major order of a tensor whose memory is in another: its dimensions from the outermost in memory inwards.
+// The dimensions of a tensor whose memory is not in row-major order, from the outermost in memory inwards.
 struct MemoryOrder {
-  int dims = 0;  // 0: row-major
-  std::int64_t stride[kMaxDims];
-  std::int64_t row_major_stride[kMaxDims];
+  int dims = 0;                             // 0: row-major
+  std::int64_t stride[kMaxDims];            // in elements
+  std::int64_t row_major_stride[kMaxDims];  // the same dimension's, if memory were in row-major order
 };
 
 // A tensor's gradient in one step.
 struct Gradient {
   const void* data = nullptr;  // null: the tensor is left alone
   Type type = Type::kOther;
-  std::int32_t unused = 0;  // in the place of padding, which would have no value: tables are compared as bytes
+  std::int32_t unused = 0;  // instead of padding, which has no value: tables are compared as bytes
 };
 static_assert(sizeof(Gradient) == 16 && std::has_unique_object_representations_v<Gradient>);
 

@@ -9,7 +9,17 @@
 
 namespace prodigy {
 
-// Holder: made of the same arguments as a TensorList, which it returns by list().
+inline constexpr const char* kLoadDoc = R"(Keeps the addresses of the gradients until release_gradients().
+
+The caller keeps the tensors themselves alive. Holds the GIL.
+
+Args:
+    grads: a list of one tensor, or None, per slot.
+
+Returns:
+    -1, or the index of the first gradient that is not laid out as its parameter; then no address is kept.)";
+
+// Holder: a class constructed from the same arguments as a TensorList, which it returns by list().
 template <class Holder>
 pybind11::class_<Holder> bind_tensors(pybind11::module_& m, const char* name, const char* doc) {
   namespace py = pybind11;
@@ -18,14 +28,10 @@ pybind11::class_<Holder> bind_tensors(pybind11::module_& m, const char* name, co
            py::arg("state_format"))
       .def(
           "unchanged", [](Holder& holder) { return holder.list().unchanged(); },
-          "Whether every parameter and state tensor is at the address, and of the layout, that it had. Holds the GIL.")
+          "Returns whether every parameter and state tensor still has its address and layout. Holds the GIL.")
       .def(
           "load_gradients", [](Holder& holder, const py::list& grads) { return holder.list().load_gradients(grads); },
-          py::arg("grads"),
-          "Keeps the addresses of the gradients (a list of one tensor or None per slot) until release_gradients(). "
-          "Returns -1, or the index of the first gradient that is not laid out as its parameter; then none is kept. "
-          "The "
-          "caller keeps the tensors alive until the step that reads them is done. Holds the GIL.")
+          py::arg("grads"), kLoadDoc)
       .def(
           "release_gradients", [](Holder& holder) { holder.list().release_gradients(); },
           "Forgets the gradients' addresses.");

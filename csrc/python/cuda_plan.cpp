@@ -48,32 +48,49 @@ class CudaPlan {
   cuda::Plan plan_;
 };
 
+constexpr const char* kClassDoc = R"(The tensors of one bucket on a GPU, and the phases of a step over them.
+
+Addresses on the device are given as integers. No method waits for the device; all hold the GIL.)";
+
+constexpr const char* kUpdateDoc = R"(Phase 1, launched on a stream: moves m, v, s and x, and gathers the sums.
+
+The caller keeps everything, the tensors and gradients included, alive until the kernel has run.
+
+Args:
+    record: the step's, of prodigy_fused.record.
+    table: the bytes of write_table().
+    step: the groups of the record, then gradient_words().
+    partials: room for float64[chunk_count, 2].
+    arrived: an int32, 0.
+    sums: float64[2], becomes the sums over this plan's tensors.
+    row: the estimate, float64[8].
+    stream: a CUDA stream.
+
+Raises:
+    ValueError: the record's size is wrong.
+    RuntimeError: the launch failed; names the kernel.)";
+
+constexpr const char* kFinishDoc = R"(Phases 2 and 3, launched on a stream: derives the new estimate, and gives x the
+value that follows from it.
+
+Args, beyond those of update:
+    sums: float64[2], the sums over the tensors of all plans.
+    last: whether this is the last plan of the step, which writes the new estimate to `row`.)";
+
 }  // namespace
 
 void bind_cuda_plan(py::module_& m) {
-  bind_tensors<CudaPlan>(m, "CudaPlan",
-                         "The tensors of one bucket on a GPU, and the phases of a step over them. Addresses on the "
-                         "device are given as integers; no function waits for it, and all hold the GIL.")
-      .def("gradient_words", &CudaPlan::gradient_words,
-           "The loaded gradients as bytes, 16 each: what the kernels read after the groups in `step`.")
-      .def_property_readonly("table_bytes", &CudaPlan::table_bytes, "Size of the table of the tensors and chunks.")
-      .def_property_readonly("chunk_count", &CudaPlan::chunk_count, "Length of `partials`, in pairs of float64.")
+  bind_tensors<CudaPlan>(m, "CudaPlan", kClassDoc)
+      .def("gradient_words", &CudaPlan::gradient_words, "Returns the loaded gradients as the kernels read them.")
+      .def_property_readonly("table_bytes", &CudaPlan::table_bytes, "The size of the table of the tensors and chunks.")
+      .def_property_readonly("chunk_count", &CudaPlan::chunk_count, "The number of chunks: of pairs in `partials`.")
       .def("write_table", &CudaPlan::write_table, py::arg("to"),
            "Writes the table to host memory at the address `to`, to be uploaded.")
       .def("update", &CudaPlan::update, py::arg("record"), py::kw_only(), py::arg("table"), py::arg("step"),
-           py::arg("partials"), py::arg("arrived"), py::arg("sums"), py::arg("row"), py::arg("stream"),
-           "Phase 1, launched on `stream`: moves m, v, s and x, and writes this plan's sums to the float64[2] at "
-           "`sums`. "
-           "`record`: the step's, of prodigy_fused.record, whose groups, and then gradient_words(), are at `step`; "
-           "`table`: the bytes of write_table(); `partials`: float64[2 * chunk_count]; `arrived`: an int32, 0; `row`: "
-           "the estimate, float64[8]. The caller keeps all of it, the gradients included, alive until the kernels have "
-           "run.")
-      .def(
-          "finish", &CudaPlan::finish, py::arg("record"), py::kw_only(), py::arg("table"), py::arg("step"),
-          py::arg("partials"), py::arg("arrived"), py::arg("sums"), py::arg("row"), py::arg("stream"), py::arg("last"),
-          "Phases 2 and 3, launched on `stream`: derives the new estimate from `row` and from the sums of all plans at "
-          "`sums`, gives x the value that follows, and, if this is the `last` plan, writes the estimate to `row`. The "
-          "other arguments are those of `update`.");
+           py::arg("partials"), py::arg("arrived"), py::arg("sums"), py::arg("row"), py::arg("stream"), kUpdateDoc)
+      .def("finish", &CudaPlan::finish, py::arg("record"), py::kw_only(), py::arg("table"), py::arg("step"),
+           py::arg("partials"), py::arg("arrived"), py::arg("sums"), py::arg("row"), py::arg("stream"), py::arg("last"),
+           kFinishDoc);
 }
 
 }  // namespace prodigy

@@ -7,7 +7,7 @@ namespace py = pybind11;
 
 namespace {
 
-// Cache lines: what is read of a c10::TensorImpl and of a c10::StorageImpl is in the first ones of each.
+// In cache lines: a look at a c10::TensorImpl or a c10::StorageImpl reads the first ones of each.
 constexpr int kTensorImpl = 5, kStorageImpl = 2;
 constexpr int kKeys = 4;  // of a dictionary with a handful of entries
 

@@ -63,6 +63,29 @@ class AddressList {
   TensorList list_;
 };
 
+constexpr const char* kUpdateDoc = R"(Phase 1: moves m, v, s and x, and gathers the sums.
+
+Releases the GIL: the caller keeps all tensors, the gradients included, alive until it returns.
+
+Args:
+    record: the step's, of prodigy_fused.record.
+    threads: the most that are used.
+    row: the address of the estimate, float64[8].
+    sums: the address of float64[2], which become the sums over this plan's tensors.
+
+Raises:
+    ValueError: the record's size is wrong.
+    RuntimeError: no gradients are loaded.)";
+
+constexpr const char* kFinishDoc =
+    R"(Phases 2 and 3: derives the new estimate, and gives x the value that follows from it.
+
+Releases the GIL, as update does.
+
+Args, beyond those of update:
+    sums: the address of the sums over the tensors of all plans.
+    last: whether this is the last plan of the step, which writes the new estimate to `row`.)";
+
 template <class Names>
 py::tuple tuple_of(const Names& names) {
   py::tuple tuple(std::size(names));
@@ -79,27 +102,22 @@ PYBIND11_MODULE(_C, m) {
   m.attr("GROUP_FIELDS") = tuple_of(kGroupFields);
   m.attr("STATE_KEYS") = tuple_of(kStateKeys);
   m.attr("MAX_DIMS") = kMaxDims;
-  m.def("threading", &cpu::threading, "Whose threads the CPU backend uses: \"OpenMP\" or \"std::thread\".");
-  m.def("instruction_set", &cpu::instruction_set, "The instruction set that calls are dispatched to.");
+  m.def("threading", &cpu::threading, "Returns whose threads the CPU backend uses: \"OpenMP\" or \"std::thread\".");
+  m.def("instruction_set", &cpu::instruction_set,
+        "Returns the instruction set that the CPU backend's calls are dispatched to.");
   bind_tensors<CpuPlan>(m, "CpuPlan", "The tensors of one bucket on the CPU, and the phases of a step over them.")
       .def("update", &CpuPlan::update, py::arg("record"), py::arg("threads"), py::arg("row"), py::arg("sums"),
-           "Phase 1: moves m, v, s and x, and writes this plan's sums to the float64[2] at `sums`. `record`: the "
-           "step's, "
-           "of prodigy_fused.record; `row`: the address of the estimate, float64[8]. Releases the GIL: until it "
-           "returns, "
-           "the caller keeps all tensors alive, the gradients included.")
+           kUpdateDoc)
       .def("finish", &CpuPlan::finish, py::arg("record"), py::arg("threads"), py::arg("row"), py::arg("sums"),
-           py::arg("last"),
-           "Phases 2 and 3: derives the new estimate from `row` and from the sums of all plans at `sums`, gives x the "
-           "value that follows, and, if this is the `last` plan, writes the estimate to `row`. Releases the GIL, as "
-           "`update` does.");
+           py::arg("last"), kFinishDoc);
   bind_tensors<AddressList>(m, "TensorList",
                             "The tensors of one bucket, as prodigy_fused.backends.tensor_list has them.")
       .def("gradient_words", &AddressList::gradient_words,
-           "The loaded gradients as bytes: for each its address and its bits per element, 8 bytes each, 0 for None.");
+           "Returns, for each gradient, its address and its bits per element, 8 bytes each; zeros for None.");
 #ifdef PRODIGY_FUSED_CUDA
   m.attr("CUDA") = PRODIGY_FUSED_CUDA;
-  m.def("cuda_problem", &cuda::problem, "Why the kernels cannot run on the current CUDA device; empty if they can.");
+  m.def("cuda_problem", &cuda::problem,
+        "Returns why the kernels cannot run on the current CUDA device; empty if they can.");
   bind_cuda_plan(m);
 #else
   m.attr("CUDA") = py::none();

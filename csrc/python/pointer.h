@@ -1,4 +1,4 @@
-// Addresses come from Python as integers.
+// Addresses, which come from Python as integers.
 #pragma once
 
 #include <cstdint>

@@ -7,7 +7,7 @@ namespace prodigy {
 
 enum State { kM, kV, kS, kX0, kDelta };
 
-// By State.
+// Indexed by State.
 constexpr std::array kStateKeys = {"exp_avg", "exp_avg_sq", "s", "p0", "delta"};
 constexpr int kStates = int(kStateKeys.size());
 static_assert(kStates == kDelta + 1);

@@ -20,13 +20,13 @@ std::array<py::str, kStates> interned_keys() {
   return keys;
 }
 
-// Whether torch's negative bit is set: the values are minus what memory holds. Autograd leaves such gradients, parts of
-// conjugates, only where strides mean nothing; else they are laid out otherwise than their parameter.
+// Whether torch's negative bit is set: the values are the negatives of those in memory. Autograd leaves such gradients,
+// which are parts of conjugates, with the layout of the parameter only if they have one element.
 bool is_negated(const py::handle& tensor, const TensorView& view) {
   return view.numel() == 1 && tensor.attr("is_neg")().cast<bool>();
 }
 
-// Sets `order` if the tensor is not row-major. Raises ValueError if its elements do not fill one run of memory.
+// Returns the order of a tensor's memory. Raises ValueError if its elements do not fill one run of memory.
 MemoryOrder memory_order(const TensorView& view) {
   std::vector<int> dims;
   std::vector<std::int64_t> row_major(view.dims);

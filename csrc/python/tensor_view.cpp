@@ -26,7 +26,7 @@ namespace {
 constexpr int kDLCPU = 1, kDLCUDA = 2;
 constexpr int kDLFloat = 2, kDLBfloat = 4;
 constexpr std::uint32_t kMajor = 1;
-constexpr std::string_view kTorch = "torch.";  // what the names of dtypes begin with
+constexpr std::string_view kTorch = "torch.";  // the beginning of a dtype's name
 
 Type type_of(int code, int bits) {
   if (code == kDLBfloat) return bits == 16 ? Type::kBFloat16 : Type::kOther;

@@ -1,5 +1,5 @@
-// Reads what a torch.Tensor is - address, shape, strides, dtype, device - without knowing torch: through the DLPack C
-// exchange API of its class where torch has one (2.10 and later), else by calling its Python methods.
+// Reads a torch.Tensor's address, shape, strides, dtype and device without knowing torch: by the DLPack C exchange API
+// of its class where torch has one (2.10 and later), else by calling its Python methods.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -17,7 +17,7 @@ Type type_named(std::string_view name);
 
 constexpr int kCpu = -1, kOtherDevice = -2;
 
-// The shape and strides of a tensor, in memory of its own.
+// A copy of the shape and strides of a tensor.
 struct Layout {
   std::vector<std::int64_t> shape, strides;
 };
@@ -25,9 +25,9 @@ struct Layout {
 struct TensorView {
   void* data;
   Type type;
-  int device;  // a CUDA device's number, or one of these
+  int device;  // a CUDA device's number, kCpu or kOtherDevice
   int dims;
-  const std::int64_t *shape, *strides;  // the tensor's own, or the reader's until it reads again
+  const std::int64_t *shape, *strides;  // the tensor's own, or the reader's, valid until it reads again
 
   // Whether the element at memory position i is the same element in both; strides of size-1 dimensions mean nothing.
   bool has(const Layout& layout) const;
@@ -39,7 +39,7 @@ class TensorReader {
  public:
   explicit TensorReader(pybind11::type tensor_class);
 
-  // False, with no Python error set, if `object` is not a tensor with plain strided memory.
+  // Returns false, with no Python error set, if `object` is not a tensor with plain strided memory.
   bool read(PyObject* object, TensorView& view) const;
 
  private:

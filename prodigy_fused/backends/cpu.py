@@ -39,12 +39,11 @@ class CpuPlan(NativePlan):
         super().__init__(key, slots, _C.CpuPlan)
 
     def update(self, step: Step) -> None:
-        record = b"".join(step.record)
-        self._native.update(record, torch.get_num_threads(), step.row.data_ptr(), self.sums.data_ptr())
+        self._native.update(step.record, torch.get_num_threads(), step.row.data_ptr(), self.sums.data_ptr())
 
     def finish(self, step: Step, last: bool) -> None:
-        record = b"".join(step.record)
-        self._native.finish(record, torch.get_num_threads(), step.row.data_ptr(), step.sums.data_ptr(), last)
+        threads = torch.get_num_threads()
+        self._native.finish(step.record, threads, step.row.data_ptr(), step.sums.data_ptr(), last)
 
 
 make_plan = CpuPlan

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..options import Group
+from ..record import STEP
 from ..step import BucketKey, Slot, Step
 from .gpu import GpuPlan
 from .native import MISSING, unfit
@@ -62,12 +63,12 @@ class CudaPlan(GpuPlan):
 
     def update(self, step: Step) -> None:
         with self._guard():
-            self._upload_step(step, step.record.groups + self._native.gradient_words())
-            self._native.update(step.record.step, **self._addresses(step, self.sums), stream=self._stream())
+            self._upload_step(step, step.record[STEP.size :] + self._native.gradient_words())
+            self._native.update(step.record, **self._addresses(step, self.sums), stream=self._stream())
 
     def finish(self, step: Step, last: bool) -> None:
         with self._guard():
-            self._native.finish(step.record.step, **self._addresses(step, step.sums), stream=self._stream(), last=last)
+            self._native.finish(step.record, **self._addresses(step, step.sums), stream=self._stream(), last=last)
 
     def _addresses(self, step: Step, sums: Tensor) -> dict[str, int]:
         buffers = {**self._buffers, "step": self._step_table, "row": step.row, "sums": sums}

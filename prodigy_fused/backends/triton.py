@@ -159,18 +159,18 @@ class TritonPlan(GpuPlan):
 
     def update(self, step: Step) -> None:
         with self._guard():
-            self._upload_step(step, b"".join(step.record) + self._native.gradient_words())
+            self._upload_step(step, step.record + self._native.gradient_words())
             if not self._views:
-                self._views = self._cut(len(step.record.groups))
+                self._views = self._cut(len(step.record))
             self._launch(self._kernels.prodigy_update_kernel, step, self.sums, self._partials, LANES=SIZES.lanes)
 
     def finish(self, step: Step, last: bool) -> None:
         with self._guard():
             self._launch(self._kernels.prodigy_finish_kernel, step, step.sums, int(last))
 
-    def _cut(self, group_bytes: int) -> dict[str, Tensor]:
+    def _cut(self, record_bytes: int) -> dict[str, Tensor]:
         """Returns the parts of the step table, whose address and size are constant for the life of the plan."""
-        record, groups, grads = self._step_table.tensor_split((STEP.size, STEP.size + group_bytes))
+        record, groups, grads = self._step_table.tensor_split((STEP.size, record_bytes))
         return {
             "record": record.view(torch.float64),
             "groups": groups.view(torch.float64),

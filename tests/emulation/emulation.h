@@ -1,6 +1,6 @@
 // Lets g++ compile the CUDA kernels, and runs them on the CPU: the threads of a block are fibers, which take turns at
-// barriers and shuffles; blocks run one after the other. Block order and thread order are drawn from a seed, so that a
-// result that depends on them, for want of a barrier or by an order of summation, shows.
+// barriers and shuffles; blocks run one after the other. Block order and thread order are drawn from a seed, to expose
+// results that depend on them because a barrier is missing or a sum has no fixed order.
 #pragma once
 
 #include <ucontext.h>
@@ -37,14 +37,14 @@ constexpr unsigned kWarp = 32;
 enum class At { kStart, kBarrier, kShuffle, kEnd };
 
 inline unsigned seed = 0;
-inline int resident = 3;  // what the occupancy query answers
+inline int resident = 3;  // the answer of the occupancy query
 inline long launches = 0;
 
 struct Fiber {
   ucontext_t context;
   std::vector<char> stack = std::vector<char>(kStack);
   At at;
-  double shuffled[2];  // in turn, so that the next value does not overwrite one that is still to be read
+  double shuffled[2];  // used in turn, so that the next value does not overwrite one that is yet to be read
   bool odd;
   bool voted[2], odd_vote;
 };
@@ -53,7 +53,7 @@ inline std::vector<Fiber> fibers;
 inline ucontext_t scheduler;
 inline std::function<void()> body;
 
-// Waits until every thread of the block, or of the warp, is here.
+// Waits until every thread of the block (at a barrier) or of the warp (at a shuffle) has come here.
 inline void wait(At at) {
   Fiber& self = fibers[threadIdx.x];
   self.at = at;
@@ -75,13 +75,13 @@ inline void start(Fiber& fiber) {
   makecontext(&fiber.context, run_thread, 0);
 }
 
-// Whether all threads from `begin` on are at the same place.
+// Whether the `count` threads from `begin` on are all at `at`.
 inline bool together(std::size_t begin, std::size_t count, At at) {
   const auto first = fibers.begin() + std::ptrdiff_t(begin);
   return std::all_of(first, first + std::ptrdiff_t(count), [at](const Fiber& f) { return f.at == at; });
 }
 
-// Takes a warp to its next barrier or shuffle. Another warp may be far behind: only barriers hold a block together.
+// Runs a warp up to its next barrier or shuffle. Other warps may be far behind: only barriers hold a block together.
 inline void run_warp(unsigned warp, std::mt19937& draw) {
   std::vector<unsigned> order(kWarp);
   std::iota(order.begin(), order.end(), warp * kWarp);
@@ -112,7 +112,7 @@ inline void run_block(std::mt19937& draw) {
       std::abort();
     }
     const unsigned warp = ready[draw() % ready.size()];
-    do {  // often far ahead of the others
+    do {  // often far ahead of the other warps
       run_warp(warp, draw);
     } while (fibers[warp * kWarp].at == At::kShuffle && draw() % 16 != 0);
   }

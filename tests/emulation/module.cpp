@@ -1,6 +1,6 @@
-// The CUDA backend's kernels and packer, as they are, on the CPU: a module for the tests, which no wheel holds.
+// The CUDA backend's kernels and packer, unchanged, on the CPU: a module for the tests, which is in no wheel.
 #include "emulation.h"
-// The kernels need the above.
+// After it, because the kernels need it.
 #include <pybind11/pybind11.h>
 
 #include "cuda/kernels.cuh"
@@ -27,7 +27,7 @@ namespace {
 
 using namespace prodigy;
 
-// rounding.h on arrays at these addresses, of floats and of 16-bit numbers.
+// The functions of rounding.h, on arrays of float and of 16-bit numbers at these addresses.
 template <Type kType>
 void widen_all(std::uintptr_t from, std::uintptr_t to, long n) {
   for (long i = 0; i < n; ++i) pointer<float>(to)[i] = widen<kType>(pointer<std::uint16_t>(from)[i]);
