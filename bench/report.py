@@ -1,6 +1,6 @@
 """Results as tables: on the terminal, as Markdown, and in README.md and docs/, all of whose figures are written here.
 
-python bench/report.py [FILE.csv ...] [--write]
+    python bench/report.py [FILE.csv ...] [--write]
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _best(row: Row) -> bool:
 
 
 def cost(measured: list[Row]) -> str:
-    """Returns the table of costs: our step, AdamW(fused)'s and prodigyopt's, on every workload but the scan over sizes."""
+    """Returns the table of costs: our step, AdamW(fused)'s and prodigyopt's, on every workload outside the scan."""
     steps = [row for row in measured if row["kind"] == "step" and row["status"] == "ok" and row["dtype"] == "float32"]
     text = []
     for device in dict.fromkeys(row["device"] for row in steps):
