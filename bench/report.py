@@ -1,6 +1,6 @@
 """Results as tables: on the terminal, as Markdown, and in README.md and docs/, all of whose figures are written here.
 
-    python bench/report.py [FILE.csv ...] [--write]
+python bench/report.py [FILE.csv ...] [--write]
 """
 
 from __future__ import annotations

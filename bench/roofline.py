@@ -1,7 +1,7 @@
 """A cost model of a step: bytes over bandwidth, launches, one small all-reduce.
 
-    python bench/roofline.py             the table for 8 B, 70 B and 405 B parameters on 8 to 4,096 GPUs: a prediction
-    python bench/roofline.py FILE.csv    the error of the prediction against measured rows
+python bench/roofline.py             the table for 8 B, 70 B and 405 B parameters on 8 to 4,096 GPUs: a prediction
+python bench/roofline.py FILE.csv    the error of the prediction against measured rows
 """
 
 from __future__ import annotations
