@@ -1,4 +1,4 @@
-"""Performance targets of the GPU backends and the measured values, as README shows them."""
+"""Performance targets of the GPU backends and the measured values, as docs/benchmarks.md shows them."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def _best(row: Row) -> bool:
 
 
 def cost(measured: list[Row]) -> str:
-    """Returns README's table: our step, AdamW(fused)'s and prodigyopt's, on every workload but the scan over sizes."""
+    """Returns the table of costs: our step, AdamW(fused)'s and prodigyopt's, on every workload outside the scan."""
     steps = [row for row in measured if row["kind"] == "step" and row["status"] == "ok" and row["dtype"] == "float32"]
     text = []
     for device in dict.fromkeys(row["device"] for row in steps):
@@ -177,7 +177,7 @@ def _cost_line(own: list[Row]) -> list[str] | None:
 
 
 def gpu(measured: list[Row]) -> str:
-    """Returns the table of the targets on a GPU, for docs/benchmarks.md."""
+    """Returns the table of targets on a GPU, for docs/benchmarks.md."""
     lines = goals.table(measured)
     return "\n".join(_sheet(["on a GPU, float32", "parameters", "goal", "measured"], lines))
 
@@ -224,7 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", type=rows.file, nargs="*", help="default: all committed ones")
     parser.add_argument(
-        "--write", action="store_true", help="rewrite the plots, summary.md, and the figures of README.md and docs/"
+        "--write", action="store_true", help="rewrite plots, summary.md, figures in README.md and docs/"
     )
     args = parser.parse_args()
     measured = for_the_record(args.files)

@@ -1,4 +1,4 @@
-"""The benchmark: optimizers side by side, in turn, on the same gradients; see README.md, "What it costs".
+"""The benchmark: optimizers side by side, in turn, on the same gradients; see docs/benchmarks.md.
 
 make bench ARGS="--quick"                        a minute, to see that everything works
 make bench                                       under ten minutes on 2 cores; rows go to build/bench/bench.csv

@@ -48,7 +48,8 @@ def _plain_lr(value: Any) -> Any:
 
 
 def _plain_betas(value: Any) -> Any:
-    return tuple(map(_plain, value))
+    plain = map(_plain, value)
+    return list(plain) if isinstance(value, list) else tuple(plain)
 
 
 def _word(value: Any) -> Any:
@@ -150,7 +151,8 @@ OPTIONS: dict[str, Option] = {
 # Stays with the optimizer that is there when a checkpoint is loaded.
 IMPLEMENTATION = tuple(name for name, option in OPTIONS.items() if option.role == "machine")
 LAYOUT = tuple(name for name, option in OPTIONS.items() if option.role in ("layout", "machine"))
-SETTINGS = tuple(name for name in OPTIONS if name != "lr")  # compared at every step, while lr is read at every step
+# Compared at every step, while lr is read at every step. (Betas are compared one by one.)
+SETTINGS = tuple(name for name in OPTIONS if name not in ("lr", "betas"))
 IN_REFERENCE = tuple(name for name, option in OPTIONS.items() if option.in_reference)
 
 
@@ -256,8 +258,10 @@ def hyper_of(group: Group) -> Hyper:
 
 
 def settings_of(group: Group) -> tuple[Any, ...]:
-    """Returns the very objects of all options but ``lr``, to notice a change between steps."""
-    return tuple(map(group.__getitem__, SETTINGS))
+    """Returns the very objects of all options but ``lr``, to notice a change between steps; each of the betas, which
+    may be in a list."""
+    betas = group["betas"]
+    return (*(betas if isinstance(betas, (tuple, list)) else [betas]), *map(group.__getitem__, SETTINGS))
 
 
 def layout_of(group: Group) -> tuple[Any, ...]:

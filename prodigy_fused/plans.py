@@ -107,9 +107,9 @@ class PlanSet:
         if adapted is None:
             self.states[p] = state.create(p, group, self.sharded)
             return
-        for key in state.KEYS:
-            if key not in adapted:
-                self.states[p].pop(key, None)  # an option has changed
+        for field in state.FIELDS:
+            if field.key not in adapted and not field.in_reference:
+                self.states[p].pop(field.key, None)  # an option has changed
         self.states[p].update(adapted)
 
     def still_valid(self, groups: list[Group], states: dict[Tensor, Any]) -> bool:

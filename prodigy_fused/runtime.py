@@ -123,7 +123,8 @@ class Runtime:
 
 def _identical(a: list[tuple[Any, ...]], b: list[tuple[Any, ...]]) -> bool:
     """Returns whether both hold the very same objects: options are stored as immutable ones."""
-    return len(a) == len(b) and all(map(is_, chain.from_iterable(a), chain.from_iterable(b)))
+    same_lengths = list(map(len, a)) == list(map(len, b))
+    return same_lengths and all(map(is_, chain.from_iterable(a), chain.from_iterable(b)))
 
 
 def _scalar(value: Any, default: float) -> Scalar:

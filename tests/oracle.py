@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 
 class Prodigyopt(prodigyopt.Prodigy):
-    """prodigyopt without two defects (ALGORITHM.md, "What correct means"): it moves groups with lr 0, and coupled
+    """prodigyopt without two defects (docs/algorithm.md, "What correct means"): it moves groups with lr 0, and coupled
     weight decay writes into ``p.grad``. It gets no gradient of the former, and copies for the latter."""
 
     def __init__(self, params: Any, **options: Any) -> None:

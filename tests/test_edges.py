@@ -1,4 +1,4 @@
-"""The steps in which something is missing, zero, infinite or switched off (DESIGN.md, "Edge semantics")."""
+"""The steps in which something is missing, zero, infinite or switched off (docs/design.md, "Edge semantics")."""
 
 import math
 

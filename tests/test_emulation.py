@@ -50,7 +50,7 @@ def test_bits_do_not_depend_on_the_grid_or_the_order_of_blocks(monkeypatch, back
     seen = []
     for grid in [(1, 0), (2, 2), (1000, 6), *([(1, 1), (3, 3), (7, 4), (7, 5)] if backend == "emulated" else [])]:
         monkeypatch.setattr(emulated, "grid", grid)
-        monkeypatch.setattr(triton, "PROGRAMS_PER_UNIT", grid[0])
+        monkeypatch.setattr(triton, "PROGRAMS_PER_MULTIPROCESSOR", grid[0])
         seen.append(snapshot(train(start(backend, dtype=dtype, **options))))
     assert seen[0][2][0]["d"] > 1e-3
     assert all(same(seen[0], other) for other in seen)

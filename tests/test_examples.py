@@ -1,4 +1,4 @@
-"""Every program in examples/ runs, learns, and says how to run it."""
+"""Every program in examples/ runs and learns, says how to run it, and is listed in docs/examples.md."""
 
 import ast
 import os
@@ -28,10 +28,10 @@ def test_runs_and_learns(program, tmp_path):
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
-def test_says_how_to_run_it(program):
+def test_says_how_to_run_it_and_is_documented(program):
     text = program.read_text()
     assert f"\n    python examples/{program.name}\n" in ast.get_docstring(ast.parse(text))
-    assert f"]({program.name})" in (EXAMPLES / "README.md").read_text()
+    assert f"](../examples/{program.name})" in (EXAMPLES.parent / "docs" / "examples.md").read_text()
 
 
 def test_an_example_that_does_not_learn_fails(tmp_path):

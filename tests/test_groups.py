@@ -86,7 +86,7 @@ def test_betas_may_differ_with_a_common_beta3():
 
 
 class Textbook:
-    """ALGORITHM.md, Algorithm 4, with every option per group, in plain float64: an oracle of its own, since
+    """docs/algorithm.md, Algorithm 4, with every option per group, in plain float64: an oracle of its own, since
     prodigyopt takes lr, betas, decouple and use_bias_correction from its first group."""
 
     def __init__(self, groups):

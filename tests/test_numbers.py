@@ -1,4 +1,4 @@
-"""Every backend takes the reference's steps (ALGORITHM.md, "What correct means")."""
+"""Every backend takes the reference's steps (docs/algorithm.md, "What correct means")."""
 
 import dataclasses
 import itertools

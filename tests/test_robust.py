@@ -96,7 +96,7 @@ def test_a_setting_changed_in_place_is_noticed(backend):
     with pytest.raises(ValueError, match=r"betas\[1\]"):
         opt.step()
     opt.param_groups[0]["betas"][1] = 0.999
-    opt.param_groups[0]["eps"].fill_(-1)
+    opt.param_groups[0]["eps"] = torch.tensor(-1.0)
     with pytest.raises(ValueError, match="eps"):
         opt.step()
 
