@@ -8,7 +8,7 @@ from torch import nn
 
 from prodigy_fused import Prodigy, backends, record
 from prodigy_fused.estimate import FIELDS
-from prodigy_fused.options import estimate_options_of, hyper_of
+from prodigy_fused.hyper import estimate_options_of, hyper_of
 from prodigy_fused.plans import PlanSet
 from prodigy_fused.step import Plan, Step
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from . import estimate, options, state
+from . import estimate, hyper, options, state
 from .estimate import COUNTERS, FIELDS, check_value
 from .options import Group
 from .tensors import describe
@@ -71,7 +71,7 @@ def import_(groups: list[Group], state_dict: StateDict) -> StateDict:
     imported = [
         _import_group(i, group, saved) for i, (group, saved) in enumerate(zip(groups, saved_groups, strict=True))
     ]
-    options.estimate_options_of(imported)
+    hyper.estimate_options_of(imported)
 
     states = dict(state_dict["state"])
     numbered = enumerate(

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .options import EstimateOptions, Group, number
+from .hyper import EstimateOptions
+from .options import Group, number
 
 FIELDS = ("d", "d_max", "d_hat", "d_numerator", "d_denom", "k", "nonfinite_steps", "corrections")
 IN_REFERENCE = ("d", "d_max", "d_numerator", "k")  # the fields that prodigyopt.Prodigy 1.1.2 has in its groups

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from . import backends, checkpoint, options
+from . import backends, checkpoint, hyper, options
 from .estimate import FIELDS, initial
 from .options import OPTIONS, Group
 from .plans import parameters
@@ -120,8 +120,8 @@ class Prodigy(Optimizer):
         backends.check_choice(merged)
         merged.update(options.stored(merged))
         if self.param_groups:
-            first = options.estimate_options_of(self.param_groups[:1])
-            options.check_shared(first, len(self.param_groups), merged)
+            first = hyper.estimate_options_of(self.param_groups[:1])
+            hyper.check_shared(first, len(self.param_groups), merged)
         self._check_new(merged)
         # The estimate is common: a late group starts where the others are.
         running = self.param_groups[0] if self.param_groups else {**initial(float(merged["d0"])), **group}

@@ -1,7 +1,7 @@
 """Packs the numbers of a step into words of 8 bytes, which the kernels in C++, CUDA and Triton read as they are.
 
 The record of a step is one STEP row, then one GROUP row per parameter group; each row is a multiple of 16 bytes. The
-names of the words come from the fields of the tuples in options.py. ``csrc/prodigy/record.h`` and
+names of the words come from the fields of the tuples in hyper.py. ``csrc/prodigy/record.h`` and
 ``triton_kernels/tables.py`` have the same names in the same order, and this is checked when a backend is imported.
 """
 
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from typing import get_type_hints
 
 from torch import Tensor
 
-from .options import EstimateOptions, Hyper, Scalar
+from .hyper import EstimateOptions, Hyper
+from .options import Scalar
 
-FLAGS = ("decouple", "use_bias_correction", "safeguard_warmup", "maximize")
+FLAGS = tuple(name for name, kind in get_type_hints(Hyper).items() if kind is bool)
 
 
 def _scalar_words(name: str) -> tuple[str, str, str]:

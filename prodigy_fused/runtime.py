@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backends, options, sharding
+from . import backends, hyper, options, sharding
 from .estimate import Estimate, changes
+from .hyper import EstimateOptions, Hyper
 from .low_precision import STUCK_AFTER_STEPS, warn_if_stuck
-from .options import EstimateOptions, Group, Hyper, Scalar
+from .options import Group, Scalar
 from .plans import PlanSet
 from .step import Step
 
@@ -82,20 +83,20 @@ class Runtime:
 
     def _read_options(self, groups: list[Group]) -> tuple[list[Hyper], EstimateOptions]:
         """Returns the numbers of the groups and of the estimate. Checks the options where one was changed."""
-        settings = list(map(options.settings_of, groups))
+        settings = list(map(hyper.settings_of, groups))
         if self._estimate_options is None or not _identical(settings, self._settings):
             for group in groups:
                 options.check(group)
                 backends.check_choice(group)
             plain = list(map(options.stored, groups))
-            self._estimate_options = options.estimate_options_of(plain)
+            self._estimate_options = hyper.estimate_options_of(plain)
             for group, values in zip(groups, plain, strict=True):
                 group.update(values)
-            layouts = list(map(options.layout_of, groups))
+            layouts = list(map(hyper.layout_of, groups))
             if layouts != self._layouts:
                 self.plans = None
-            self._settings, self._layouts = list(map(options.settings_of, groups)), layouts
-        return list(map(options.hyper_of, groups)), self._estimate_options
+            self._settings, self._layouts = list(map(hyper.settings_of, groups)), layouts
+        return list(map(hyper.hyper_of, groups)), self._estimate_options
 
     def _current_plans(self, groups: list[Group], states: dict[Tensor, Any]) -> PlanSet:
         """Returns the plans, built anew if any of their tensors was replaced."""

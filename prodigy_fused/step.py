@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .options import EstimateOptions, Group, Hyper, Scalar, check_lr
+from .hyper import EstimateOptions, Hyper
+from .options import Group, Scalar, check_lr
 from .record import pack
 
 

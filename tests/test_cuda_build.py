@@ -68,7 +68,7 @@ def test_without_a_gpu_it_imports_and_says_what_is_wrong():
     code = """
 import torch
 from prodigy_fused import _C, Prodigy
-from prodigy_fused.options import estimate_options_of, hyper_of
+from prodigy_fused.hyper import estimate_options_of, hyper_of
 from prodigy_fused.step import Slot, Step
 p = torch.nn.Parameter(torch.ones(3))
 opt = Prodigy([p], backend="reference")

@@ -13,15 +13,15 @@ import torch
 from toolbox import make_params
 from torch import nn
 
-from prodigy_fused import Prodigy, estimate, options, record, state
+from prodigy_fused import Prodigy, estimate, hyper, options, record, state
 from prodigy_fused.backends import native
 from prodigy_fused.options import OPTIONS
 
 ROOT = Path(__file__).parents[1]
 # From the ground up: a module imports only modules that stand before it.
 ORDER = (
-    "options", "tensors", "sums", "rounding", "record", "estimate", "step", "low_precision", "state", "sharding",
-    "backends.native", "backends.gpu", "backends.tensor_list", "backends.elementwise", "backends.cpu", "backends.cuda",
+    "options", "hyper", "tensors", "sums", "rounding", "record", "estimate", "step", "low_precision", "state",
+    "sharding",     "backends.native", "backends.gpu", "backends.tensor_list", "backends.elementwise", "backends.cpu", "backends.cuda",
     "backends.triton", "backends.foreach", "backends.reference", "backends", "plans", "runtime", "checkpoint",
     "prodigy", "", "__main__",
 )  # fmt: skip
@@ -119,9 +119,9 @@ def test_the_default_of_every_option_is_valid_and_stored_as_it_is():
 def test_every_number_of_the_rule_reaches_the_kernels():
     """An option of role "rule" or "estimate" is a word of the record under its own name; betas are two words."""
     words = {name for name, option in OPTIONS.items() if option.role in ("rule", "estimate")} - {"betas"}
-    assert words | {"beta1", "beta2"} == {*options.Hyper._fields, *options.EstimateOptions._fields}
-    assert {*options.Hyper._fields} <= {*record.GROUP_FIELDS}
-    assert {*options.EstimateOptions._fields} <= {*record.STEP_FIELDS}
+    assert words | {"beta1", "beta2"} == {*hyper.Hyper._fields, *hyper.EstimateOptions._fields}
+    assert {*hyper.Hyper._fields} <= {*record.GROUP_FIELDS}
+    assert {*hyper.EstimateOptions._fields} <= {*record.STEP_FIELDS}
     assert {name for name in record.FLAGS} == {n for n, o in OPTIONS.items() if o.role == "rule" and o.stored is bool}
 
 

@@ -10,7 +10,7 @@ from toolbox import feed, make, refused
 from torch import nn
 
 from prodigy_fused import Prodigy, plans
-from prodigy_fused.options import estimate_options_of, hyper_of
+from prodigy_fused.hyper import estimate_options_of, hyper_of
 from prodigy_fused.step import Step
 
 

@@ -10,7 +10,7 @@ from kernel_runs import agree, start, train
 from processes import python
 from toolbox import device_of
 
-from prodigy_fused import Prodigy, backends, options, record
+from prodigy_fused import Prodigy, backends, hyper, options, record
 from prodigy_fused.backends import native, tensor_list, triton
 
 needs_triton = pytest.mark.skipif(device_of("triton") is None, reason="no Triton here")
@@ -265,9 +265,9 @@ def test_addresses_may_have_the_highest_bit_set(monkeypatch):
     words, _ = triton.TritonPlan._rows(None, entries)
     assert list(words[:6]) == [*[address] * 4, 0, address]
     group = options.defaults()
-    hyper = options.hyper_of(group)._replace(lr=torch.ones(()))
-    packed = record.pack([hyper], options.estimate_options_of([group]), 1.0, 0.0)
-    assert record.GROUP.unpack(packed.groups)[-2:] == (address, 32)
+    number = hyper.hyper_of(group)._replace(lr=torch.ones(()))
+    packed = record.pack([number], hyper.estimate_options_of([group]), 1.0, 0.0)
+    assert record.GROUP.unpack(packed[record.STEP.size :])[-2:] == (address, 32)
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")

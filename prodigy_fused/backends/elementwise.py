@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..options import SIXTEEN_BIT, Hyper
+from ..hyper import Hyper
+from ..options import SIXTEEN_BIT
 from ..rounding import exchanged, random_bits, stochastic
 from ..step import BucketKey, Slot
 from ..tensors import check_gradient

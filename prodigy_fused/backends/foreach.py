@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..estimate import FIELDS, advance
-from ..options import Group, Hyper
+from ..hyper import Hyper
+from ..options import Group
 from ..step import Slot, Step
 from ..sums import stable_sum
 from ..tensors import sampled

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import estimate, options
+from .. import estimate, hyper, options
 from ..options import Group
 from ..record import GROUP_FIELDS, STEP, STEP_FIELDS
 from ..state import KEYS
@@ -89,7 +89,7 @@ def _try_out(device: torch.device) -> None:
     plan = TritonPlan(key, [Slot(0, p, dict.fromkeys(KEYS, p), 0, 1)])
     group = options.defaults()
     row = torch.tensor([*estimate.initial(1.0).values()], dtype=torch.float64, device=device)
-    step = Step([options.hyper_of(group)], options.estimate_options_of([group]), row)
+    step = Step([hyper.hyper_of(group)], hyper.estimate_options_of([group]), row)
     plan.load_gradients([p])
     plan.update(step)
     step.sums = plan.sums

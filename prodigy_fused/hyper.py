@@ -1,0 +1,97 @@
+"""The hyper-parameters of one step: the numbers of each group's update, and those of the estimate's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from . import options
+from .options import LAYOUT, SETTINGS, Group, Scalar, check_lr
+
+
+class Hyper(NamedTuple):
+    """One group's numbers of one step: the options of role "rule"."""
+
+    lr: Scalar
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    decouple: bool
+    use_bias_correction: bool
+    safeguard_warmup: bool
+    maximize: bool
+
+
+class EstimateOptions(NamedTuple):
+    """The numbers of the estimate's update, which groups that share one ``d`` must agree on."""
+
+    d0: float
+    d_coef: float
+    growth_rate: float
+    beta3: float
+
+
+def hyper_of(group: Group) -> Hyper:
+    """Returns a group's numbers as they are now (schedulers write to the group between steps).
+
+    Raises:
+        ValueError: ``lr`` is on the host, and negative or not finite.
+    """
+    lr, (beta1, beta2) = group["lr"], group["betas"]
+    return Hyper(
+        lr if options.on_device(lr) else check_lr(lr),
+        float(beta1),
+        float(beta2),
+        float(group["eps"]),
+        float(group["weight_decay"]),
+        group["decouple"],
+        group["use_bias_correction"],
+        group["safeguard_warmup"],
+        group["maximize"],
+    )
+
+
+def settings_of(group: Group) -> tuple[Any, ...]:
+    """Returns the very objects of all options but ``lr``, to notice a change between steps; each of the betas, which
+    may be in a list."""
+    betas = group["betas"]
+    return (*(betas if isinstance(betas, (tuple, list)) else [betas]), *map(group.__getitem__, SETTINGS))
+
+
+def layout_of(group: Group) -> tuple[Any, ...]:
+    """Returns what decides the shapes of the state and the choice of the backend."""
+    return (group["betas"][0] > 0, *map(group.__getitem__, LAYOUT))
+
+
+def beta3_of(group: Group) -> float:
+    """Returns the decay of ``s`` and of the numerator: ``sqrt(beta2)`` unless given."""
+    return math.sqrt(group["betas"][1]) if group["beta3"] is None else float(group["beta3"])
+
+
+def estimate_options_of(groups: list[Group]) -> EstimateOptions:
+    """Returns the options of the one estimate.
+
+    Raises:
+        ValueError: two groups disagree on one of them; names the option and both groups.
+    """
+    first = _estimate_options(groups[0])
+    for i, group in enumerate(groups):
+        check_shared(first, i, group)
+    return first
+
+
+def check_shared(first: EstimateOptions, index: int, group: Group) -> None:
+    """Raises ``ValueError`` if ``group``, whose index is given, disagrees with group 0."""
+    for name, a, b in zip(EstimateOptions._fields, first, _estimate_options(group), strict=True):
+        if a != b:
+            defaulted = name == "beta3" and group["beta3"] is None
+            advice = " (beta3 defaults to sqrt(beta2): give beta3 explicitly)" if defaulted else ""
+            raise ValueError(
+                f"parameter groups 0 and {index} disagree on {name} ({a} and {b}), "
+                f"but groups that share one estimate d must share it{advice}"
+            )
+
+
+def _estimate_options(group: Group) -> EstimateOptions:
+    return EstimateOptions(float(group["d0"]), float(group["d_coef"]), float(group["growth_rate"]), beta3_of(group))
