@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 # From the ground up: a module imports only modules that stand before it.
 ORDER = (
     "options", "hyper", "tensors", "sums", "rounding", "record", "estimate", "step", "low_precision", "state",
-    "sharding",     "backends.native", "backends.gpu", "backends.tensor_list", "backends.elementwise", "backends.cpu", "backends.cuda",
+    "sharding", "backends.native", "backends.gpu", "backends.tensor_list", "backends.elementwise", "backends.cpu",
+    "backends.cuda",
     "backends.triton", "backends.foreach", "backends.reference", "backends", "plans", "runtime", "checkpoint",
     "prodigy", "", "__main__",
 )  # fmt: skip
