@@ -19,7 +19,7 @@ WORLD, STEPS = 2, 8
 SHAPES = ((4, 3), (6,), (2, 5))
 EVERY = tuple(range(STEPS))
 
-# (options, steps in which a rank has gradients, the lr that a rank has in a step)
+# (options, steps in which a rank has gradients, the lr that a rank has in a step[, steps in which a rank finds an inf])
 SCENARIOS = {
     "plain": ({}, {0: EVERY, 1: EVERY}, {}),
     "decay": ({"weight_decay": 0.1, "use_bias_correction": True}, {0: EVERY, 1: EVERY}, {}),
@@ -29,10 +29,11 @@ SCENARIOS = {
     "rank 1 never has gradients": ({}, {0: EVERY, 1: ()}, {}),
     "warm-up from zero": ({}, {0: EVERY, 1: EVERY}, {(r, t): t / 4 for r in (0, 1) for t in range(4)}),
     "rank 1 has lr 0": ({}, {0: EVERY, 1: EVERY}, {(1, 2): 0.0, (1, 3): 0.0, (1, 7): 0.0}),
+    "an inf on one rank": ({}, {0: EVERY, 1: EVERY}, {}, {0: (5,), 1: (0, 3, 5)}),
 }
 # An interpreter is too slow for all of them.
 RUNS = [(name, backend) for name in SCENARIOS for backend in ON_CPU if backend != "triton"]
-RUNS += [(name, "triton") for name in ("plain", "rank 1 pauses") if "triton" in ON_CPU]
+RUNS += [(name, "triton") for name in ("plain", "rank 1 pauses", "an inf on one rank") if "triton" in ON_CPU]
 
 
 def shards(rank):
@@ -47,13 +48,15 @@ def feed_rank(params, rank, t, busy):
         p.grad = gradient(p, 10 * rank + i, t) if t in busy[rank] else None
 
 
-def run_rank(rank, options, busy, lrs, backend):
+def run_rank(rank, backend, options, busy, lrs, infs=None):
     params = shards(rank)
     opt = make(backend, params, fsdp_in_use=True, **options)
     trace = []
     for t in EVERY:
         opt.param_groups[0]["lr"] = lrs.get((rank, t), 1.0)
         feed_rank(params, rank, t, busy)
+        if infs:
+            opt.found_inf = torch.tensor(float(t in infs[rank]))
         opt.step()
         trace.append((opt.d, opt.param_groups[0]["k"], type(opt.param_groups[0]["d"]).__name__))
     shapes = [tuple(state["p0"].shape) for state in opt.state.values()]
@@ -66,7 +69,7 @@ def worker(rank, folder):
     limit = datetime.timedelta(seconds=60)  # a rank missing in a collective is an error, not a hang
     dist.init_process_group("gloo", f"file://{folder}/store", limit, WORLD, rank)
     for name, backend in RUNS:
-        torch.save(run_rank(rank, *SCENARIOS[name], backend), f"{folder}/{name}-{backend}-{rank}.pt")
+        torch.save(run_rank(rank, backend, *SCENARIOS[name]), f"{folder}/{name}-{backend}-{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -84,8 +87,8 @@ def outcomes(tmp_path_factory):
     return folder
 
 
-def single(options, busy, lrs):
-    """One process with all shards, one group for each rank."""
+def single(options, busy, lrs, infs=None):
+    """One process with all shards, one group for each rank; an inf on any rank skips the step on all."""
     ranks = [shards(rank) for rank in range(WORLD)]
     opt = make("reference", [{"params": params} for params in ranks], **options)
     trace = []
@@ -93,6 +96,8 @@ def single(options, busy, lrs):
         for rank, params in enumerate(ranks):
             opt.param_groups[rank]["lr"] = lrs.get((rank, t), 1.0)
             feed_rank(params, rank, t, busy)
+        if infs:
+            opt.found_inf = torch.tensor(float(any(t in steps for steps in infs.values())))
         opt.step()
         trace.append((opt.d, opt.param_groups[0]["k"]))
     return trace, ranks

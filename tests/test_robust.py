@@ -1,5 +1,6 @@
 """What breaks other optimizers at 2 a.m.: default devices, freed memory, threads, cycles, settings changed in place."""
 
+import contextlib
 import gc
 import threading
 import weakref
@@ -66,6 +67,35 @@ def test_a_cycle_through_the_optimizer_is_collected(backend):
     del p
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("outcome", ["taken", "skipped", "refused"])
+def test_a_step_lets_go_of_its_gradients(backend, outcome):
+    """Else memory would grow by all gradients, or by the copies of those in another memory order."""
+    params = [nn.Parameter(torch.ones(shape, device=backend.device)) for shape in ((3, 4), (5,))]
+    opt = stepped(backend, params)
+    first = torch.ones(4, 3, device=backend.device).t()
+    last = torch.ones(5, device=backend.device)
+    params[0].grad, params[1].grad = first, last
+    opt.found_inf = torch.tensor(float(outcome == "skipped"), device=backend.device)
+    if outcome == "refused":
+        last.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="no memory") if outcome == "refused" else contextlib.nullcontext():
+        opt.step()
+    gone = [weakref.ref(first), weakref.ref(last)]
+    del first, last
+    opt.zero_grad()
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
+
+
+def test_a_skipped_first_step_creates_no_state(backend):
+    params = [nn.Parameter(torch.ones(3, device=backend.device))]
+    opt = backend(params)
+    params[0].grad = torch.full_like(params[0], torch.inf)
+    opt.found_inf = 1.0
+    opt.step()
+    assert not opt.state and opt.step_count == 0
 
 
 def test_two_threads_cannot_step_at_once(backend):
