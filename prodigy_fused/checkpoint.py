@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from . import estimate, hyper, options, state
 from .estimate import COUNTERS, FIELDS, check_value
-from .options import Group
+from .options import OPTIONS, Group
 from .tensors import describe
 
 StateDict = dict[str, Any]
@@ -38,11 +38,11 @@ def export(state_dict: StateDict) -> StateDict:
     for group in state_dict["param_groups"]:
         numbers = {name: (int if name in COUNTERS else float)(group[name]) for name in FIELDS}
         groups.append({**group, **numbers})
-    states = {}
+    states = dict(state_dict["state"])  # also entries that belong to no parameter
     for group in groups:
         for i in group["params"]:
-            if i in state_dict["state"]:
-                states[i] = _flat(state_dict["state"][i], group["k"])
+            if state.is_there(states.get(i)):
+                states[i] = _flat(states[i], group["k"])
     return {**state_dict, "state": states, "param_groups": groups}
 
 
@@ -80,7 +80,7 @@ def import_(groups: list[Group], state_dict: StateDict) -> StateDict:
         for p, i in zip(group["params"], new["params"], strict=True)
     )
     for index, (p, i, group) in numbered:
-        if states.get(i):
+        if state.is_there(states.get(i)):
             states[i] = Verbatim(_import_state(index, p, states[i], group))
     return {**state_dict, "state": states, "param_groups": imported}
 
@@ -95,8 +95,8 @@ def _import_group(index: int, group: Group, saved: Group) -> Group:
             f"param_groups[{index}] was saved with slice_p={saved['slice_p']}, this optimizer has "
             f"slice_p={group['slice_p']}: construct it with slice_p={saved['slice_p']} to continue that run"
         )
-    imported = {**estimate.initial(saved["d"]), **saved}
-    for name in options.OPTIONS:
+    imported = {**estimate.initial(saved["d"]), "frozen": False, **saved}
+    for name in OPTIONS:
         # An option that the reference lacks may be missing from the checkpoint, and stays as constructed.
         if name in options.IMPLEMENTATION or name not in saved:
             imported[name] = group[name]
@@ -120,16 +120,10 @@ def _import_state(index: int, p: Tensor, saved: dict[str, Any], group: dict[str,
     missing = [field.key for field in fields if field.in_reference and field.key not in saved]
     if missing:
         raise ValueError(f"the saved state of {describe(index, p)} lacks {missing}")
-    restored = {}
-    for field in fields:
-        value = saved.get(field.key)
-        if isinstance(value, Tensor):
-            size = field.size(p, group)
-            flat = field.key in FLAT and value.dim() > 0 and value.numel() == size.numel()
-            value = (value.reshape(size) if flat else value).clone()
-        restored[field.key] = value
-    own = state.adapted(index, p, restored, group)
-    if own["p0"].dim() == 0 and p.dim() > 0 and own["p0"]:
+    tensors = {key: value for key, value in saved.items() if key in state.KEYS}
+    copies = {key: value.clone() if isinstance(value, Tensor) else value for key, value in tensors.items()}
+    others = {key: value for key, value in saved.items() if key not in state.KEYS}
+    own = state.adapted(index, p, copies, group)
+    if "p0" in own and own["p0"].dim() == 0 and p.dim() > 0 and own["p0"]:
         raise ValueError(f"the saved p0 of {describe(index, p)} is one number, {own['p0']:g}, and not zero")
-    others = {key: value for key, value in saved.items() if key != "step" and key not in state.KEYS}
-    return {**others, **own}
+    return {"step": group["k"], **others, **own}

@@ -1,8 +1,8 @@
-"""The distance estimate ``d``: one row of float64 on the parameters' device, and the rule that advances it.
+"""The distance estimate ``d``: a row of float64 on the parameters' device, and the rule that advances it.
 
-The groups of an optimizer share the estimate. It is published in every ``param_group`` under the reference's keys
-(``d``, ``d_max``, ``d_numerator``, ...), and values that a user, a scheduler or ``load_state_dict`` writes there enter
-the next step: the groups, not this module, own the numbers between steps.
+The groups of an optimizer share one estimate or, with ``split_groups``, each has its own. It is published in every
+``param_group`` under the reference's keys (``d``, ``d_max``, ``d_numerator``, ...), and values that a user, a scheduler
+or ``load_state_dict`` writes there enter the next step: the groups, not this module, own the numbers between steps.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .hyper import EstimateOptions
 from .options import Group, number
+from .tensors import is_fake
 
 FIELDS = ("d", "d_max", "d_hat", "d_numerator", "d_denom", "k", "nonfinite_steps", "corrections")
 IN_REFERENCE = ("d", "d_max", "d_numerator", "k")  # the fields that prodigyopt.Prodigy 1.1.2 has in its groups
@@ -47,8 +48,15 @@ def check_value(name: str, value: Any) -> float:
     return checked
 
 
+def members(groups: list[Group]) -> list[list[Group]]:
+    """Returns the groups of each estimate: all share one, or each has its own."""
+    split = bool(groups) and groups[0]["split_groups"]
+    return [[group] for group in groups] if split else [groups]
+
+
 def changes(groups: list[Group], published: Published) -> Published:
-    """Returns the values changed in the groups since they were published: those that are not the published objects.
+    """Returns the values changed in the groups of an estimate since they were published: those that are not the
+    published objects.
 
     Raises:
         ValueError: a value that the estimate cannot take; names it.
@@ -63,29 +71,42 @@ def changes(groups: list[Group], published: Published) -> Published:
     return found
 
 
-class Estimate:
-    """The row, float64[8] on ``device``, synchronised with the optimizer's ``param_groups``."""
+class Estimates:
+    """The rows of all estimates, float64[E, 8] on ``device``, synchronised with the optimizer's ``param_groups``."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.row = torch.zeros(len(FIELDS), dtype=torch.float64, device=device)
-        self.published: Published = {}
+    def __init__(self, device: torch.device, count: int) -> None:
+        self.rows = torch.zeros(count, len(FIELDS), dtype=torch.float64, device=device)
+        self.published: list[Published] = [{} for _ in range(count)]
+
+    def check(self, groups: list[Group]) -> None:
+        """Raises ``ValueError`` if a value that was written to the groups is none that an estimate can take."""
+        estimates = members(groups)
+        published = self.published if len(self.published) == len(estimates) else [{}] * len(estimates)
+        for own, last in zip(estimates, published, strict=True):
+            changes(own, last)
 
     def pull(self, groups: list[Group]) -> None:
         """Reads every value that is not the object :meth:`publish` left in the groups (the first, if several)."""
-        for name, value in changes(groups, self.published).items():
-            self.row[FIELDS.index(name)] = value
+        for row, own, published in zip(self.rows, members(groups), self.published, strict=True):
+            for name, value in changes(own, published).items():
+                row[FIELDS.index(name)] = value
 
-    def publish(self, groups: list[Group]) -> None:
-        """Publishes the row in ``groups``: Python numbers on the CPU, else 0-dim views (no wait until they are read).
+    def publish(self, groups: list[Group], rows: Tensor) -> None:
+        """Publishes new rows in ``groups``: Python numbers on the CPU, else 0-dim views (no wait until they are read).
 
-        The views alias the row, so the next step overwrites them; a snapshot would cost one more launch.
+        The next step writes to other rows, so a view that somebody keeps still shows what it was; not so in a captured
+        CUDA graph, all of whose replays write to the same memory.
         """
-        if self.row.device.type == "cpu":
-            self.published = as_numbers(self.row.tolist())
+        self.rows = rows
+        if is_fake(rows):  # has no numbers: what is published stays
+            return
+        if rows.is_cpu:
+            self.published = [as_numbers(row) for row in rows.tolist()]
         else:
-            self.published = dict(zip(FIELDS, self.row.unbind(), strict=True))
-        for group in groups:
-            group.update(self.published)
+            self.published = [dict(zip(FIELDS, row.unbind(), strict=True)) for row in rows]
+        for own, published in zip(members(groups), self.published, strict=True):
+            for group in own:
+                group.update(published)
 
 
 def advance(row: Tensor, sums: Tensor, options: EstimateOptions) -> Tensor:
@@ -100,12 +121,14 @@ def advance(row: Tensor, sums: Tensor, options: EstimateOptions) -> Tensor:
         The row after the step, a new tensor. No value is read by the host, so this runs on any device.
     """
     old = dict(zip(FIELDS, row, strict=True))
+    if options.frozen:
+        return torch.stack([*row[: FIELDS.index("k")], old["k"] + 1, *row[FIELDS.index("k") + 1 :]])
     d, den = old["d"], sums[1]
     num = options.beta3 * old["d_numerator"] + d / options.d0 * d * sums[0]
     d_hat = options.d_coef * num / den
     d_max = torch.maximum(old["d_max"], d_hat)
     grown = torch.where(d == options.d0, torch.maximum(d, d_hat), d) * options.growth_rate
-    d_new = torch.minimum(d_max, grown)
+    d_new = torch.minimum(d_max, grown).clamp(max=options.d_limit)
 
     is_step = den != 0  # else no gradient has been non-zero yet
     # Non-finite entries count as zero in den, so before the first step only the other sum tells.

@@ -1,4 +1,4 @@
-"""The hyper-parameters of one step: the numbers of each group's update, and those of the estimate's."""
+"""The hyper-parameters of one step: the numbers of each group's update, and those of the estimates' updates."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 from . import options
 from .options import LAYOUT, SETTINGS, Group, Scalar, check_lr
+
+# Which all groups must have alike, also those with estimates of their own.
+COMMON = ("split_groups",)
 
 
 class Hyper(NamedTuple):
@@ -24,12 +27,14 @@ class Hyper(NamedTuple):
 
 
 class EstimateOptions(NamedTuple):
-    """The numbers of the estimate's update, which groups that share one ``d`` must agree on."""
+    """The numbers of an estimate's update; groups that share one ``d`` must agree on them."""
 
     d0: float
     d_coef: float
     growth_rate: float
     beta3: float
+    d_limit: float
+    frozen: bool  # d stays as it is, and needs no samples any more
 
 
 def hyper_of(group: Group) -> Hyper:
@@ -40,7 +45,7 @@ def hyper_of(group: Group) -> Hyper:
     """
     lr, (beta1, beta2) = group["lr"], group["betas"]
     return Hyper(
-        lr if options.on_device(lr) else check_lr(lr),
+        lr if options.on_device(lr) else check_lr(group),
         float(beta1),
         float(beta2),
         float(group["eps"]),
@@ -61,7 +66,7 @@ def settings_of(group: Group) -> tuple[Any, ...]:
 
 def layout_of(group: Group) -> tuple[Any, ...]:
     """Returns what decides the shapes of the state and the choice of the backend."""
-    return (group["betas"][0] > 0, *map(group.__getitem__, LAYOUT))
+    return (group["betas"][0] > 0, group.get("frozen", False), *map(group.__getitem__, LAYOUT))
 
 
 def beta3_of(group: Group) -> float:
@@ -69,21 +74,25 @@ def beta3_of(group: Group) -> float:
     return math.sqrt(group["betas"][1]) if group["beta3"] is None else float(group["beta3"])
 
 
-def estimate_options_of(groups: list[Group]) -> EstimateOptions:
-    """Returns the options of the one estimate.
+def estimate_options_of(groups: list[Group]) -> list[EstimateOptions]:
+    """Returns the estimate's options of every group.
 
     Raises:
-        ValueError: two groups disagree on one of them; names the option and both groups.
+        ValueError: two groups that share an estimate disagree on one of them; names the option and both groups.
     """
-    first = _estimate_options(groups[0])
     for i, group in enumerate(groups):
-        check_shared(first, i, group)
-    return first
+        check_shared(groups[0], i, group)
+    return list(map(_estimate_options, groups))
 
 
-def check_shared(first: EstimateOptions, index: int, group: Group) -> None:
+def check_shared(first: Group, index: int, group: Group) -> None:
     """Raises ``ValueError`` if ``group``, whose index is given, disagrees with group 0."""
-    for name, a, b in zip(EstimateOptions._fields, first, _estimate_options(group), strict=True):
+    shared = {name: (first[name], group[name]) for name in COMMON}
+    if not group["split_groups"]:
+        both = zip(_estimate_options(first), _estimate_options(group), strict=True)
+        shared |= dict(zip(EstimateOptions._fields, both, strict=True))
+        shared["prodigy_steps"] = first["prodigy_steps"], group["prodigy_steps"]
+    for name, (a, b) in shared.items():
         if a != b:
             defaulted = name == "beta3" and group["beta3"] is None
             advice = " (beta3 defaults to sqrt(beta2): give beta3 explicitly)" if defaulted else ""
@@ -94,4 +103,11 @@ def check_shared(first: EstimateOptions, index: int, group: Group) -> None:
 
 
 def _estimate_options(group: Group) -> EstimateOptions:
-    return EstimateOptions(float(group["d0"]), float(group["d_coef"]), float(group["growth_rate"]), beta3_of(group))
+    return EstimateOptions(
+        float(group["d0"]),
+        float(group["d_coef"]),
+        float(group["growth_rate"]),
+        beta3_of(group),
+        float(group["d_limit"]),
+        bool(group.get("frozen", False)),
+    )

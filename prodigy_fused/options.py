@@ -20,6 +20,7 @@ Scalar: TypeAlias = float | Tensor
 
 STATE_DTYPES = ("float32", "bfloat16")
 LOW_PRECISION = ("stochastic", "displacement", "nearest")
+LR_ROUNDING = 1e-9  # of a group's initial lr
 SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 
 
@@ -79,6 +80,10 @@ def _is_not_negative(value: Any) -> bool:
     return 0 <= number(value) < math.inf
 
 
+def _is_lr(value: Any) -> bool:
+    return -math.inf < number(value) < math.inf  # and not negative, which depends on the group, see check_lr
+
+
 def _is_flag(value: Any) -> bool:
     return not isinstance(value, Tensor) and value in (True, False)
 
@@ -87,8 +92,8 @@ def _is_choice(value: Any) -> bool:
     return value is None or isinstance(value, bool)
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+def _is_count_or_0(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
 
 
 def _is_one_of(words: Iterable[str]) -> Callable[[Any], bool]:
@@ -117,7 +122,7 @@ _CHOICE: dict[str, Any] = {"wanted": "True, False or None", "valid": _is_choice,
 _POSITIVE: dict[str, Any] = {"wanted": "a finite number > 0", "valid": _is_positive}
 
 OPTIONS: dict[str, Option] = {
-    "lr": Option(1.0, "a finite number >= 0", _is_not_negative, "rule", stored=_plain_lr),
+    "lr": Option(1.0, "a finite number >= 0 (does a schedule run past its end?)", _is_lr, "rule", stored=_plain_lr),
     "betas": Option((0.9, 0.999), "a pair of numbers in [0, 1)", _is_pair, "rule", stored=_plain_betas),
     "beta3": Option(
         None, "in [0, 1), or None for sqrt(beta2)", lambda v: v is None or _is_fraction(v), "estimate",
@@ -131,8 +136,11 @@ OPTIONS: dict[str, Option] = {
     "d0": Option(1e-6, role="estimate", **_POSITIVE),
     "d_coef": Option(1.0, role="estimate", **_POSITIVE),
     "growth_rate": Option(math.inf, ">= 1 (inf: unbounded)", lambda v: number(v) >= 1, "estimate"),
+    "d_limit": Option(math.inf, "a number > 0 (inf: unbounded)", lambda v: number(v) > 0, "estimate", False),
+    "split_groups": Option(False, role="layout", in_reference=False, **_FLAG),
+    "prodigy_steps": Option(0, "an int >= 0", _is_count_or_0, "layout", False, int),
     "fsdp_in_use": Option(False, role="layout", **_FLAG),
-    "slice_p": Option(1, "an int >= 1", _is_count, "layout", stored=int),
+    "slice_p": Option(1, "an int >= 1", lambda v: _is_count_or_0(v) and v > 0, "layout", stored=int),
     "foreach": Option(None, role="machine", in_reference=False, **_CHOICE),
     "fused": Option(None, role="machine", in_reference=False, **_CHOICE),
     "maximize": Option(False, role="rule", in_reference=False, **_FLAG),
@@ -184,6 +192,10 @@ def check(group: Group) -> None:
         _require(option.valid(value), name, value, option.wanted)
     for i, beta in enumerate(group["betas"]):
         _require(_is_fraction(beta), f"betas[{i}]", beta, "in [0, 1)")
+    if not on_device(group["lr"]):
+        check_lr(group)
+    wanted = "at least d0, which is where d starts"
+    _require(number(group["d_limit"]) >= number(group["d0"]), "d_limit", group["d_limit"], wanted)
     mode = group["low_precision"]
     fits = mode != "displacement" or group["slice_p"] == 1
     _require(fits, "low_precision", mode, "'stochastic' with slice_p > 1: a displacement needs all of x0")
@@ -200,12 +212,15 @@ def check_scalar(name: str, value: Any) -> None:
     _require(fits, name, value, "a number, or a tensor of one element")
 
 
-def check_lr(value: Any) -> float:
-    """Returns a learning rate as a number, which waits for one on a device.
+def check_lr(group: Group) -> float:
+    """Returns the learning rate of a group as a number, which waits for one on a device.
+
+    A negative one within rounding of 0, as torch's LinearLR leaves at its end, counts as 0.
 
     Raises:
         ValueError: it is negative or not finite.
     """
-    lr = number(value)
-    _require(0 <= lr < math.inf, "lr", value, "a finite number >= 0 (does a schedule run past its end?)")
-    return lr
+    lr = number(group["lr"])
+    rounding = LR_ROUNDING * abs(number(group.get("initial_lr", 1.0)))
+    _require(-rounding <= lr < math.inf, "lr", group["lr"], OPTIONS["lr"].wanted)
+    return max(lr, 0.0)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import backends, sharding, state
 from .backends.gpu import capturing
-from .estimate import advance
+from .estimate import members
 from .low_precision import mode_of
 from .options import Group
 from .step import BucketKey, Plan, Slot, Step
@@ -43,6 +43,7 @@ class PlanSet:
         self.params = parameters(groups)
         self.sizes = [len(group["params"]) for group in groups]
         self.owners = list(chain.from_iterable([i] * size for i, size in enumerate(self.sizes)))
+        self.estimates = len(members(groups))
         self.sharded = sharding.is_sharded(groups, self.params)
         self.waiting: list[int] = []  # no gradient seen yet: no state and no plan
         self.slots: list[Slot] = []
@@ -59,8 +60,12 @@ class PlanSet:
     def _choose(self) -> dict[int, str]:
         """Returns the backend of each parameter that takes part, by index."""
         chosen: dict[int, str] = {}
+        seen: set[int] = set()
         for index, (p, owner) in enumerate(zip(self.params, self.owners, strict=True)):
-            if p.grad is None and not self.states.get(p):
+            if id(p) in seen:  # twice in one group, of which torch has warned: one step
+                continue
+            seen.add(id(p))
+            if p.grad is None and not state.is_there(self.states.get(p)):
                 self.waiting.append(index)
                 continue
             check_parameter(index, p)
@@ -85,32 +90,47 @@ class PlanSet:
         adapted = {
             index: state.adapted(index, p, self.states[p], self.groups[self.owners[index]])
             for index, p in ((index, self.params[index]) for index in self._chosen)
-            if self.states.get(p)
+            if state.is_there(self.states.get(p))
         }
         # All checks are done: from here on state is created, so nothing may raise because of a tensor.
         buckets: dict[BucketKey, list[Slot]] = {}
         for index, name in self._chosen.items():
             p, group = self.params[index], self.groups[self.owners[index]]
             self._give_state(p, group, adapted.get(index))
-            slot = Slot(index, p, self.states[p], self.owners[index], group["slice_p"], mode_of(p, group))
+            slot = Slot(
+                index,
+                p,
+                self.states[p],
+                self.owners[index],
+                group["slice_p"],
+                mode_of(p, group),
+                self.owners[index] if self.estimates > 1 else 0,
+                group["frozen"],
+            )
             self.slots.append(slot)
             buckets.setdefault(_key(name, p, group), []).append(slot)
         self.state_keys, self.state_values = list(self.states.keys()), list(self.states.values())
         self.keys = sorted(buckets)
         self.plans = [
-            (backends.get(key.backend).make_plan(key, buckets[key]), [slot.index for slot in buckets[key]])
+            (
+                backends.get(key.backend).make_plan(key, buckets[key], self.estimates),
+                [slot.index for slot in buckets[key]],
+            )
             for key in self.keys
         ]
         self.built = True
 
     def _give_state(self, p: Tensor, group: Group, adapted: dict[str, Any] | None) -> None:
+        """Creates the state of a parameter, or replaces what had to be adapted."""
+        own = self.states[p]  # a dictionary in which others may keep something, too
         if adapted is None:
-            self.states[p] = state.create(p, group, self.sharded)
+            own.update(state.create(p, group, self.sharded))
             return
         for field in state.FIELDS:
-            if field.key not in adapted and not field.in_reference:
-                self.states[p].pop(field.key, None)  # an option has changed
-        self.states[p].update(adapted)
+            if field.key not in adapted and (group["frozen"] or not field.in_reference):
+                own.pop(field.key, None)  # an option has changed, or the samples are given back
+        own.setdefault("step", 0)
+        own.update(adapted)
 
     def still_valid(self, groups: list[Group], states: dict[Tensor, Any]) -> bool:
         """Returns whether the plans were built for these parameters and this state, as they are now."""
@@ -156,27 +176,38 @@ class PlanSet:
             plan.load_gradients([self.params[i].grad for i in indices])
 
     def update(self, step: Step) -> Tensor:
-        """Runs phase 1 of all plans; returns the total of their sums, float64[2] on the device of the estimate."""
+        """Runs phase 1 of all plans; returns the total of their sums, float64[E, 2] on the device of the estimates."""
         for plan, _ in self.plans:
             plan.update(step.to(plan.sums.device))
         counted = [plan.sums for key, (plan, _) in zip(self.keys, self.plans, strict=True) if key.counted]
         if len(counted) == 1:
             return counted[0]
-        total = step.row.new_zeros(2)
+        total = step.rows.new_zeros(len(step.rows), 2)
         for sums in counted:
             total += sums.to(total.device, non_blocking=not total.is_cpu)
         return total
 
     def finish(self, step: Step) -> None:
-        """Runs phase 2 of all plans with ``step.sums``, and writes the new estimate to ``step.row``."""
+        """Runs phase 2 of all plans with ``step.sums``, and writes the new estimates to ``step.new_rows``."""
         local = step
         for i, (plan, _) in enumerate(self.plans):
             local = step.to(plan.sums.device)
             plan.finish(local, last=i == len(self.plans) - 1)
         if local is not step:  # the last plan is on another device than the first
-            step.row.copy_(local.row)
+            step.new_rows.copy_(local.new_rows)
         if not self.plans:  # a rank without gradients follows the others
-            step.row.copy_(advance(step.row, step.sums, step.estimate))
+            step.new_rows.copy_(step.advanced())
+        self._mark(step)
+
+    def _mark(self, step: Step) -> None:
+        """Counts the step in the state of each parameter that took it, and tells autograd what was written."""
+        written = []
+        for slot in self.slots:
+            lr = step.hypers[slot.group].lr
+            if slot.param.grad is not None and (isinstance(lr, Tensor) or lr > 0):
+                slot.state["step"] += 1
+                written.append(slot.param)
+        torch.autograd.graph.increment_version(written)
 
     def release_gradients(self) -> None:
         """Lets go of the gradients."""
@@ -186,5 +217,5 @@ class PlanSet:
 
 def _key(backend: str, p: Tensor, group: Group) -> BucketKey:
     dtype, state_format = (str(t).removeprefix("torch.") for t in (p.dtype, state.state_dtype(p, group)))
-    # Counted, because ranks that add up their sums hold different elements.
-    return BucketKey(backend, str(p.device), dtype, state_format, sampled=group["slice_p"] > 1, counted=True)
+    sampled, counted = group["slice_p"] > 1 and not group["frozen"], not group["frozen"]
+    return BucketKey(backend, str(p.device), dtype, state_format, sampled, counted)

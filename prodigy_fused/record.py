@@ -16,19 +16,21 @@ from torch import Tensor
 from .hyper import EstimateOptions, Hyper
 from .options import Scalar
 
-FLAGS = tuple(name for name, kind in get_type_hints(Hyper).items() if kind is bool)
+_HINTS = {**get_type_hints(Hyper), **get_type_hints(EstimateOptions)}
+FLAGS = tuple(name for name, kind in _HINTS.items() if kind is bool)
 
 
 def _scalar_words(name: str) -> tuple[str, str, str]:
     return name, f"{name}_address", f"{name}_bits"
 
 
-STEP_FIELDS = (*EstimateOptions._fields, *_scalar_words("grad_scale"), *_scalar_words("found_inf"))
-GROUP_FIELDS = (*Hyper._fields, *_scalar_words("lr")[1:])
+STEP_FIELDS = (*_scalar_words("grad_scale"), *_scalar_words("found_inf"))
+# The options of estimate e are those in row e: groups that share the estimate 0 have the same.
+GROUP_FIELDS = (*Hyper._fields, *EstimateOptions._fields, "estimate", *_scalar_words("lr")[1:])
 
 
 def _row(fields: Sequence[str]) -> struct.Struct:
-    codes = {"address": "Q", "bits": "q"}
+    codes = {"address": "Q", "bits": "q", "estimate": "q"}
     words = ["q" if name in FLAGS else codes.get(name.rpartition("_")[2], "d") for name in fields]
     return struct.Struct("=" + "".join(words) + "8x" * (len(words) % 2))
 
@@ -36,19 +38,28 @@ def _row(fields: Sequence[str]) -> struct.Struct:
 STEP, GROUP = _row(STEP_FIELDS), _row(GROUP_FIELDS)
 
 
-def pack(hypers: Sequence[Hyper], estimate: EstimateOptions, grad_scale: Scalar, found_inf: Scalar) -> bytes:
+def pack(
+    hypers: Sequence[Hyper],
+    estimates: Sequence[EstimateOptions],
+    owners: Sequence[int],
+    grad_scale: Scalar,
+    found_inf: Scalar,
+) -> bytes:
     """Returns the record of a step. Tensors among the numbers must outlive the kernels that read the record.
+
+    Args:
+        hypers, estimates, owners: of each group its numbers, its estimate's options, and the index of that estimate.
 
     Raises:
         ValueError: a tensor that kernels cannot read: not float32 or float64, or not one element; names the scalar.
     """
-    step = STEP.pack(*estimate, *_place("grad_scale", grad_scale), *_place("found_inf", found_inf))
-    return b"".join([step, *map(_pack_group, hypers)])
+    step = STEP.pack(*_place("grad_scale", grad_scale), *_place("found_inf", found_inf))
+    return b"".join([step, *map(_pack_group, hypers, estimates, owners)])
 
 
-def _pack_group(h: Hyper) -> bytes:
+def _pack_group(h: Hyper, options: EstimateOptions, estimate: int) -> bytes:
     lr, address, bits = _place("lr", h.lr)
-    return GROUP.pack(lr, *h[1:], address, bits)
+    return GROUP.pack(lr, *h[1:], *options, estimate, address, bits)
 
 
 def _place(name: str, value: Scalar) -> tuple[float, int, int]:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from . import backends, hyper, options, sharding
-from .estimate import Estimate, changes
+from .estimate import Estimates, members
 from .hyper import EstimateOptions, Hyper
 from .low_precision import STUCK_AFTER_STEPS, warn_if_stuck
-from .options import Group, Scalar
+from .options import Group, Scalar, number
 from .plans import PlanSet
 from .step import Step
 
@@ -26,8 +26,9 @@ class Runtime:
 
     def __init__(self) -> None:
         self.plans: PlanSet | None = None
-        self._estimate: Estimate | None = None
-        self._estimate_options: EstimateOptions | None = None
+        self._estimates: Estimates | None = None
+        self._estimate_options: list[EstimateOptions] | None = None
+        self._most_steps: list[int] | None = None  # of each estimate, an upper bound of k
         self._settings: list[tuple[Any, ...]] = []
         self._layouts: list[tuple[Any, ...]] = []
         self._stepping = False
@@ -59,8 +60,10 @@ class Runtime:
 
     @torch._disable_dynamo  # type: ignore[attr-defined] # in a compiled function a step runs as it is
     def _step(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
+        self._freeze(groups)
         hypers, estimate_options = self._read_options(groups)
-        changes(groups, self._estimate.published if self._estimate else {})  # raises before anything is changed
+        if self._estimates is not None:
+            self._estimates.check(groups)  # raises before anything is changed
         plans = self._current_plans(groups, states)
         if plans.sharded and found_inf is not None:
             found_inf = sharding.agree(found_inf, plans.device)
@@ -70,19 +73,45 @@ class Runtime:
 
         plans.build()
         plans.load_gradients()
-        estimate = self._current_estimate(groups, plans.device)
-        step = Step(hypers, estimate_options, estimate.row, _scalar(grad_scale, 1.0), _scalar(found_inf, 0.0))
+        estimates = self._current_estimates(groups, plans)
+        rows = estimates.rows
+        # In a captured graph every replay must find what the last one wrote.
+        new_rows = rows if rows.is_cpu or plans.capturing() else torch.empty_like(rows)
+        scalars = _scalar(grad_scale, 1.0), _scalar(found_inf, 0.0)
+        step = Step(hypers, estimate_options, rows, new_rows, *scalars)
         if not plans.reads_device:
             step = step.on_host()
         step.sums = plans.update(step)
         if plans.sharded:
             step.sums = sharding.gather(step.sums)
         plans.finish(step)
-        estimate.publish(groups)
+        estimates.publish(groups, step.new_rows)
         self._watch(plans, hypers)
 
-    def _read_options(self, groups: list[Group]) -> tuple[list[Hyper], EstimateOptions]:
-        """Returns the numbers of the groups and of the estimate. Checks the options where one was changed."""
+    def _freeze(self, groups: list[Group]) -> None:
+        """Fixes the estimates that have taken their ``prodigy_steps``.
+
+        Where k is on a device it is read, which waits, only once as many steps as that have been tried.
+        """
+        if not any(group["prodigy_steps"] for group in groups):
+            return
+        estimates = members(groups)
+        if self._most_steps is None or len(self._most_steps) != len(estimates):
+            self._most_steps = [int(own[0]["k"]) for own in estimates]
+        for e, own in enumerate(estimates):
+            limit = int(number(own[0]["prodigy_steps"]))
+            if own[0]["frozen"] or not limit:
+                continue
+            if self._most_steps[e] >= limit:
+                self._most_steps[e] = int(own[0]["k"])
+            if self._most_steps[e] >= limit:
+                for group in own:
+                    group["frozen"] = True
+                self.plans = self._estimate_options = None
+            self._most_steps[e] += 1
+
+    def _read_options(self, groups: list[Group]) -> tuple[list[Hyper], list[EstimateOptions]]:
+        """Returns the numbers of the groups and of their estimates. Checks the options where one was changed."""
         settings = list(map(hyper.settings_of, groups))
         if self._estimate_options is None or not _identical(settings, self._settings):
             for group in groups:
@@ -106,12 +135,13 @@ class Runtime:
             self.plans = plans = PlanSet(groups, states)
         return plans
 
-    def _current_estimate(self, groups: list[Group], device: torch.device) -> Estimate:
-        """Returns the estimate with what was written to the groups since the last step."""
-        if self._estimate is None or self._estimate.row.device != device:
-            self._estimate = Estimate(device)
-        self._estimate.pull(groups)
-        return self._estimate
+    def _current_estimates(self, groups: list[Group], plans: PlanSet) -> Estimates:
+        """Returns the estimates with what was written to the groups since the last step."""
+        estimates = self._estimates
+        if estimates is None or estimates.rows.device != plans.device or len(estimates.rows) != plans.estimates:
+            self._estimates = estimates = Estimates(plans.device, plans.estimates)
+        estimates.pull(groups)
+        return estimates
 
     def _watch(self, plans: PlanSet, hypers: list[Hyper]) -> None:
         # Once, and never in a capture: it waits for the device. Steps in which every lr is 0 do not count.

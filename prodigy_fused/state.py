@@ -5,14 +5,16 @@ key           shape                dtype    meaning (docs/algorithm.md, Algorith
 ============= ==================== ======== =====================================================================
 exp_avg       the parameter's      state    ``m``; absent while beta1 is 0
 exp_avg_sq    the parameter's      state    ``v``
-s             sampled              state    ``s``
+s             sampled              state    ``s``; absent once ``prodigy_steps`` have been taken, and so is p0
 p0            sampled, or 0-dim    param    ``x0``: an exact copy; a 0-dim zero stands for an all-zero parameter
 delta         the parameter's      float32  ``x - x0``; only with ``low_precision="displacement"``
 ============= ==================== ======== =====================================================================
 
 *sampled* is the parameter's own shape when ``slice_p`` is 1, else ``(ceil(numel / slice_p),)``: the elements
 0, p, 2p, ... of the parameter flattened in row-major order, whatever its strides. Tensors of the parameter's shape
-have its strides too, so that one index addresses them all.
+have its strides too, so that one index addresses them all. ``s`` and ``p0`` may also be given flat, in row-major
+order, as checkpoints have them. Beside these tensors there is ``step``, an int: the steps in which the parameter had a
+gradient and its group a learning rate. All other entries are somebody else's, and stay.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from .low_precision import mode_of
 from .options import Group
-from .tensors import check_memory, describe, is_dense, same_layout, sampled
+from .tensors import check_memory, describe, is_dense, is_fake, same_layout, sampled
 
 State = dict[str, Any]
 
@@ -70,14 +72,22 @@ def _always(p: Tensor, group: Group) -> bool:
     return True
 
 
+def _is_estimated(p: Tensor, group: Group) -> bool:
+    return not group.get("frozen", False)
+
+
+def _is_displaced(p: Tensor, group: Group) -> bool:
+    return mode_of(p, group) == "displacement"
+
+
 # csrc/python/tensor_list.h has the same keys in the same order, which is checked when a compiled backend is imported.
 FIELDS = (
     Field("exp_avg", "full", state_dtype, lambda p, group: group["betas"][0] > 0, created_late=True),
     Field("exp_avg_sq", "full", state_dtype, _always),
-    Field("s", "sampled", state_dtype, _always),
-    Field("p0", "sampled", _parameter_dtype, _always),
+    Field("s", "sampled", state_dtype, _is_estimated),
+    Field("p0", "sampled", _parameter_dtype, lambda p, group: _is_estimated(p, group) or _is_displaced(p, group)),
     # A step makes a delta of zeros fit x and x0.
-    Field("delta", "full", _float32, lambda p, group: mode_of(p, group) == "displacement", True, in_reference=False),
+    Field("delta", "full", _float32, _is_displaced, created_late=True, in_reference=False),
 )
 KEYS = tuple(field.key for field in FIELDS)
 
@@ -87,12 +97,17 @@ def fields_of(p: Tensor, group: Group) -> list[Field]:
     return [field for field in FIELDS if field.present(p, group)]
 
 
+def is_there(state: State | None) -> bool:
+    """Returns whether an entry of the optimizer's ``state`` holds a state, and not only what others keep there."""
+    return bool(state) and any(key in state for key in KEYS)  # type: ignore[operator]
+
+
 def create(p: Tensor, group: Group, sharded: bool) -> State:
     """Returns the state of a parameter that has not been stepped yet. Waits for one flag (is x0 all zero?)."""
     # Under sharding the shape of the state must not depend on one rank's elements.
-    all_zero = not sharded and not p.any()
+    all_zero = not sharded and not is_fake(p) and not p.any()
     x = p.detach()
-    state: State = {}
+    state: State = {"step": 0}
     for field in fields_of(p, group):
         like = x if field.shape == "full" else sampled(x, group["slice_p"])
         if field.key != "p0":
@@ -119,6 +134,8 @@ def adapted(index: int, p: Tensor, state: State, group: Group) -> State:
             value = _zeros(p, field.dtype(p, group))
         what = f"the state {field.key!r} of {describe(index, p)}"
         size = field.size(p, group)
+        if isinstance(value, Tensor) and field.shape == "sampled" and value.shape == (size.numel(),) and p.dim() != 1:
+            value = value.reshape(size)  # flat, as in a checkpoint
         fits = isinstance(value, Tensor) and (value.shape == size or (field.key == "p0" and value.dim() == 0))
         if not fits:
             got = tuple(value.shape) if isinstance(value, Tensor) else value

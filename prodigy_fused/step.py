@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .estimate import advance
 from .hyper import EstimateOptions, Hyper
 from .options import Group, Scalar, check_lr
 from .record import pack
@@ -45,6 +46,8 @@ class Slot:
     group: int
     slice_p: int
     low_precision: str | None = None  # how x is rounded (low_precision.py); None: it is float32 or float64
+    estimate: int = 0  # whose sums the parameter enters
+    frozen: bool = False  # enters none: the estimate is fixed, and the state has no samples
 
 
 @dataclass
@@ -52,29 +55,42 @@ class Step:
     """The scalars of one step."""
 
     hypers: Sequence[Hyper]  # one per parameter group
-    estimate: EstimateOptions
-    row: Tensor  # the estimate, float64[8]: read by both phases, written by the last plan's finish
+    options: Sequence[EstimateOptions]  # of each group's estimate
+    rows: Tensor  # float64[E, 8], the estimates before the step: one for all groups, or one per group
+    new_rows: Tensor  # written by the last plan's finish; may be `rows` itself
     grad_scale: Scalar = 1.0  # gradients are divided by it
-    found_inf: Scalar = 0.0  # not zero: the step changes nothing, the estimate included
-    sums: Tensor = field(init=False)  # float64[2], the total over all plans; set between the phases
+    found_inf: Scalar = 0.0  # not zero: the step changes nothing, the estimates included
+    sums: Tensor = field(init=False)  # float64[E, 2], the total over all plans; set between the phases
+
+    @property
+    def owners(self) -> Sequence[int]:
+        """The index of each group's estimate."""
+        groups = len(self.hypers)
+        return range(groups) if len(self.rows) > 1 else [0] * groups
 
     @cached_property
     def record(self) -> bytes:
         """The numbers as the kernels read them."""
-        return pack(self.hypers, self.estimate, self.grad_scale, self.found_inf)
+        return pack(self.hypers, self.options, self.owners, self.grad_scale, self.found_inf)
+
+    def advanced(self) -> Tensor:
+        """Returns the estimates after the step, float64[E, 8], from ``sums``; a new tensor."""
+        rows = zip(self.rows, self.sums, self.options, strict=False)
+        return torch.stack([advance(row, sums, options) for row, sums, options in rows])
 
     def to(self, device: torch.device) -> Step:
         """Returns a copy with its tensors on ``device``; tensors already there are shared.
 
         Blocks only for copies to the CPU.
         """
-        scalars = [self.row, self.grad_scale, self.found_inf, *(h.lr for h in self.hypers)]
+        scalars = [self.rows, self.grad_scale, self.found_inf, *(h.lr for h in self.hypers)]
         if all(value.device == device for value in scalars if isinstance(value, Tensor)):
             return self
         moved = replace(
             self,
             hypers=[h._replace(lr=_moved(h.lr, device)) for h in self.hypers],
-            row=_moved(self.row, device),
+            rows=_moved(self.rows, device),
+            new_rows=_moved(self.new_rows, device),
             grad_scale=_moved(self.grad_scale, device),
             found_inf=_moved(self.found_inf, device),
         )
@@ -90,7 +106,7 @@ class Step:
         """
         return replace(
             self,
-            hypers=[h._replace(lr=check_lr(h.lr)) for h in self.hypers],
+            hypers=[h._replace(lr=check_lr({"lr": h.lr})) for h in self.hypers],
             grad_scale=float(self.grad_scale),
             found_inf=float(self.found_inf),
         )
@@ -104,7 +120,8 @@ class Plan(Protocol):
     """The tensors of one bucket, on one device, prepared for one backend."""
 
     sums: Tensor
-    """float64[2] on the plan's device: ``sum lr*bc*<g, x0 - x>`` and ``sum |s|``, after :meth:`update`."""
+    """float64[E, 2] on the plan's device: ``sum lr*bc*<g, x0 - x>`` and ``sum |s|`` over the parameters of each
+    estimate, after :meth:`update`."""
 
     def unchanged(self) -> bool:
         """Returns whether the tensors are as they were when the plan was built: not moved, cast or replaced."""
@@ -121,7 +138,7 @@ class Plan(Protocol):
         """Phase 1. Tensors without a gradient, or in a group with lr 0, are left alone and enter no sum."""
 
     def finish(self, step: Step, last: bool) -> None:
-        """Phase 2; the ``last`` plan of a step also writes the new estimate to ``step.row``."""
+        """Phase 2; the ``last`` plan of a step also writes the new estimates to ``step.new_rows``."""
 
     def release_gradients(self) -> None:
         """Drops what :meth:`load_gradients` kept. Called after every step, also one that was skipped or raised."""
@@ -148,5 +165,6 @@ class Backend(Protocol):
     def unsupported(self, p: Tensor, group: Group) -> str | None:
         """Returns why the backend cannot take the parameter, and the remedy; None if it can."""
 
-    def make_plan(self, key: BucketKey, slots: Sequence[Slot]) -> Plan:
-        """Returns a plan for the tensors of one bucket. Allocates nothing of the parameters' size."""
+    def make_plan(self, key: BucketKey, slots: Sequence[Slot], estimates: int) -> Plan:
+        """Returns a plan for the tensors of one bucket, whose optimizer has so many estimates. Allocates nothing of
+        the parameters' size."""

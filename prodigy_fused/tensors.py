@@ -7,11 +7,17 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
 from .options import SIXTEEN_BIT
 
 PARAMETER_DTYPES = (torch.float32, torch.float64, *SIXTEEN_BIT)
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Returns whether a tensor has no numbers, as under ``FakeTensorMode``."""
+    return isinstance(tensor, FakeTensor)
 
 
 def describe(index: int, tensor: Tensor) -> str:
@@ -112,11 +118,12 @@ def check_gradient(index: int, p: Tensor, grad: Tensor) -> None:
     """Raises if ``grad`` is not a gradient of ``p``.
 
     Raises:
-        ValueError: sparse, of another shape or device, or neither of its dtype nor, for 16-bit parameters, float32.
+        RuntimeError: it is sparse.
+        ValueError: of another shape or device, or neither of its dtype nor, for 16-bit parameters, float32.
     """
     what = f"the gradient of {describe(index, p)}"
     if grad.layout != torch.strided:
-        raise ValueError(f"{what} is sparse ({grad.layout}): use a layer with sparse=False, or grad.to_dense()")
+        raise RuntimeError(f"{what} is sparse ({grad.layout}): use a layer with sparse=False, or grad.to_dense()")
     for name in ("shape", "dtype", "device"):
         got, wanted = getattr(grad, name), getattr(p, name)
         if got != wanted and not (name == "dtype" and fits_dtype(grad, p)):

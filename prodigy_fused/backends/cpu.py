@@ -35,15 +35,15 @@ def unsupported(p: Tensor, group: Group) -> str | None:
 class CpuPlan(NativePlan):
     """A plan, as :class:`prodigy_fused.step.Plan` describes it."""
 
-    def __init__(self, key: BucketKey, slots: Sequence[Slot]) -> None:
-        super().__init__(key, slots, _C.CpuPlan)
+    def __init__(self, key: BucketKey, slots: Sequence[Slot], estimates: int) -> None:
+        super().__init__(key, slots, estimates, _C.CpuPlan)
 
     def update(self, step: Step) -> None:
-        self._native.update(step.record, torch.get_num_threads(), step.row.data_ptr(), self.sums.data_ptr())
+        self._native.update(step.record, torch.get_num_threads(), step.rows.data_ptr(), self.sums.data_ptr())
 
     def finish(self, step: Step, last: bool) -> None:
-        threads = torch.get_num_threads()
-        self._native.finish(step.record, threads, step.row.data_ptr(), step.sums.data_ptr(), last)
+        rows, new_rows = step.rows.data_ptr(), step.new_rows.data_ptr()
+        self._native.finish(step.record, torch.get_num_threads(), rows, new_rows, step.sums.data_ptr(), last)
 
 
 make_plan = CpuPlan

@@ -53,8 +53,8 @@ def _problem(device: torch.device) -> str:
 class CudaPlan(GpuPlan):
     """A plan, as :class:`prodigy_fused.step.Plan` describes it."""
 
-    def __init__(self, key: BucketKey, slots: Sequence[Slot], native: Any = None) -> None:
-        super().__init__(key, slots, native or _C.CudaPlan)
+    def __init__(self, key: BucketKey, slots: Sequence[Slot], estimates: int, native: Any = None) -> None:
+        super().__init__(key, slots, estimates, native or _C.CudaPlan)
         self._buffers = {
             "table": self._upload_table(self._native.table_bytes, self._native.write_table),
             "partials": torch.empty(2 * self._native.chunk_count, dtype=torch.float64, device=self.device),
@@ -68,10 +68,11 @@ class CudaPlan(GpuPlan):
 
     def finish(self, step: Step, last: bool) -> None:
         with self._guard():
-            self._native.finish(step.record, **self._addresses(step, step.sums), stream=self._stream(), last=last)
+            addresses = {**self._addresses(step, step.sums), "new_row": step.new_rows.data_ptr()}
+            self._native.finish(step.record, **addresses, stream=self._stream(), last=last)
 
     def _addresses(self, step: Step, sums: Tensor) -> dict[str, int]:
-        buffers = {**self._buffers, "step": self._step_table, "row": step.row, "sums": sums}
+        buffers = {**self._buffers, "step": self._step_table, "row": step.rows, "sums": sums}
         return {name: t.data_ptr() for name, t in buffers.items()}
 
     def _stream(self) -> int:

@@ -19,9 +19,9 @@ from ..tensors import check_gradient
 class TensorPlan:
     """The part of :class:`prodigy_fused.step.Plan` that plans share which look at their tensors anew in every step."""
 
-    def __init__(self, key: BucketKey, slots: Sequence[Slot]) -> None:
+    def __init__(self, key: BucketKey, slots: Sequence[Slot], estimates: int) -> None:
         self.slots = slots
-        self.sums = torch.zeros(2, dtype=torch.float64, device=slots[0].param.device)
+        self.sums = torch.zeros(estimates, 2, dtype=torch.float64, device=slots[0].param.device)
         self._layouts = [_layout(slot.param) for slot in slots]
         self._grads: Sequence[Tensor | None] = ()
 
@@ -52,6 +52,11 @@ def bias_correction(h: Hyper, k: Any) -> Any:
     if not h.use_bias_correction:
         return 1.0
     return (1 - h.beta2 ** (k + 1)) ** 0.5 / (1 - h.beta1 ** (k + 1))
+
+
+def finite_or_zero(t: Tensor) -> Tensor:
+    """Returns the elements, with 0 in the place of infinities and NaN."""
+    return t.nan_to_num(0.0, 0.0, 0.0)
 
 
 def current_x(slot: Slot) -> Tensor:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..estimate import FIELDS, advance
+from ..estimate import FIELDS
 from ..hyper import Hyper
 from ..options import Group
 from ..step import Slot, Step
 from ..sums import stable_sum
 from ..tensors import sampled
-from .elementwise import TensorPlan, apply_step, arithmetic, bias_correction, current_x, store_state
+from .elementwise import TensorPlan, apply_step, arithmetic, bias_correction, current_x, finite_or_zero, store_state
 
 COMPILED = ONE_PASS = READS_DEVICE = False
 # Temporaries of one run hold at most this many elements (a single larger tensor is a run of its own), so that peak
@@ -50,6 +50,16 @@ class Run:
         """The group's learning rate."""
         return float(self.h.lr)
 
+    @property
+    def estimate(self) -> int:
+        """The index of the group's estimate."""
+        return self.slots[0].estimate
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the estimate is fixed, and the state has no samples."""
+        return self.slots[0].frozen
+
     def states(self, key: str) -> list[Tensor]:
         """Returns state tensors in the arithmetic's precision: copies if they are stored in another."""
         return [slot.state[key].to(arithmetic(slot.param)) for slot in self.slots]
@@ -79,7 +89,8 @@ class Run:
         wide = [g.to(arithmetic(slot.param)) for slot, g in zip(self.slots, self.grads, strict=True)]
         gs = torch._foreach_mul(wide, sign / grad_scale)
         if self.h.weight_decay and not self.h.decouple:
-            torch._foreach_add_(gs, [current_x(slot) for slot in self.slots], alpha=self.h.weight_decay)
+            xs = [finite_or_zero(current_x(slot)) for slot in self.slots]
+            torch._foreach_add_(gs, xs, alpha=self.h.weight_decay)
         return list(gs)
 
 
@@ -110,38 +121,48 @@ class ForeachPlan(TensorPlan):
             yield run
 
     def update(self, step: Step) -> None:
-        dots: list[Tensor] = []
-        norms: list[Tensor] = []
+        dots: list[list[Tensor]] = [[] for _ in step.rows]
+        norms: list[list[Tensor]] = [[] for _ in step.rows]
         for run in self.runs(step):
-            self.update_run(run, step, dots, norms)
+            self.update_run(run, step, dots[run.estimate], norms[run.estimate])
         # Sorted, so that the order of the tensors does not matter.
-        self.sums.copy_(torch.stack([_total(dots, self.sums), _total(norms, self.sums)]))
+        zero = self.sums.new_zeros(())
+        totals = [torch.stack([_total(dot, zero), _total(norm, zero)]) for dot, norm in zip(dots, norms, strict=True)]
+        self.sums.copy_(torch.stack(totals))
 
     def finish(self, step: Step, last: bool) -> None:
-        row = advance(step.row, step.sums, step.estimate)
+        new_rows = step.advanced()
         for run in self.runs(step):
-            self.step_run(run, step, row)
+            self.step_run(run, step, new_rows)
         if last:
-            step.row.copy_(row)
+            step.new_rows.copy_(new_rows)
 
     @staticmethod
     def update_run(run: Run, step: Step, dots: list[Tensor], norms: list[Tensor]) -> None:
-        """Updates m, v and s of a run, and appends each tensor's part of the two sums."""
-        h, old = run.h, dict(zip(FIELDS, step.row, strict=True))
+        """Updates m, v and s of a run, and appends each tensor's part of its estimate's two sums."""
+        h, options = run.h, step.options[run.slots[0].group]
+        old = dict(zip(FIELDS, step.rows[run.estimate], strict=True))
         d, bc = old["d"], bias_correction(h, old["k"])
-        gs, vs, ss = run.gradients(float(step.grad_scale)), run.states("exp_avg_sq"), run.states("s")
+        gs, vs = run.gradients(float(step.grad_scale)), run.states("exp_avg_sq")
 
-        distances = run.distances()
-        torch._foreach_mul_(distances, run.sampled(gs))
-        dots += [run.lr * bc * stable_sum(t) for t in distances]
-        del distances
+        if not run.frozen:
+            distances = run.distances()
+            samples = run.sampled(gs)
+            torch._foreach_mul_(distances, samples)
+            # Where g is 0, x or x0 need not be finite.
+            dots += [
+                run.lr * bc * stable_sum(t.masked_fill_(g == 0, 0.0)) for t, g in zip(distances, samples, strict=True)
+            ]
+            del distances, samples
         without_nonfinite(gs)  # the sum above still carries the NaN; the state must stay finite
 
-        weight = d / step.estimate.d0 * (d if h.safeguard_warmup else d * run.lr * bc)
-        torch._foreach_mul_(ss, step.estimate.beta3)
-        torch._foreach_add_(ss, torch._foreach_mul(run.sampled(gs), weight))
-        run.store("s", ss, old["k"])
-        norms += [stable_sum(t) for t in torch._foreach_abs(ss)]
+        if not run.frozen:
+            ss = run.states("s")
+            weight = d / options.d0 * (d if h.safeguard_warmup else d * run.lr * bc)
+            torch._foreach_mul_(ss, options.beta3)
+            torch._foreach_add_(ss, torch._foreach_mul(run.sampled(gs), weight))
+            run.store("s", ss, old["k"])
+            norms += [stable_sum(t) for t in torch._foreach_abs(ss)]
 
         torch._foreach_mul_(gs, d)
         if h.beta1 > 0:
@@ -154,10 +175,10 @@ class ForeachPlan(TensorPlan):
         run.store("exp_avg_sq", vs, old["k"])
 
     @staticmethod
-    def step_run(run: Run, step: Step, row: Tensor) -> None:
-        """Updates x of a run; ``row`` is the new estimate."""
+    def step_run(run: Run, step: Step, new_rows: Tensor) -> None:
+        """Updates x of a run; ``new_rows`` are the estimates after the step."""
         h = run.h
-        old, new = (dict(zip(FIELDS, r, strict=True)) for r in (step.row, row))
+        old, new = (dict(zip(FIELDS, rows[run.estimate], strict=True)) for rows in (step.rows, new_rows))
         is_step = new["k"] - old["k"]  # 0 while every gradient has been zero: x stays
         dlr = is_step * old["d"] * run.lr * bias_correction(h, old["k"])
 
@@ -172,7 +193,7 @@ class ForeachPlan(TensorPlan):
         del denominators
         torch._foreach_mul_(steps, dlr)
         if h.weight_decay and h.decouple:
-            xs = [current_x(slot) for slot in run.slots]
+            xs = [finite_or_zero(current_x(slot)) for slot in run.slots]
             torch._foreach_add_(steps, torch._foreach_mul(xs, h.weight_decay * dlr))
         if run.slots[0].low_precision is None:
             torch._foreach_sub_([slot.param for slot in run.slots], steps)
@@ -181,8 +202,8 @@ class ForeachPlan(TensorPlan):
             apply_step(slot, step_of_x, old["k"])
 
 
-def _total(terms: list[Tensor], like: Tensor) -> Tensor:
-    return torch.stack(terms).sort().values.sum() if terms else torch.zeros_like(like[0])
+def _total(terms: list[Tensor], zero: Tensor) -> Tensor:
+    return torch.stack(terms).sort().values.sum() if terms else zero
 
 
 make_plan = ForeachPlan

@@ -26,8 +26,8 @@ def capturing(device: torch.device) -> bool:
 class GpuPlan(NativePlan):
     """The part of :class:`prodigy_fused.step.Plan` that does not depend on who compiled the kernels."""
 
-    def __init__(self, key: BucketKey, slots: Sequence[Slot], native: Any) -> None:
-        super().__init__(key, slots, native)
+    def __init__(self, key: BucketKey, slots: Sequence[Slot], estimates: int, native: Any) -> None:
+        super().__init__(key, slots, estimates, native)
         self.device = self.sums.device
         self._uploads: list[Tensor] = []  # what a captured graph copies anew at every replay
         self._captured = False

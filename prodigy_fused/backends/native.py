@@ -74,10 +74,10 @@ class NativePlan:
             ``_C.TensorList``, or :class:`prodigy_fused.backends.tensor_list.TensorList`.
     """
 
-    def __init__(self, key: BucketKey, slots: Sequence[Slot], native: Any) -> None:
+    def __init__(self, key: BucketKey, slots: Sequence[Slot], estimates: int, native: Any) -> None:
         self.slots = slots
-        self.sums = torch.zeros(2, dtype=torch.float64, device=slots[0].param.device)
-        self._native = native(list(slots), Tensor, key.state_format)
+        self.sums = torch.zeros(estimates, 2, dtype=torch.float64, device=slots[0].param.device)
+        self._native = native(list(slots), Tensor, key.state_format, estimates)
         self._grads: list[Tensor | None] = []
 
     def unchanged(self) -> bool:

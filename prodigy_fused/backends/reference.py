@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..estimate import FIELDS, advance
+from ..estimate import FIELDS
 from ..hyper import Hyper
 from ..options import Group
 from ..step import Slot, Step
 from ..sums import stable_sum
 from ..tensors import sampled
-from .elementwise import TensorPlan, apply_step, arithmetic, bias_correction, current_x, store_state
+from .elementwise import TensorPlan, apply_step, arithmetic, bias_correction, current_x, finite_or_zero, store_state
 
 COMPILED = ONE_PASS = READS_DEVICE = False
 
@@ -39,48 +39,59 @@ class ReferencePlan(TensorPlan):
                 yield slot, _gradient(slot, grad, h, float(step.grad_scale)), h
 
     def update(self, step: Step) -> None:
-        old = dict(zip(FIELDS, step.row.tolist(), strict=True))
-        d, d0, beta3 = old["d"], step.estimate.d0, step.estimate.beta3
-        dots, norms = [], []
+        dots: list[list[float]] = [[] for _ in step.rows]
+        norms: list[list[float]] = [[] for _ in step.rows]
+        rows = [dict(zip(FIELDS, row, strict=True)) for row in step.rows.tolist()]
         for slot, g, h in self._active(step):
-            state, lr, bc = slot.state, float(h.lr), bias_correction(h, old["k"])
+            state, old, options = slot.state, rows[slot.estimate], step.options[slot.group]
+            d, lr, bc = old["d"], float(h.lr), bias_correction(h, old["k"])
             dlr = d * lr * bc
-            v, s = state["exp_avg_sq"].to(g.dtype), state["s"].to(g.dtype)
-
-            distance = _distance(slot)
-            dots.append(lr * bc * stable_sum(sampled(g, slot.slice_p) * distance).item())
-            g = g.nan_to_num(0.0, 0.0, 0.0)  # the sum above still carries the NaN; the state must stay finite
+            if not slot.frozen:
+                dots[slot.estimate].append(lr * bc * stable_sum(_products(slot, sampled(g, slot.slice_p))).item())
+            g = finite_or_zero(g)  # the sum above still carries the NaN; the state must stay finite
 
             if h.beta1 > 0:
                 m = state["exp_avg"].to(g.dtype)
                 store_state(slot, "exp_avg", h.beta1 * m + (1 - h.beta1) * d * g, old["k"])
+            v = state["exp_avg_sq"].to(g.dtype)
             store_state(slot, "exp_avg_sq", h.beta2 * v + (1 - h.beta2) * (d * g) * (d * g), old["k"])
-            weight = d / d0 * (d if h.safeguard_warmup else dlr)
-            s = beta3 * s + weight * sampled(g, slot.slice_p)
-            store_state(slot, "s", s, old["k"])
-            norms.append(stable_sum(s.abs()).item())
+            if not slot.frozen:
+                weight = d / options.d0 * (d if h.safeguard_warmup else dlr)
+                s = options.beta3 * state["s"].to(g.dtype) + weight * sampled(g, slot.slice_p)
+                store_state(slot, "s", s, old["k"])
+                norms[slot.estimate].append(stable_sum(s.abs()).item())
         # Exactly rounded, so that the order of the tensors does not matter.
-        self.sums.copy_(torch.tensor([_total(dots), _total(norms)], dtype=torch.float64, device=self.sums.device))
+        totals = [[_total(dot), _total(norm)] for dot, norm in zip(dots, norms, strict=True)]
+        self.sums.copy_(torch.tensor(totals, dtype=torch.float64, device=self.sums.device))
 
     def finish(self, step: Step, last: bool) -> None:
-        row = advance(step.row, step.sums, step.estimate)
-        old, new = (dict(zip(FIELDS, r.tolist(), strict=True)) for r in (step.row, row))
-        if new["k"] > old["k"]:
-            for slot, g, h in self._active(step):
-                state, x = slot.state, current_x(slot)
-                dlr = old["d"] * float(h.lr) * bias_correction(h, old["k"])
-                m = state["exp_avg"].to(g.dtype) if h.beta1 > 0 else new["d"] * g.nan_to_num(0.0, 0.0, 0.0)
-                decay = h.weight_decay * dlr if h.decouple else 0.0
-                denominator = state["exp_avg_sq"].to(g.dtype).sqrt() + new["d"] * h.eps
-                apply_step(slot, decay * x + dlr * (m / denominator), old["k"])
+        advanced = step.advanced()
+        before, after = (
+            [dict(zip(FIELDS, row, strict=True)) for row in rows.tolist()] for rows in (step.rows, advanced)
+        )
+        for slot, g, h in self._active(step):
+            state, old, new = slot.state, before[slot.estimate], after[slot.estimate]
+            if new["k"] == old["k"]:
+                continue
+            x = current_x(slot)
+            dlr = old["d"] * float(h.lr) * bias_correction(h, old["k"])
+            m = state["exp_avg"].to(g.dtype) if h.beta1 > 0 else new["d"] * finite_or_zero(g)
+            decay = h.weight_decay * dlr if h.decouple else 0.0
+            denominator = state["exp_avg_sq"].to(g.dtype).sqrt() + new["d"] * h.eps
+            apply_step(slot, decay * finite_or_zero(x) + dlr * (m / denominator), old["k"])
         if last:
-            step.row.copy_(row)
+            step.new_rows.copy_(advanced)
 
 
 def _gradient(slot: Slot, grad: Tensor, h: Hyper, grad_scale: float) -> Tensor:
     """Returns ``g`` of the minimised objective in the arithmetic's precision, with coupled weight decay."""
     g = grad.to(arithmetic(slot.param)) / (-grad_scale if h.maximize else grad_scale)
-    return g if h.decouple else g + h.weight_decay * current_x(slot)
+    return g if h.decouple else g + h.weight_decay * finite_or_zero(current_x(slot))
+
+
+def _products(slot: Slot, g: Tensor) -> Tensor:
+    """Returns ``g * (x0 - x)`` at the sampled positions: 0 where g is, also if x or x0 is not finite there."""
+    return torch.where(g == 0, 0.0, g * _distance(slot))
 
 
 def _distance(slot: Slot) -> Tensor:

@@ -32,7 +32,7 @@ def memory_order(t: Tensor) -> list[tuple[int, int]]:
 class TensorList:
     """The tensors of a plan as they were when it was built, and the gradients of a step."""
 
-    def __init__(self, slots: Sequence[Slot], tensor_class: type, state_format: str) -> None:
+    def __init__(self, slots: Sequence[Slot], tensor_class: type, state_format: str, estimates: int) -> None:
         self._slots = slots
         self._known = self._look()
         self._words = array("Q")

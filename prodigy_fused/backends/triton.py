@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Sequence
 from ctypes import memmove
 from functools import cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -86,10 +87,10 @@ def _try_out(device: torch.device) -> None:
     """Compiles both kernels by running a step on an empty tensor; the compiled kernels are cached."""
     p = torch.empty(0, dtype=torch.float32, device=device)
     key = BucketKey("triton", str(device), "float32", "float32", sampled=False, counted=True)
-    plan = TritonPlan(key, [Slot(0, p, dict.fromkeys(KEYS, p), 0, 1)])
+    plan = TritonPlan(key, [Slot(0, p, dict.fromkeys(KEYS, p), 0, 1)], 1)
     group = options.defaults()
-    row = torch.tensor([*estimate.initial(1.0).values()], dtype=torch.float64, device=device)
-    step = Step([hyper.hyper_of(group)], hyper.estimate_options_of([group]), row)
+    rows = torch.tensor([[*estimate.initial(1.0).values()]], dtype=torch.float64, device=device)
+    step = Step([hyper.hyper_of(group)], hyper.estimate_options_of([group]), rows, rows)
     plan.load_gradients([p])
     plan.update(step)
     step.sums = plan.sums
@@ -113,15 +114,17 @@ def _kernels() -> Any:
 class TritonPlan(GpuPlan):
     """A plan, as :class:`prodigy_fused.step.Plan` describes it."""
 
-    def __init__(self, key: BucketKey, slots: Sequence[Slot]) -> None:
+    def __init__(self, key: BucketKey, slots: Sequence[Slot], estimates: int) -> None:
         p = slots[0].param
-        super().__init__(key, slots, _tensor_list(p.device))
+        super().__init__(key, slots, estimates, _tensor_list(p.device))
         self._kernels = _kernels()
         words = {"T": str(arithmetic(p)).removeprefix("torch."), "X": key.dtype, "S": key.state_format}
         self._types = {name: getattr(self._kernels.tl, word) for name, word in words.items()}
         self._block = SIZES.block * 4 // arithmetic(p).itemsize
         rows, owners = self._rows(slots)
         self._chunks = len(owners)
+        ranges = _ranges(slots, estimates).tobytes()
+        self._ranges = self._upload_table(len(ranges), lambda to: memmove(to, ranges, len(ranges))).view(torch.int64)
         table = (rows + owners).tobytes()
         table_on_device = self._upload_table(len(table), lambda to: memmove(to, table, len(table))).view(torch.int64)
         self._tensors, self._owners = table_on_device[: len(rows)], table_on_device[len(rows) :]
@@ -137,13 +140,14 @@ class TritonPlan(GpuPlan):
         rows, owners = array("Q"), array("Q")  # unsigned, as in tensor_list.py
         for i, slot in enumerate(slots):
             p, state, order = slot.param, slot.state, memory_order(slot.param)
-            stands_for_zero = state["p0"].dim() == 0 and (slot.slice_p > 1 or p.dim() > 0)
+            x0 = state.get("p0")
+            stands_for_zero = x0 is not None and x0.dim() == 0 and (slot.slice_p > 1 or p.dim() > 0)
             row = tables.Tensor(
                 x=p.data_ptr(),
                 m=_address(state.get("exp_avg")),
                 v=_address(state["exp_avg_sq"]),
-                s=_address(state["s"]),
-                x0=0 if stands_for_zero else _address(state["p0"]),
+                s=_address(state.get("s")),  # none: no samples
+                x0=0 if stands_for_zero else _address(x0),
                 delta=_address(state["delta"]) if slot.low_precision == "displacement" else 0,
                 numel=p.numel(),
                 slice_p=slot.slice_p,
@@ -154,7 +158,7 @@ class TritonPlan(GpuPlan):
                 dims=len(order),
             )
             rows.extend(tables.tensor_row(row, order))
-            owners.extend([i] * -(-p.numel() // SIZES.chunk))
+            owners.extend([i] * _chunks(slot))
         return rows, owners
 
     def update(self, step: Step) -> None:
@@ -162,11 +166,13 @@ class TritonPlan(GpuPlan):
             self._upload_step(step, step.record + self._native.gradient_words())
             if not self._views:
                 self._views = self._cut(len(step.record))
-            self._launch(self._kernels.prodigy_update_kernel, step, self.sums, self._partials, LANES=SIZES.lanes)
+            arguments = self._partials, self._chunks, self._ranges
+            self._launch(self._kernels.prodigy_update_kernel, step, self.sums, *arguments, LANES=SIZES.lanes)
 
     def finish(self, step: Step, last: bool) -> None:
         with self._guard():
-            self._launch(self._kernels.prodigy_finish_kernel, step, step.sums, int(last))
+            arguments = int(last), self._chunks, step.new_rows
+            self._launch(self._kernels.prodigy_finish_kernel, step, step.sums, *arguments)
 
     def _cut(self, record_bytes: int) -> dict[str, Tensor]:
         """Returns the parts of the step table, whose address and size are constant for the life of the plan."""
@@ -177,15 +183,27 @@ class TritonPlan(GpuPlan):
             "grads": grads.view(torch.int64),
         }
 
-    def _launch(self, kernel: Any, step: Step, sums: Tensor, more: Any, **sizes: int) -> None:
+    def _launch(self, kernel: Any, step: Step, sums: Tensor, *arguments: Any, **sizes: int) -> None:
         kernel[(self._programs,)](
-            self._tensors, self._owners, step.row, sums, self._counters, more, self._chunks,
+            self._tensors, self._owners, step.rows, sums, self._counters, *arguments, len(step.rows),
             **{**self._views, **sizes, **self._types},
             CHUNK=SIZES.chunk,
             BLOCK=self._block,
             num_warps=SIZES.warps,
             enable_fp_fusion=False,
         )  # fmt: skip
+
+
+def _chunks(slot: Slot) -> int:
+    return -(-slot.param.numel() // SIZES.chunk)
+
+
+def _ranges(slots: Sequence[Slot], estimates: int) -> array[int]:
+    """Returns the first chunk of each estimate's tensors, and the number of all chunks."""
+    sizes = [0] * estimates
+    for slot in slots:
+        sizes[slot.estimate] += _chunks(slot)
+    return array("Q", accumulate(sizes, initial=0))
 
 
 def _address(t: Tensor | None) -> int:

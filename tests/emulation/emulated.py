@@ -33,8 +33,8 @@ def unsupported(p, group):
 
 
 class EmulatedPlan(cuda.CudaPlan):
-    def __init__(self, key, slots):
-        super().__init__(key, slots, native.CudaPlan)
+    def __init__(self, key, slots, estimates):
+        super().__init__(key, slots, estimates, native.CudaPlan)
 
     def update(self, step):
         if grid is None:  # another one in every step: the results must not care
