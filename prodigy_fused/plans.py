@@ -111,13 +111,9 @@ class PlanSet:
             buckets.setdefault(_key(name, p, group), []).append(slot)
         self.state_keys, self.state_values = list(self.states.keys()), list(self.states.values())
         self.keys = sorted(buckets)
-        self.plans = [
-            (
-                backends.get(key.backend).make_plan(key, buckets[key], self.estimates),
-                [slot.index for slot in buckets[key]],
-            )
-            for key in self.keys
-        ]
+        for key in self.keys:
+            plan = backends.get(key.backend).make_plan(key, buckets[key], self.estimates)
+            self.plans.append((plan, [slot.index for slot in buckets[key]]))
         self.built = True
 
     def _give_state(self, p: Tensor, group: Group, adapted: dict[str, Any] | None) -> None:

@@ -36,10 +36,15 @@ class Prodigy(Optimizer):
         safeguard_warmup: keeps ``lr`` out of the denominator of the estimate, for long warm-ups.
         d0: the first estimate of d.
         d_coef: factor of the estimate; the preferred way to tune the method (0.5 or 2).
-        growth_rate: upper bound on d_new / d per step; inf: unbounded.
+        growth_rate: upper bound on d_new / d per step, but for the first growth; inf: unbounded. 2 ** 0.25 is a cautious
+            value, which forks call d_limiter.
         fsdp_in_use: add up the estimate's two sums over the ranks of ``torch.distributed``'s default group; for
             parameters that are sharded and not replicated. Without a process group there is nothing to add.
         slice_p: estimate d from every p-th element only, which saves memory; 11 is reasonable.
+        d_limit: upper bound on d, which otherwise never falls again; inf: unbounded.
+        split_groups: each parameter group has an estimate of its own, exactly as with one optimizer per group. ``d0``,
+            ``d_coef``, ``growth_rate``, ``beta3``, ``d_limit`` and ``prodigy_steps`` may then differ between groups.
+        prodigy_steps: after so many steps d stays as it is, and ``s`` and ``p0`` are freed; 0: never.
         foreach: True: the ``torch._foreach`` backend; False: a loop over tensors.
         fused: True: a compiled backend, or RuntimeError with the reason; False: never one; None: where there is one.
         maximize: maximize the objective.
@@ -56,7 +61,7 @@ class Prodigy(Optimizer):
 
     Raises:
         ValueError: a hyper-parameter out of range or NaN, a conflict between groups, no or duplicate parameters, a
-            sparse, meta or expanded parameter.
+            sparse or expanded parameter.
         TypeError: a complex or integer parameter.
         RuntimeError: ``fused=True`` or ``backend`` cannot take a parameter.
 
@@ -87,6 +92,9 @@ class Prodigy(Optimizer):
         foreach: bool | None = None,
         fused: bool | None = None,
         maximize: bool = False,
+        d_limit: float = float("inf"),
+        split_groups: bool = False,
+        prodigy_steps: int = 0,
         capturable: bool = False,
         state_dtype: str | torch.dtype | None = "float32",
         low_precision: str | None = None,
@@ -112,39 +120,44 @@ class Prodigy(Optimizer):
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
-        group = dict(param_group)
-        if not isinstance(group["params"], (Tensor, set)):
-            group["params"] = list(group["params"])  # may be a generator
-        merged = {**self.defaults, **group}
+        if not isinstance(param_group["params"], (Tensor, set, list)):
+            param_group["params"] = list(param_group["params"])  # may be a generator
+        own = _with_its_own_choice(param_group)
+        merged = {**self.defaults, **own}
         options.check(merged)
         backends.check_choice(merged)
         merged.update(options.stored(merged))
-        if self.param_groups:
-            first = hyper.estimate_options_of(self.param_groups[:1])
-            hyper.check_shared(first, len(self.param_groups), merged)
+        first = self.param_groups[0] if self.param_groups else None
+        if first is not None:
+            hyper.check_shared(first, len(self.param_groups), {"frozen": first["frozen"], **merged})
         self._check_new(merged)
-        # The estimate is common: a late group starts where the others are.
-        running = self.param_groups[0] if self.param_groups else {**initial(float(merged["d0"])), **group}
-        plain = {name: merged[name] for name in OPTIONS if name in group}
-        super().add_param_group({**group, **plain, **{name: running[name] for name in FIELDS}})
+        # A group that shares the estimate starts where the others are.
+        alone = first is None or merged["split_groups"]
+        running = {**initial(float(merged["d0"])), "frozen": False, **own} if alone else first
+        plain = {name: merged[name] for name in OPTIONS if name in own}
+        # The caller's own dictionary becomes the group, as torch has it.
+        param_group.update({**plain, **{name: running[name] for name in (*FIELDS, "frozen")}})
+        super().add_param_group(param_group)
         self._runtime.forget_plans()
 
     def _check_new(self, group: Group) -> None:
         """Raises if a parameter of ``group``, an addition, cannot be optimized."""
         known = {id(p): i for i, p in enumerate(parameters(self.param_groups))}
+        first = sum(len(group["params"]) for group in self.param_groups)
         params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
-        for index, p in enumerate(params, start=len(known)):
+        for index, p in enumerate(params, start=first):
             p = p[1] if isinstance(p, tuple) else p
             if not isinstance(p, Tensor):
                 raise TypeError(f"parameter {index} is a {type(p).__name__}: Prodigy optimizes tensors")
-            if id(p) in known:
+            if known.get(id(p), first) < first:  # twice in one group: torch warns, and it is stepped once
                 raise ValueError(f"{describe(index, p)} is a duplicate of parameter {known[id(p)]}")
             known[id(p)] = index
+            if is_lazy(p) or p.is_meta:
+                continue  # has no shape, or no memory, yet; checked when its first gradient arrives
             check_parameter(index, p)
             if not (p.is_leaf or p.retains_grad):
                 raise ValueError(f"{describe(index, p)} is not a leaf: optimize the tensor it was computed from")
-            if not is_lazy(p):
-                backends.choose(p, group)
+            backends.choose(p, group)
 
     # -- the step -----------------------------------------------------------------------------------------------------
 
@@ -174,32 +187,62 @@ class Prodigy(Optimizer):
         self._runtime.step(self.param_groups, self.state, grad_scale, found_inf)
         return loss
 
+    def report(self) -> dict[str, float]:
+        """Returns the numbers worth logging as plain floats. Waits for the device, once.
+
+        Returns:
+            ``d``; ``d_lr`` (d times lr: what Adam would call the learning rate); ``d_hat`` (the last estimate, before
+            d's rules); ``k`` (steps); ``corrections`` and ``nonfinite_steps``. With several groups, ``d_lr/i`` of
+            each; with ``split_groups``, every name with ``/i``.
+        """
+        split = self._is_split()
+        names = ("d", "d_hat", "k", "corrections", "nonfinite_steps")
+        report: dict[str, float] = {}
+        for i, group in enumerate(self.param_groups):
+            suffix = f"/{i}" if len(self.param_groups) > 1 else ""
+            if split or i == 0:
+                report |= {name + (suffix if split else ""): float(group[name]) for name in names}
+            report[f"d_lr{suffix}"] = float(group["d"]) * float(group["lr"])
+        return report
+
     # -- read-only properties -----------------------------------------------------------------------------------------
 
     @property
     def d(self) -> float:
-        """The estimate of the distance to the solution; ``d * lr`` is the step size. Waits for the device."""
-        return float(self.param_groups[0]["d"])
+        """The estimate of the distance to the solution; ``d * lr`` is the step size. Waits for the device.
+
+        Raises:
+            RuntimeError: with ``split_groups`` there are several (so it is for the properties below).
+        """
+        return float(self._only("d"))
 
     @property
     def d0(self) -> float:
         """The first estimate."""
-        return float(self.param_groups[0]["d0"])
+        return float(self._only("d0"))
 
     @property
     def step_count(self) -> int:
         """The number of steps so far, not counting those before the first non-zero gradient."""
-        return int(self.param_groups[0]["k"])
+        return int(self._only("k"))
 
     @property
     def nonfinite_steps(self) -> int:
         """The number of steps whose sums were not finite, which left the estimate unchanged."""
-        return int(self.param_groups[0]["nonfinite_steps"])
+        return int(self._only("nonfinite_steps"))
 
     @property
     def corrections(self) -> int:
         """The number of steps in which d moved, the only ones that need a second pass over the parameters."""
-        return int(self.param_groups[0]["corrections"])
+        return int(self._only("corrections"))
+
+    def _is_split(self) -> bool:
+        return len(self.param_groups) > 1 and bool(self.param_groups[0]["split_groups"])
+
+    def _only(self, name: str) -> Any:
+        if self._is_split():
+            raise RuntimeError(f"each group has an estimate of its own: read param_groups[i][{name!r}], or report()")
+        return self.param_groups[0][name]
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -244,3 +287,10 @@ class Prodigy(Optimizer):
     def _declare_amp_support(self) -> None:
         # With fused=True GradScaler leaves unscaling and skipping to step(), as with torch's own fused optimizers.
         self._step_supports_amp_scaling = self.defaults["fused"] is True
+
+
+def _with_its_own_choice(group: Group) -> Group:
+    """Returns a group in which the default of one way to choose a backend does not contradict the group's own."""
+    ways = ("foreach", "fused", "backend")
+    chosen = any(group.get(way) is not None for way in ways)
+    return {**dict.fromkeys(ways), **group} if chosen else dict(group)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import backends, hyper, options, sharding
+from .backends.gpu import capturing
 from .estimate import Estimates, members
 from .hyper import EstimateOptions, Hyper
 from .low_precision import STUCK_AFTER_STEPS, warn_if_stuck
@@ -102,8 +103,9 @@ class Runtime:
             limit = int(number(own[0]["prodigy_steps"]))
             if own[0]["frozen"] or not limit:
                 continue
-            if self._most_steps[e] >= limit:
-                self._most_steps[e] = int(own[0]["k"])
+            k = own[0]["k"]
+            if self._most_steps[e] >= limit and not (isinstance(k, Tensor) and capturing(k.device)):
+                self._most_steps[e] = int(k)
             if self._most_steps[e] >= limit:
                 for group in own:
                     group["frozen"] = True
