@@ -36,8 +36,8 @@ class Prodigy(Optimizer):
         safeguard_warmup: keeps ``lr`` out of the denominator of the estimate, for long warm-ups.
         d0: the first estimate of d.
         d_coef: factor of the estimate; the preferred way to tune the method (0.5 or 2).
-        growth_rate: upper bound on d_new / d per step, but for the first growth; inf: unbounded. 2 ** 0.25 is a cautious
-            value, which forks call d_limiter.
+        growth_rate: upper bound on d_new / d per step, but for the first growth; inf: unbounded. Forks' d_limiter is
+            2 ** 0.25.
         fsdp_in_use: add up the estimate's two sums over the ranks of ``torch.distributed``'s default group; for
             parameters that are sharded and not replicated. Without a process group there is nothing to add.
         slice_p: estimate d from every p-th element only, which saves memory; 11 is reasonable.
@@ -131,9 +131,9 @@ class Prodigy(Optimizer):
         if first is not None:
             hyper.check_shared(first, len(self.param_groups), {"frozen": first["frozen"], **merged})
         self._check_new(merged)
-        # A group that shares the estimate starts where the others are.
-        alone = first is None or merged["split_groups"]
-        running = {**initial(float(merged["d0"])), "frozen": False, **own} if alone else first
+        running = {**initial(float(merged["d0"])), "frozen": False, **own}
+        if first is not None and not merged["split_groups"]:
+            running = first  # a group that shares the estimate starts where the others are
         plain = {name: merged[name] for name in OPTIONS if name in own}
         # The caller's own dictionary becomes the group, as torch has it.
         param_group.update({**plain, **{name: running[name] for name in (*FIELDS, "frozen")}})

@@ -108,7 +108,8 @@ def run(backend: str, dtype: torch.dtype, event: str, options: dict[str, Any]) -
 def digest(opt: Prodigy, params: list[nn.Parameter]) -> str:
     total = hashlib.sha256(repr((opt.d, opt.step_count, opt.nonfinite_steps, opt.corrections)).encode())
     saved = opt.state_dict()
-    tensors = [*params, *(t for i in sorted(saved["state"]) for _, t in sorted(saved["state"][i].items()))]
+    states = [saved["state"][i] for i in sorted(saved["state"])]
+    tensors = [*params, *(t for state in states for key, t in sorted(state.items()) if key != "step")]
     for t in tensors:
         content = torch.cat([torch.as_tensor(t).detach().flatten()])  # a copy, without gaps
         total.update(content.view(torch.uint8).numpy().tobytes())
