@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from numbers import Integral, Real
+from operator import is_
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -49,8 +50,14 @@ def _plain_lr(value: Any) -> Any:
 
 
 def _plain_betas(value: Any) -> Any:
-    plain = map(_plain, value)
-    return list(plain) if isinstance(value, list) else tuple(plain)
+    plain = list(map(_plain, value))
+    if all(map(is_, plain, value)):
+        return value  # the caller's own list, through which the caller may change it
+    return plain if isinstance(value, list) else tuple(plain)
+
+
+def _plain_or_none(value: Any) -> Any:
+    return None if value is None else _plain(value)
 
 
 def _word(value: Any) -> Any:
@@ -80,20 +87,24 @@ def _is_not_negative(value: Any) -> bool:
     return 0 <= number(value) < math.inf
 
 
-def _is_lr(value: Any) -> bool:
-    return -math.inf < number(value) < math.inf  # and not negative, which depends on the group, see check_lr
+def _is_finite(value: Any) -> bool:
+    return -math.inf < number(value) < math.inf
 
 
 def _is_flag(value: Any) -> bool:
-    return not isinstance(value, Tensor) and value in (True, False)
+    return (value.numel() == 1 if isinstance(value, Tensor) else True) and value in (True, False)
 
 
 def _is_choice(value: Any) -> bool:
     return value is None or isinstance(value, bool)
 
 
-def _is_count_or_0(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
+def _is_int_from(least: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def _or_none(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or valid(value)
 
 
 def _is_one_of(words: Iterable[str]) -> Callable[[Any], bool]:
@@ -122,39 +133,75 @@ _CHOICE: dict[str, Any] = {"wanted": "True, False or None", "valid": _is_choice,
 _POSITIVE: dict[str, Any] = {"wanted": "a finite number > 0", "valid": _is_positive}
 
 OPTIONS: dict[str, Option] = {
-    "lr": Option(1.0, "a finite number >= 0 (does a schedule run past its end?)", _is_lr, "rule", stored=_plain_lr),
-    "betas": Option((0.9, 0.999), "a pair of numbers in [0, 1)", _is_pair, "rule", stored=_plain_betas),
+    "lr": Option(
+        1.0,
+        wanted="a finite number >= 0 (does a schedule run past its end?)",
+        valid=_is_finite,  # and not negative, which depends on the group, see check_lr
+        role="rule",
+        stored=_plain_lr,
+    ),
+    "betas": Option(
+        (0.9, 0.999), wanted="a pair of numbers in [0, 1)", valid=_is_pair, role="rule", stored=_plain_betas
+    ),
     "beta3": Option(
-        None, "in [0, 1), or None for sqrt(beta2)", lambda v: v is None or _is_fraction(v), "estimate",
-        stored=lambda v: None if v is None else _plain(v),
+        None,
+        wanted="in [0, 1), or None for sqrt(beta2)",
+        valid=_or_none(_is_fraction),
+        role="estimate",
+        stored=_plain_or_none,
     ),
     "eps": Option(1e-8, role="rule", **_POSITIVE),
-    "weight_decay": Option(0, "a finite number >= 0", _is_not_negative, "rule"),
+    "weight_decay": Option(0, wanted="a finite number >= 0", valid=_is_not_negative, role="rule"),
     "decouple": Option(True, role="rule", **_FLAG),
     "use_bias_correction": Option(False, role="rule", **_FLAG),
     "safeguard_warmup": Option(False, role="rule", **_FLAG),
     "d0": Option(1e-6, role="estimate", **_POSITIVE),
     "d_coef": Option(1.0, role="estimate", **_POSITIVE),
-    "growth_rate": Option(math.inf, ">= 1 (inf: unbounded)", lambda v: number(v) >= 1, "estimate"),
-    "d_limit": Option(math.inf, "a number > 0 (inf: unbounded)", lambda v: number(v) > 0, "estimate", False),
-    "split_groups": Option(False, role="layout", in_reference=False, **_FLAG),
-    "prodigy_steps": Option(0, "an int >= 0", _is_count_or_0, "layout", False, int),
+    "growth_rate": Option(
+        math.inf, wanted=">= 1 (inf: unbounded)", valid=lambda value: number(value) >= 1, role="estimate"
+    ),
     "fsdp_in_use": Option(False, role="layout", **_FLAG),
-    "slice_p": Option(1, "an int >= 1", lambda v: _is_count_or_0(v) and v > 0, "layout", stored=int),
+    "slice_p": Option(1, wanted="an int >= 1", valid=_is_int_from(1), role="layout", stored=int),
     "foreach": Option(None, role="machine", in_reference=False, **_CHOICE),
     "fused": Option(None, role="machine", in_reference=False, **_CHOICE),
     "maximize": Option(False, role="rule", in_reference=False, **_FLAG),
+    "d_limit": Option(
+        math.inf,
+        wanted="a number > 0 (inf: unbounded)",
+        valid=lambda value: number(value) > 0,
+        role="estimate",
+        in_reference=False,
+    ),
+    "split_groups": Option(False, role="layout", in_reference=False, **_FLAG),
+    "prodigy_steps": Option(
+        0, wanted="an int >= 0", valid=_is_int_from(0), role="layout", in_reference=False, stored=int
+    ),
     "capturable": Option(False, role="machine", in_reference=False, **_FLAG),
     "state_dtype": Option(
-        "float32", f"one of {STATE_DTYPES}, or None for the parameter's", _is_one_of(STATE_DTYPES), "layout", False,
-        _word,
+        "float32",
+        wanted=f"one of {STATE_DTYPES}, or None for the parameter's",
+        valid=_is_one_of(STATE_DTYPES),
+        role="layout",
+        in_reference=False,
+        stored=_word,
     ),
     "low_precision": Option(
-        None, f"one of {LOW_PRECISION}, or None for the dtype's own", _is_one_of(LOW_PRECISION), "layout", False, _same
+        None,
+        wanted=f"one of {LOW_PRECISION}, or None for the dtype's own",
+        valid=_is_one_of(LOW_PRECISION),
+        role="layout",
+        in_reference=False,
+        stored=_same,
     ),
-    "backend": Option(None, "the name of a backend, or None", lambda v: v is None or isinstance(v, str), "machine",
-                      False, _same),
-}  # fmt: skip
+    "backend": Option(
+        None,
+        wanted="the name of a backend, or None",
+        valid=lambda value: True,  # backends.check_choice knows the names
+        role="machine",
+        in_reference=False,
+        stored=_same,
+    ),
+}
 
 # Stays with the optimizer that is there when a checkpoint is loaded.
 IMPLEMENTATION = tuple(name for name, option in OPTIONS.items() if option.role == "machine")

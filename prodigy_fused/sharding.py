@@ -17,13 +17,14 @@ def is_sharded(groups: Iterable[Group], params: Iterable[Tensor]) -> bool:
 
 
 def agree(found_inf: Scalar, device: torch.device) -> Scalar:
-    """Returns the largest ``found_inf`` of all ranks, so that all skip a step or none does. One collective.
+    """Returns whether ``found_inf`` is not zero on any rank, as 0 or 1: all skip a step, or none. One collective.
 
-    Without it a rank that skips would never enter :func:`gather`, in which the others wait.
+    It must be set on all ranks or on none. Without this a rank that skips would never enter :func:`gather`, in which
+    the others wait.
     """
     if not dist.is_initialized():
         return found_inf
-    worst = torch.as_tensor(found_inf, dtype=torch.float32).to(device, copy=True)
+    worst = (torch.as_tensor(found_inf) != 0).to(device, torch.float32)  # NaN, too
     dist.all_reduce(worst, op=dist.ReduceOp.MAX)
     return worst
 

@@ -59,6 +59,10 @@ class Field(NamedTuple):
         slice_p = group["slice_p"]
         return p.shape if self.shape == "full" or slice_p == 1 else torch.Size([-(-p.numel() // slice_p)])
 
+    def like(self, p: Tensor, group: Group) -> Tensor:
+        """Returns the elements of ``p`` for which the tensor has one."""
+        return p if self.shape == "full" else sampled(p, group["slice_p"])
+
 
 def _parameter_dtype(p: Tensor, group: Group) -> torch.dtype:
     return p.dtype
@@ -80,7 +84,7 @@ def _is_displaced(p: Tensor, group: Group) -> bool:
     return mode_of(p, group) == "displacement"
 
 
-# csrc/python/tensor_list.h has the same keys in the same order, which is checked when a compiled backend is imported.
+# csrc/python/state.h has the same keys in the same order, which is checked when a compiled backend is imported.
 FIELDS = (
     Field("exp_avg", "full", state_dtype, lambda p, group: group["betas"][0] > 0, created_late=True),
     Field("exp_avg_sq", "full", state_dtype, _always),
@@ -109,7 +113,7 @@ def create(p: Tensor, group: Group, sharded: bool) -> State:
     x = p.detach()
     state: State = {"step": 0}
     for field in fields_of(p, group):
-        like = x if field.shape == "full" else sampled(x, group["slice_p"])
+        like = field.like(x, group)
         if field.key != "p0":
             state[field.key] = _zeros(like, field.dtype(p, group))
         else:
@@ -131,7 +135,7 @@ def adapted(index: int, p: Tensor, state: State, group: Group) -> State:
     for field in fields_of(p, group):
         value: Any = state.get(field.key)
         if value is None and field.created_late:
-            value = _zeros(p, field.dtype(p, group))
+            value = _zeros(field.like(p, group), field.dtype(p, group))
         what = f"the state {field.key!r} of {describe(index, p)}"
         size = field.size(p, group)
         if isinstance(value, Tensor) and field.shape == "sampled" and value.shape == (size.numel(),) and p.dim() != 1:

@@ -25,7 +25,16 @@ class Interpreted:
     def unsupported(self, p, group):
         if p.device.type != "cpu" or group["backend"] != "triton":
             return backend.unsupported(p, group)
-        return native.unfit(p) or backend.problem(p.device)
+        return native.unfit(p, group) or _problem(p.device)
+
+
+@functools.cache
+def _problem(device):
+    try:
+        backend.try_out(device)
+    except Exception as error:
+        return f"the interpreter cannot run the kernels: {error}"
+    return None
 
 
 def register():

@@ -120,7 +120,7 @@ each_compiled = pytest.mark.parametrize("backend", [_present(name) for name in b
 def used(opt: Prodigy) -> set[str]:
     """The backends that took the last step."""
     assert opt._runtime.plans is not None
-    return {type(plan).__module__.rpartition(".")[2] for plan, _ in opt._runtime.plans.plans}
+    return {key.backend for key in opt._runtime.plans.keys}
 
 
 def frozen(value: Any) -> Any:

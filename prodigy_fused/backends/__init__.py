@@ -12,10 +12,23 @@ from ..step import Backend
 from . import cpu, cuda, foreach, native, reference, triton
 
 _BACKENDS: dict[str, Backend] = {}
+_PROTOCOL = ("COMPILED", "ONE_PASS", "READS_DEVICE", "missing", "unsupported", "make_plan")
 
 
 def register(name: str, backend: Backend) -> None:
-    """Adds a backend, behind those that are there, or replaces the one of that name."""
+    """Adds a backend, behind those that are there, or replaces the one of that name.
+
+    Raises:
+        TypeError: it lacks a name of :class:`prodigy_fused.step.Backend`, or is a class and not an instance of one.
+        ValueError: the name is empty.
+    """
+    if not name:
+        raise ValueError("a backend needs a name")
+    if isinstance(backend, type):
+        raise TypeError(f"backend {name!r}: give an instance of {backend.__name__}, not the class")
+    lacking = [wanted for wanted in _PROTOCOL if not hasattr(backend, wanted)]
+    if lacking:
+        raise TypeError(f"backend {name!r} lacks {lacking}")
     _BACKENDS[name] = backend
 
 
@@ -95,16 +108,16 @@ def choose(p: Tensor, group: Group) -> str:
         if reason is None:
             return name
     if named is None and group["fused"] is None:
-        _say_what_is_missing(p)
+        _say_what_is_missing(p, group)
         return "foreach"
     requested = "fused=True" if named is None else f"backend={named!r}"
     why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     raise RuntimeError(f"{requested} cannot be used for a parameter of shape {tuple(p.shape)}: {why}")
 
 
-def _say_what_is_missing(p: Tensor) -> None:
+def _say_what_is_missing(p: Tensor, group: Group) -> None:
     """Warns, once, that something could be installed with which ``p`` would be stepped faster."""
-    if native.unfit(p) is not None:
+    if native.unfit(p, group) is not None:
         return  # whatever were installed
     missing = [reason for name in compiled() if (reason := get(name).missing(p.device))]
     if missing:

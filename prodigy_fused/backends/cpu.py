@@ -29,7 +29,7 @@ def unsupported(p: Tensor, group: Group) -> str | None:
         return MISSING
     if p.device.type != "cpu":
         return f"the parameter is on {p.device}, not on the CPU"
-    return unfit(p)
+    return unfit(p, group)
 
 
 class CpuPlan(NativePlan):

@@ -41,7 +41,7 @@ def unsupported(p: Tensor, group: Group) -> str | None:
             f"the kernels of this build ({_C.CUDA}) cannot run on {p.device} ({problem}): update its driver, or "
             "reinstall prodigy_fused from source with CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=native, or use fused=False"
         )
-    return unfit(p)
+    return unfit(p, group)
 
 
 @cache

@@ -15,48 +15,59 @@ import torch
 from torch import Tensor
 
 from ..estimate import FIELDS
+from ..options import Group
 from ..record import GROUP_FIELDS, STEP_FIELDS
 from ..state import KEYS
 from ..step import BucketKey, Slot
 from ..tensors import check_gradient, is_dense
 
 MAX_DIMS = 8  # of a tensor in another memory order than row-major
+# What kernels must know as this Python does; Triton's have no state keys, since their table of addresses has names.
+RECORD = {"ESTIMATE_FIELDS": FIELDS, "STEP_FIELDS": STEP_FIELDS, "GROUP_FIELDS": GROUP_FIELDS, "MAX_DIMS": MAX_DIMS}
+LAYOUT = {**RECORD, "STATE_KEYS": KEYS}
+
+
+class LayoutError(ImportError):
+    """Kernels were built for other words than this Python writes."""
 
 
 def check_layout(module: Any, wanted: dict[str, Any]) -> None:
     """Checks that kernels were built for the very words that this Python writes.
 
     Raises:
-        ImportError: a list of names, or a number, of ``module`` is not the wanted one; names it.
+        LayoutError: a list of names, or a number, of ``module`` is not the wanted one; names it, and what differs.
     """
     for name, value in wanted.items():
         found = getattr(module, name, None)
-        if found != value:
-            if isinstance(found, tuple) and isinstance(value, tuple):
-                found, value = (sorted({*a} - {*b}) or "another order" for a, b in ((found, value), (value, found)))
-            raise ImportError(f"built from other sources: {name}: {found} instead of {value}")
+        if found == value:
+            continue
+        problem = "another layout"
+        if isinstance(found, tuple) and isinstance(value, tuple):
+            lacking, extra = sorted({*value} - {*found}), sorted({*found} - {*value})
+            parts = [f"lacks {lacking}"] * bool(lacking) + [f"has {extra}, which Python lacks"] * bool(extra)
+            problem = " and ".join(parts) or "has another order"
+        raise LayoutError(f"{name}: {problem}")
 
 
 try:
     from .. import _C
 
-    check_layout(
-        _C,
-        {
-            "ESTIMATE_FIELDS": FIELDS,
-            "STEP_FIELDS": STEP_FIELDS,
-            "GROUP_FIELDS": GROUP_FIELDS,
-            "STATE_KEYS": KEYS,
-            "MAX_DIMS": MAX_DIMS,
-        },
-    )
+    check_layout(_C, LAYOUT)
     MISSING = None
-except ImportError as error:  # no C++ compiler when the package was installed, or sources newer than the module
+except LayoutError as error:
+    MISSING = (
+        f"the compiled module was built from other sources ({error}): reinstall prodigy-fused (in a checkout: make "
+        "build)"
+    )
+except ImportError as error:  # there was no C++ compiler when the package was installed
     MISSING = f"the compiled module is missing ({error}): reinstall prodigy-fused where there is a C++ compiler"
 
 
-def unfit(p: Tensor) -> str | None:
-    """Returns why no compiled backend can take the parameter, whatever its device; None if one can."""
+def unfit(p: Tensor, group: Group) -> str | None:
+    """Returns why no compiled backend can take the parameter, whatever its device; None if one can.
+
+    Here belongs also the refusal of an option that only the backends in Python have.
+    """
     if type(p).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return f"{type(p).__name__} is a tensor subclass without memory of its own: use fused=False"
     if not is_dense(p):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import estimate, hyper, options
 from ..options import Group
-from ..record import GROUP_FIELDS, STEP, STEP_FIELDS
+from ..record import STEP
 from ..state import KEYS
 from ..step import BucketKey, Slot, Step
 from . import native
@@ -56,7 +56,7 @@ def unsupported(p: Tensor, group: Group) -> str | None:
     """Returns why this backend cannot take the parameter, and the remedy; None if it can."""
     if p.device.type not in ("cuda", "xpu"):
         return f"the parameter is on {p.device}, not on a GPU"
-    return native.unfit(p) or problem(p.device)
+    return native.unfit(p, group) or problem(p.device)
 
 
 @cache
@@ -69,11 +69,13 @@ def problem(device: torch.device) -> str | None:
     if tuple(map(int, version.split(".")[:2])) < MINIMUM_VERSION:
         oldest = ".".join(map(str, MINIMUM_VERSION))
         return f"Triton {version} is too old: install {oldest} or newer, or use fused=False"
-    if os.environ.get("TRITON_INTERPRET") == "1" and device.type != "cpu":
+    if os.environ.get("TRITON_INTERPRET") == "1":
         # It would read and write this device's memory as if it were the host's.
         return "TRITON_INTERPRET=1 is set, and the interpreter follows no GPU addresses: unset it, or use fused=False"
     try:
-        _try_out(device)
+        try_out(device)
+    except native.LayoutError as error:
+        return f"the Triton kernels are of other sources ({error}): reinstall prodigy-fused, or use fused=False"
     except Exception as error:  # whatever a compiler, a linker or a driver may raise
         reason = next(iter(str(error).splitlines()), "")
         return (
@@ -83,7 +85,7 @@ def problem(device: torch.device) -> str | None:
     return None
 
 
-def _try_out(device: torch.device) -> None:
+def try_out(device: torch.device) -> None:
     """Compiles both kernels by running a step on an empty tensor; the compiled kernels are cached."""
     p = torch.empty(0, dtype=torch.float32, device=device)
     key = BucketKey("triton", str(device), "float32", "float32", sampled=False, counted=True)
@@ -102,12 +104,11 @@ def _kernels() -> Any:
     """Returns the module of the kernels, and imports Triton with it.
 
     Raises:
-        ImportError: the kernels read other words than this Python writes; names them.
+        LayoutError: the kernels read other words than this Python writes; names them.
     """
     from ..triton_kernels import kernels, tables
 
-    wanted = {"ESTIMATE_FIELDS": estimate.FIELDS, "STEP_FIELDS": STEP_FIELDS, "GROUP_FIELDS": GROUP_FIELDS}
-    native.check_layout(tables, {**wanted, "MAX_DIMS": native.MAX_DIMS})
+    native.check_layout(tables, native.RECORD)
     return kernels
 
 

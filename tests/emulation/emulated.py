@@ -8,12 +8,13 @@ from pathlib import Path
 
 from prodigy_fused import backends
 from prodigy_fused.backends import cuda
-from prodigy_fused.backends.native import unfit
+from prodigy_fused.backends.native import LAYOUT, check_layout, unfit
 
 BUILD = Path(os.environ.get("PRODIGY_FUSED_EMULATION", Path(__file__).parents[2] / "build" / "emulation")).resolve()
 sys.path.append(str(BUILD))
 try:
     native = importlib.import_module("_emulated")
+    check_layout(native, {name: LAYOUT[name] for name in LAYOUT if name != "MAX_DIMS"})
     MISSING = None
 except ImportError as error:
     native, MISSING = None, f"the emulation of CUDA is not built ({error}): make emulation"
@@ -29,7 +30,7 @@ def missing(device):
 def unsupported(p, group):
     if MISSING:
         return MISSING
-    return unfit(p) if p.device.type == "cpu" else f"the parameter is on {p.device}: the emulation is on the CPU"
+    return unfit(p, group) if p.device.type == "cpu" else f"the parameter is on {p.device}: the emulation is on the CPU"
 
 
 class EmulatedPlan(cuda.CudaPlan):
