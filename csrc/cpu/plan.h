@@ -16,19 +16,21 @@ struct StepInput {
   int threads;  // at most
 };
 
-// Where found_inf is set, a step does nothing.
+// `row`, `new_row` and `sums` are arrays of one per estimate. Where found_inf is set, a step changes nothing.
 class Plan {
  public:
   virtual ~Plan() = default;
 
-  // Phase 1. `sums` becomes those of this plan's tensors, with the weights of their groups.
-  virtual void update(const StepInput& input, const Estimate& row, Sums<double>& sums) = 0;
+  // Phase 1. `sums` become those of this plan's tensors, with the weights of their groups.
+  virtual void update(const StepInput& input, const Estimate* row, Sums<double>* sums) = 0;
 
-  // Phases 2 and 3. `sums` are those of all plans; `row` becomes the new estimate if this is the `last` plan.
-  virtual void finish(const StepInput& input, Estimate& row, const Sums<double>& sums, bool last) = 0;
+  // Phases 2 and 3. `sums` are those of all plans. If this is the `last` plan, `new_row`, which may be the same memory
+  // as `row`, becomes the new estimates.
+  virtual void finish(const StepInput& input, const Estimate* row, Estimate* new_row, const Sums<double>* sums,
+                      bool last) = 0;
 };
 
-// type: of all the parameters.
-std::unique_ptr<Plan> make_plan(std::vector<Tensor> tensors, Type type);
+// type: of all the parameters. estimates: their number.
+std::unique_ptr<Plan> make_plan(std::vector<Tensor> tensors, Type type, std::size_t estimates);
 
 }  // namespace prodigy::cpu

@@ -99,6 +99,13 @@ PRODIGY_INLINE Sums<double> update_every(const Arrays<T>& a, int n, const Coeffi
   return sums.total();
 }
 
+// What is left where the samples are done, or where there are none.
+template <class T, bool kMomentum, Distance kDistance>
+PRODIGY_INLINE void update_unsampled(const Arrays<T>& a, int n, const Coefficients<T>& c) {
+  PRODIGY_VECTORIZE
+  for (int i = 0; i < n; ++i) update_element<T, kMomentum, kDistance>(a, i, c);
+}
+
 // The element at position i of the block, whose sample is at position j, where memory is not in row-major order.
 template <class T>
 PRODIGY_INLINE Sums<T> sample_strided(const Arrays<T>& a, const Tensor& t, int i, int64_t j, const Coefficients<T>& c) {
@@ -127,14 +134,25 @@ PRODIGY_INLINE Sums<double> update_sampled(const Arrays<T>& a, const Tensor& t, 
       if (position % t.slice_p == 0) sums.add(i % kLanes, sample_strided(a, t, i, position / t.slice_p, c));
     }
   }
-  PRODIGY_VECTORIZE
-  for (int i = 0; i < n; ++i) update_element<T, kMomentum, Distance::kStart>(a, i, c);
+  update_unsampled<T, kMomentum, Distance::kStart>(a, n, c);
   return sums.total();
+}
+
+// A frozen estimate needs no samples.
+template <class T, bool kMomentum>
+PRODIGY_INLINE Sums<double> update_frozen(const Arrays<T>& a, int n, const Coefficients<T>& c) {
+  if (std::is_same_v<T, float> && a.delta) {
+    update_unsampled<T, kMomentum, Distance::kDelta>(a, n, c);
+  } else {
+    update_unsampled<T, kMomentum, Distance::kStart>(a, n, c);
+  }
+  return {0.0, 0.0};
 }
 
 template <class T, bool kMomentum>
 PRODIGY_INLINE Sums<double> dispatch_update(const Arrays<T>& a, const Tensor& t, int64_t begin, int n,
                                             const Coefficients<T>& c) {
+  if (t.s == nullptr) return update_frozen<T, kMomentum>(a, n, c);
   if (t.slice_p > 1) return update_sampled<T, kMomentum>(a, t, begin, n, c);
   if constexpr (std::is_same_v<T, float>) {
     if (a.delta) return update_every<T, kMomentum, Distance::kDelta>(a, n, c);
@@ -156,17 +174,17 @@ PRODIGY_INLINE void each_position(const Arrays<T>& a, int n, Rule rule) {
 }
 
 template <class T>
-PRODIGY_INLINE void dispatch_finish(const Arrays<T>& a, int n, const Coefficients<T>& c, T old_d_eps, T d_new,
-                                    Finish how) {
-  if (how == Finish::kCorrect) {
-    each_position(a, n, [&](int i, T at, T) { return correct(at, a.m[i], a.v[i], old_d_eps, c); });
-  } else if (how == Finish::kUndo) {
+PRODIGY_INLINE void dispatch_finish(const Arrays<T>& a, int n, const GroupRow<T>& group) {
+  const Coefficients<T>& c = group.c;
+  if (group.how == Finish::kCorrect) {
+    each_position(a, n, [&](int i, T at, T) { return correct(at, a.m[i], a.v[i], group.old_d_eps, c); });
+  } else if (group.how == Finish::kUndo) {
     each_position(a, n, [&](int i, T at, T origin) { return undo(at, origin, a.m[i], a.v[i], c); });
   } else if (c.momentum) {
     each_position(a, n, [&](int i, T at, T) { return step(at, a.x[i], a.m[i], a.v[i], c); });
   } else {
     each_position(a, n, [&](int i, T at, T) {
-      return step(at, a.x[i], d_new * finite_or_zero(gradient_at(a, i, c)), a.v[i], c);
+      return step(at, a.x[i], group.d_new * finite_or_zero(gradient_at(a, i, c)), a.v[i], c);
     });
   }
 }
@@ -184,14 +202,10 @@ PRODIGY_CLONES Sums<double> update_block(Arrays<double> a, const Tensor& t, int6
                     : dispatch_update<double, false>(a, t, begin, n, c);
 }
 
-PRODIGY_CLONES void finish_block(Arrays<float> a, int n, const Coefficients<float>& c, float old_d_eps, float d_new,
-                                 Finish how) {
-  dispatch_finish(a, n, c, old_d_eps, d_new, how);
-}
+PRODIGY_CLONES void finish_block(Arrays<float> a, int n, const GroupRow<float>& group) { dispatch_finish(a, n, group); }
 
-PRODIGY_CLONES void finish_block(Arrays<double> a, int n, const Coefficients<double>& c, double old_d_eps, double d_new,
-                                 Finish how) {
-  dispatch_finish(a, n, c, old_d_eps, d_new, how);
+PRODIGY_CLONES void finish_block(Arrays<double> a, int n, const GroupRow<double>& group) {
+  dispatch_finish(a, n, group);
 }
 
 }  // namespace
@@ -220,22 +234,19 @@ Sums<double> update_chunk(const Tensor& t, const Gradient& grad, const Chunk& ch
 }
 
 template <class T>
-void finish_chunk(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<T>& c, T old_d_eps,
-                  T d_new, Finish how) {
+void finish_chunk(const Tensor& t, const Gradient& grad, const Chunk& chunk, const GroupRow<T>& group) {
   Scratch<T> scratch;
   for (int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
     const int n = int(std::min<int64_t>(kBlock, chunk.end - begin));
-    const Arrays<T> a = open_finish(t, grad, begin, n, c.momentum, scratch);
-    finish_block(a, n, c, old_d_eps, d_new, how);
-    close_finish(t, begin, n, c, a, how);
+    const Arrays<T> a = open_finish(t, grad, begin, n, group.c.momentum, scratch);
+    finish_block(a, n, group);
+    close_finish(t, begin, n, group.c, a, group.how);
   }
 }
 
 template Sums<double> update_chunk(const Tensor&, const Gradient&, const Chunk&, const Coefficients<float>&);
 template Sums<double> update_chunk(const Tensor&, const Gradient&, const Chunk&, const Coefficients<double>&);
-template void finish_chunk(const Tensor&, const Gradient&, const Chunk&, const Coefficients<float>&, float, float,
-                           Finish);
-template void finish_chunk(const Tensor&, const Gradient&, const Chunk&, const Coefficients<double>&, double, double,
-                           Finish);
+template void finish_chunk(const Tensor&, const Gradient&, const Chunk&, const GroupRow<float>&);
+template void finish_chunk(const Tensor&, const Gradient&, const Chunk&, const GroupRow<double>&);
 
 }  // namespace prodigy::cpu

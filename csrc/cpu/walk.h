@@ -10,10 +10,9 @@ namespace prodigy::cpu {
 template <class T>
 Sums<double> update_chunk(const Tensor& tensor, const Gradient& grad, const Chunk& chunk, const Coefficients<T>& c);
 
-// Phase 3 for one chunk. `c` holds d_new in d_eps; `d_new` itself is the factor of the step without momentum.
+// Phase 3 for one chunk of an active group.
 template <class T>
-void finish_chunk(const Tensor& tensor, const Gradient& grad, const Chunk& chunk, const Coefficients<T>& c, T old_d_eps,
-                  T d_new, Finish how);
+void finish_chunk(const Tensor& tensor, const Gradient& grad, const Chunk& chunk, const GroupRow<T>& group);
 
 // Returns the instruction set that calls are dispatched to on this machine.
 const char* instruction_set();

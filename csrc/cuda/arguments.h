@@ -22,14 +22,17 @@ struct Arguments {
   const Tensor* tensors;
   const Chunk* chunks;
   std::int64_t chunk_count;
+  const std::int64_t* ranges;  // of the chunks, see ChunkList
+  std::int64_t estimate_count;
   const Group* groups;
   std::int64_t group_count;
   const Gradient* grads;  // one per tensor
 
   Sums<double>* partials;  // one per chunk
   unsigned* arrived;       // number of blocks that have finished; the last one resets it to 0
-  Sums<double>* sums;      // written by update, read by finish
-  Estimate* row;           // read by both, written by finish if `last`
+  Sums<double>* sums;      // one per estimate, as the next two are; written by update, read by finish
+  const Estimate* row;     // read by both
+  Estimate* new_row;       // written by finish if `last`; may be the same memory as `row`
 
   StepScalars step;
   bool last;

@@ -15,58 +15,52 @@ namespace prodigy::cuda {
 // blocks of 256 threads; a bound of 3 leaves it 80 and spills 54 to 126 bytes.
 constexpr int kMinBlocks = 2;
 
-// The factors for the elements of one group, derived once per block.
-template <class T>
-struct GroupRow {
-  Coefficients<T> c;
-  T old_d_eps;
-  std::int64_t group;
-  bool active;  // lr > 0
-};
-
-// Rows of shared memory; group n is in row n % kGroupRows.
+// Rows of shared memory for the factors of groups; those of group n are in row n % kGroupRows.
 constexpr int kGroupRows = 32;
 
 template <class T>
-__device__ __forceinline__ void make_group_row(GroupRow<T>& row, const Arguments& a, std::int64_t group,
-                                               const Estimate& old, double d_new) {
-  const Hyper hyper = a.groups[group].read();
-  row.c = coefficients<T>(hyper, a.step.options, old, d_new, a.step.grad_scale.read());
-  row.old_d_eps = T(old.d * hyper.eps);
-  row.group = group;
-  row.active = hyper.lr > 0.0;
+struct SharedRow {
+  GroupRow<T> row;
+  std::int64_t group;
+};
+
+__device__ __forceinline__ Progress progress_of(const Arguments& a, std::int64_t estimate) {
+  return Progress(a.row[estimate], a.sums[estimate], a.groups[estimate].options);
+}
+
+template <bool kUpdate, class T>
+__device__ __forceinline__ GroupRow<T> make_group_row(const Arguments& a, std::int64_t n) {
+  const Group& group = a.groups[n];
+  const EstimateOptions& options = a.groups[group.estimate].options;
+  const double grad_scale = a.step.grad_scale.read();
+  if (kUpdate) return update_row<T>(group.read(), options, a.row[group.estimate], grad_scale);
+  return finish_row<T>(group.read(), options, progress_of(a, group.estimate), grad_scale);
 }
 
 // There must be a barrier between this and the first use of the rows.
 template <class T>
-__device__ __forceinline__ void clear_group_rows(GroupRow<T>* rows) {
+__device__ __forceinline__ void clear_group_rows(SharedRow<T>* rows) {
   for (int n = threadIdx.x; n < kGroupRows; n += kBlockSize) rows[n].group = -1;
 }
 
 // Derived by one thread when a chunk of the group comes up, and kept.
 template <bool kUpdate, class T>
-__device__ __forceinline__ const GroupRow<T>& group_row(GroupRow<T>* rows, std::int64_t group, const Arguments& a,
-                                                        const Estimate& old, double d_new) {
-  GroupRow<T>& row = rows[group % kGroupRows];
-  if (row.group != group) {  // the same for all threads
+__device__ __forceinline__ const GroupRow<T>& group_row(SharedRow<T>* rows, std::int64_t group, const Arguments& a) {
+  SharedRow<T>& shared = rows[group % kGroupRows];
+  if (shared.group != group) {  // the same for all threads
     __syncthreads();
-    if (threadIdx.x == 0) {
-      make_group_row(row, a, group, old, d_new);
-      if (kUpdate) row.c = without_step(row.c);
-    }
+    if (threadIdx.x == 0) shared = {make_group_row<kUpdate, T>(a, group), group};
     __syncthreads();
   }
-  return row;
+  return shared.row;
 }
 
-// m, v, s, x with the old d in d*eps; sums = (sum lr*bc*<g, x0 - x>, sum |s|).
+// m, v, s, x with the old d in d*eps; for each estimate, sums = (sum lr*bc*<g, x0 - x>, sum |s|).
 template <class T, bool kMixed>
 __global__ void __launch_bounds__(kBlockSize, kMinBlocks) update_kernel(const Arguments a) {
-  __shared__ GroupRow<T> rows[kGroupRows];
+  __shared__ SharedRow<T> rows[kGroupRows];
   __shared__ Sums<double> scratch[2][kWarps];
-  __shared__ Estimate old;
   if (a.step.found_inf.read() != 0.0) return;
-  if (threadIdx.x == 0) old = *a.row;
   clear_group_rows(rows);
   __syncthreads();
   bool odd = false;
@@ -75,7 +69,7 @@ __global__ void __launch_bounds__(kBlockSize, kMinBlocks) update_kernel(const Ar
     const Tensor& tensor = a.tensors[chunk.tensor];
     const Gradient grad = a.grads[chunk.tensor];
     Sums<double> sums{0.0, 0.0};
-    const GroupRow<T>& row = group_row<true>(rows, tensor.group, a, old, old.d);
+    const GroupRow<T>& row = group_row<true>(rows, tensor.group, a);
     if (grad.data != nullptr && row.active) {
       sums = block_sum(update_chunk<T, kMixed>(tensor, grad, chunk, row.c), scratch[odd]);
       sums.dot *= row.c.dot_weight;
@@ -88,43 +82,32 @@ __global__ void __launch_bounds__(kBlockSize, kMinBlocks) update_kernel(const Ar
 
 // Whether `finish` changes the x of some group: in most steps it does not.
 template <class T>
-__device__ __forceinline__ bool anything_to_finish(const Arguments& a, const Estimate& old, bool stepped, bool moved) {
+__device__ __forceinline__ bool anything_to_finish(const Arguments& a) {
   bool any = false;
-  for (std::int64_t n = threadIdx.x; n < a.group_count; n += kBlockSize) {
-    const Hyper hyper = a.groups[n].read();
-    const T decay = decay_of<T>(hyper, old.d * hyper.lr * bias_correction(hyper, old.k));
-    any |= finish_of(deferred(hyper, a.step.options, old, decay), stepped, moved) != Finish::kNothing;
-  }
+  for (std::int64_t n = threadIdx.x; n < a.group_count; n += kBlockSize) any |= make_group_row<false, T>(a, n).active;
   return __syncthreads_or(any);
 }
 
-// d_new from the sums, and the change that it makes to x.
+// For each estimate, d_new from the sums, and the change that it makes to x.
 template <class T, bool kMixed>
 __global__ void __launch_bounds__(kBlockSize, kMinBlocks) finish_kernel(const Arguments a) {
-  __shared__ GroupRow<T> rows[kGroupRows];
-  __shared__ Estimate old, now;
-  __shared__ bool stepped;
-  if (a.step.found_inf.read() != 0.0) return;
-  // Every block derives the same estimate. The last block to finish overwrites the old one.
-  if (threadIdx.x == 0) {
-    now = old = *a.row;
-    stepped = advance(now, *a.sums, a.step.options);
-  }
+  __shared__ SharedRow<T> rows[kGroupRows];
+  const bool skipped = a.step.found_inf.read() != 0.0;
   clear_group_rows(rows);
-  __syncthreads();
-  const bool moved = now.d != old.d;
-  if (anything_to_finish<T>(a, old, stepped, moved)) {
+  if (!skipped && anything_to_finish<T>(a)) {
     for (std::int64_t n = blockIdx.x; n < a.chunk_count; n += gridDim.x) {
       const Chunk chunk = a.chunks[n];
       const Tensor& tensor = a.tensors[chunk.tensor];
       const Gradient grad = a.grads[chunk.tensor];
-      const GroupRow<T>& row = group_row<false>(rows, tensor.group, a, old, now.d);
-      const Finish how = finish_of(row.c.deferred, stepped, moved);
-      if (grad.data == nullptr || !row.active || how == Finish::kNothing) continue;
-      finish_chunk<T, kMixed>(tensor, grad, chunk, row.c, row.old_d_eps, T(now.d), how);
+      const GroupRow<T>& row = group_row<false>(rows, tensor.group, a);
+      if (grad.data != nullptr && row.active) finish_chunk<T, kMixed>(tensor, grad, chunk, row);
     }
   }
-  if (a.last && is_last_block(a.arrived) && threadIdx.x == 0) *a.row = now;
+  // Every block derives the new estimates from the old ones, which the last block to finish may overwrite.
+  if (!a.last || !is_last_block(a.arrived)) return;
+  for (std::int64_t e = threadIdx.x; e < a.estimate_count; e += kBlockSize) {
+    a.new_row[e] = skipped ? a.row[e] : progress_of(a, e).now;
+  }
 }
 
 }  // namespace prodigy::cuda

@@ -8,7 +8,20 @@ namespace prodigy::cuda {
 namespace {
 
 // Tables follow each other without gaps.
-static_assert(sizeof(Tensor) % alignof(Chunk) == 0 && sizeof(Group) % alignof(Gradient) == 0);
+static_assert(sizeof(Tensor) % alignof(Chunk) == 0 && sizeof(Chunk) % alignof(std::int64_t) == 0);
+static_assert(sizeof(Group) % alignof(Gradient) == 0);
+
+template <class T>
+std::size_t bytes(const std::vector<T>& table) {
+  return table.size() * sizeof(T);
+}
+
+// Returns where the next table goes.
+template <class T>
+std::byte* append(std::byte* to, const std::vector<T>& table) {
+  if (!table.empty()) std::memcpy(to, table.data(), bytes(table));
+  return to + bytes(table);
+}
 
 Storage storage_of(Type type, Type state_type) {
   if (type == Type::kOther) throw std::invalid_argument("unsupported dtype");
@@ -18,23 +31,17 @@ Storage storage_of(Type type, Type state_type) {
 
 }  // namespace
 
-Plan::Plan(std::vector<Tensor> tensors, Type type, Type state_type)
-    : tensors_(std::move(tensors)), storage_(storage_of(type, state_type)) {
-  for (std::size_t i = 0; i < tensors_.size(); ++i) {
-    for (std::int64_t begin = 0; begin < tensors_[i].numel; begin += kCudaChunkSize) {
-      chunks_.push_back({std::int32_t(i), begin, std::min(begin + kCudaChunkSize, tensors_[i].numel)});
-    }
-  }
-}
+Plan::Plan(std::vector<Tensor> tensors, Type type, Type state_type, std::size_t estimates)
+    : tensors_(std::move(tensors)),
+      list_(tensors_, kCudaChunkSize, estimates),
+      storage_(storage_of(type, state_type)) {}
 
-std::size_t Plan::table_bytes() const { return tensors_.size() * sizeof(Tensor) + chunks_.size() * sizeof(Chunk); }
+std::size_t Plan::table_bytes() const { return bytes(tensors_) + bytes(list_.chunks) + bytes(list_.ranges); }
 
 void Plan::write_table(void* to) const {
-  const std::size_t bytes = tensors_.size() * sizeof(Tensor);
-  std::memcpy(to, tensors_.data(), bytes);
-  if (!chunks_.empty()) {
-    std::memcpy(static_cast<std::byte*>(to) + bytes, chunks_.data(), chunks_.size() * sizeof(Chunk));
-  }
+  std::byte* next = append(static_cast<std::byte*>(to), tensors_);
+  next = append(next, list_.chunks);
+  append(next, list_.ranges);
 }
 
 void Plan::update(const Record& record, const Buffers& buffers, void* stream) {
@@ -51,7 +58,9 @@ void Plan::launch(Kernel kernel, const Record& record, const Buffers& buffers, v
   Arguments a{};
   a.tensors = static_cast<const Tensor*>(buffers.table);
   a.chunks = reinterpret_cast<const Chunk*>(a.tensors + tensors_.size());
-  a.chunk_count = std::int64_t(chunks_.size());
+  a.chunk_count = list_.count();
+  a.ranges = reinterpret_cast<const std::int64_t*>(a.chunks + a.chunk_count);
+  a.estimate_count = std::int64_t(list_.estimates());
   a.groups = static_cast<const Group*>(buffers.step);
   a.group_count = std::int64_t(record.groups.size());
   a.grads = reinterpret_cast<const Gradient*>(a.groups + a.group_count);
@@ -59,9 +68,10 @@ void Plan::launch(Kernel kernel, const Record& record, const Buffers& buffers, v
   a.arrived = buffers.arrived;
   a.sums = buffers.sums;
   a.row = buffers.row;
+  a.new_row = buffers.new_row;
   a.step = record.step;
   a.last = last;
-  // At least one block, which writes the sums or the estimate.
+  // At least one block, which writes the sums or the estimates.
   const auto blocks = std::clamp<std::int64_t>(a.chunk_count, 1, resident);
   cuda::launch(kernel, storage_, int(blocks), a, stream);
 }

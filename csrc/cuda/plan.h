@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cuda/launch.h"
+#include "prodigy/chunks.h"
 
 namespace prodigy::cuda {
 
@@ -16,20 +17,22 @@ struct Buffers {
   const void* step;        // the groups of the step's record, then one Gradient per tensor
   Sums<double>* partials;  // chunk_count() of them
   unsigned* arrived;       // 0
-  Sums<double>* sums;      // written by update, read by finish
-  Estimate* row;
+  Sums<double>* sums;      // one per estimate, as the next two are; written by update, read by finish
+  const Estimate* row;
+  Estimate* new_row;  // of `finish`; may be the same memory as `row`
 };
 
 class Plan {
  public:
-  // type: of all parameters; state_type: of all m, v and s. Throws std::invalid_argument if there is no kernel for it.
-  Plan(std::vector<Tensor> tensors, Type type, Type state_type);
+  // type: of all parameters; state_type: of all m, v and s; estimates: their number. Throws std::invalid_argument if
+  // there is no kernel for the types.
+  Plan(std::vector<Tensor> tensors, Type type, Type state_type, std::size_t estimates);
 
-  // The tensors and the chunks: constant as long as the plan is.
+  // The tensors, the chunks and their ranges: constant as long as the plan is.
   std::size_t table_bytes() const;
   void write_table(void* to) const;
 
-  std::size_t chunk_count() const { return chunks_.size(); }
+  std::size_t chunk_count() const { return list_.chunks.size(); }
 
   // Launched on `stream`, a CUDA stream; not waited for.
   void update(const Record& record, const Buffers& buffers, void* stream);
@@ -39,7 +42,7 @@ class Plan {
   void launch(Kernel kernel, const Record& record, const Buffers& buffers, void* stream, bool last);
 
   std::vector<Tensor> tensors_;
-  std::vector<Chunk> chunks_;
+  ChunkList list_;
   Storage storage_;
   int resident_blocks_[2] = {0, 0};  // of each kernel; 0: not asked yet
 };

@@ -64,18 +64,23 @@ __device__ __forceinline__ bool is_last_block(unsigned* arrived) {
   return last;
 }
 
-// The sums over all chunks, by one block.
+// The sums over each estimate's chunks, by one block. Which thread adds which of them depends on their positions within
+// the range, so that the ranges before it do not affect the result.
 __device__ __forceinline__ void reduce_partials(const Arguments& a) {
   __shared__ Sums<double> scratch[2][kWarps];
-  Accumulator dot, norm;
+  for (std::int64_t e = 0; e < a.estimate_count; ++e) {
+    const std::int64_t end = a.ranges[e + 1];
+    Accumulator dot, norm;
 #pragma unroll 4
-  for (std::int64_t n = threadIdx.x; n < a.chunk_count; n += kBlockSize) {
-    // Bypasses L1, which is not coherent across multiprocessors.
-    dot.add(__ldcg(&a.partials[n].dot));
-    norm.add(__ldcg(&a.partials[n].norm));
+    for (std::int64_t n = a.ranges[e] + threadIdx.x; n < end; n += kBlockSize) {
+      // Bypasses L1, which is not coherent across multiprocessors.
+      dot.add(__ldcg(&a.partials[n].dot));
+      norm.add(__ldcg(&a.partials[n].norm));
+    }
+    // The barrier in each of the two totals keeps the next round from writing to the other's scratch too early.
+    const Sums<double> sums{block_total(dot, scratch[0]), block_total(norm, scratch[1])};
+    if (threadIdx.x == 0) a.sums[e] = sums;
   }
-  const Sums<double> sums{block_total(dot, scratch[0]), block_total(norm, scratch[1])};
-  if (threadIdx.x == 0) *a.sums = sums;
 }
 
 }  // namespace prodigy::cuda

@@ -33,8 +33,8 @@ struct LaneSums {
 };
 
 // Note [Sampling]
-// Of EveryElement and EveryPth, one object serves a chunk, and one Loaded a pack: its constructor loads s and x0 of the
-// pack's samples, `has(e)` says whether element e is one.
+// Of EveryElement, EveryPth and NoElement, one object serves a chunk, and one Loaded a pack: its constructor loads s
+// and x0 of the pack's samples, `has(e)` says whether element e is one.
 
 // slice_p == 1: s and x0 are arrays like the others.
 template <class T, bool kMixed>
@@ -117,6 +117,27 @@ struct EveryPth {
     if (after_first < 0 || after_first % period != 0) return -1;
     return first_sample + after_first / period;
   }
+};
+
+// A frozen estimate: s is not there, and x0 only for a displacement.
+template <class T, bool kMixed>
+struct NoElement {
+  static constexpr bool kMayBeDisplaced = kMixed;
+
+  template <bool kFull>
+  struct Loaded {
+    Pack<T> s, x0;
+
+    __device__ __forceinline__ Loaded(const NoElement&, const Arrays<T, kMixed>& a, std::int64_t i, int count)
+        : s(), x0() {
+      if (kMixed && a.x0.data != nullptr) x0 = load<kFull>(a.x0, i, count);
+    }
+    __device__ __forceinline__ void widen(const Arrays<T, kMixed>& a) { x0 = widened(a.x0, x0); }
+    __device__ __forceinline__ bool has(int) const { return false; }
+    __device__ __forceinline__ void store_s(const NoElement&, const Arrays<T, kMixed>&, std::int64_t, int) const {}
+  };
+
+  __device__ __forceinline__ NoElement(const Tensor&, const Chunk&) {}
 };
 
 // A pack's positions, see Note [Position] of rule.h.
@@ -209,26 +230,27 @@ __device__ __forceinline__ Sums<double> update_sampling(const Tensor& t, const G
 template <class T, bool kMixed>
 __device__ __forceinline__ Sums<double> update_chunk(const Tensor& t, const Gradient& grad, const Chunk& chunk,
                                                      const Coefficients<T>& c) {
+  if (t.s == nullptr) return update_sampling<T, kMixed, NoElement<T, kMixed>>(t, grad, chunk, c);
   if (t.slice_p == 1) return update_sampling<T, kMixed, EveryElement<T, kMixed>>(t, grad, chunk, c);
   return update_sampling<T, kMixed, EveryPth<T, kMixed>>(t, grad, chunk, c);
 }
 
 // The position after `finish`; `m` holds the gradient where there is no momentum.
 template <class T>
-__device__ __forceinline__ T finish_element(T at, T x, T origin, T m, T v, const Coefficients<T>& c, T old_d_eps,
-                                            T d_new, Finish how) {
-  if (how == Finish::kCorrect) return correct(at, m, v, old_d_eps, c);
-  if (how == Finish::kUndo) return undo(at, origin, m, v, c);
-  return step(at, x, c.momentum ? m : d_new * finite_or_zero(gradient(m, x, c)), v, c);
+__device__ __forceinline__ T finish_element(T at, T x, T origin, T m, T v, const GroupRow<T>& group) {
+  const Coefficients<T>& c = group.c;
+  if (group.how == Finish::kCorrect) return correct(at, m, v, group.old_d_eps, c);
+  if (group.how == Finish::kUndo) return undo(at, origin, m, v, c);
+  return step(at, x, c.momentum ? m : group.d_new * finite_or_zero(gradient(m, x, c)), v, c);
 }
 
 // Phase 3.
 template <class T, bool kMixed>
 __device__ __forceinline__ void finish_chunk(const Tensor& t, const Gradient& grad, const Chunk& chunk,
-                                             const Coefficients<T>& c, T old_d_eps, T d_new, Finish how) {
+                                             const GroupRow<T>& group) {
   const Arrays<T, kMixed> a(t, grad);
-  const Array<T, kMixed> direction = c.momentum ? a.m : a.grad;
-  const RandomBits random(c.k, a.index, stream_of(how), chunk.begin);
+  const Array<T, kMixed> direction = group.c.momentum ? a.m : a.grad;
+  const RandomBits random(group.c.k, a.index, stream_of(group.how), chunk.begin);
   each_pack<T>(chunk, a.aligned, [&](std::int64_t i, int count, auto full) {
     constexpr bool kFull = decltype(full)::value;
     const Pack<T> x = load<kFull>(a.x, i, count);
@@ -244,8 +266,7 @@ __device__ __forceinline__ void finish_chunk(const Tensor& t, const Gradient& gr
     Positions<T> p = positions(a, widened(a.x, x), widened(a.x0, x0), delta, a.displaced());
 #pragma unroll
     for (int e = 0; e < kILP<T>; ++e) {
-      p.at.value[e] = finish_element(p.at.value[e], p.x.value[e], p.origin.value[e], m.value[e], v.value[e], c,
-                                     old_d_eps, d_new, how);
+      p.at.value[e] = finish_element(p.at.value[e], p.x.value[e], p.origin.value[e], m.value[e], v.value[e], group);
     }
     store_positions<kFull>(a, i, count, p, a.displaced(), random);
   });

@@ -38,22 +38,23 @@ struct Scalar {
   word(double, d_numerator) word(double, d_denom) \
   word(double, k) word(double, nonfinite_steps) word(double, corrections)
 
-#define PRODIGY_ESTIMATE_OPTIONS(word) \
-  word(double, d0) word(double, d_coef) word(double, growth_rate) word(double, beta3)
-
 // A gradient scaler's: the divisor of the gradients, and whether they have overflowed (then it is not 0).
 #define PRODIGY_SCALER(scalar) \
   scalar(grad_scale) scalar(found_inf)
 
-// The integers are flags, 0 or 1.
+// In this and the next list, the integers are flags, 0 or 1.
 #define PRODIGY_HYPER(word) \
   word(double, lr) word(double, beta1) word(double, beta2) word(double, eps) word(double, weight_decay) \
   word(std::int64_t, decouple) word(std::int64_t, use_bias_correction) \
   word(std::int64_t, safeguard_warmup) word(std::int64_t, maximize)
 
-// Together with Hyper's lr, a Scalar.
-#define PRODIGY_DEVICE_LR(word) \
-  word(std::uint64_t, lr_address) word(std::int64_t, lr_bits)
+#define PRODIGY_ESTIMATE_OPTIONS(word) \
+  word(double, d0) word(double, d_coef) word(double, growth_rate) word(double, beta3) word(double, d_limit) \
+  word(std::int64_t, frozen)
+
+// The index of the group's estimate; and two words that are, together with Hyper's lr, a Scalar.
+#define PRODIGY_GROUP(word) \
+  word(std::int64_t, estimate) word(std::uint64_t, lr_address) word(std::int64_t, lr_bits)
 
 // clang-format on
 #define PRODIGY_MEMBER(type, name) type name;
@@ -61,20 +62,14 @@ struct Scalar {
 #define PRODIGY_NAME(type, name) #name,
 #define PRODIGY_SCALAR_NAMES(name) #name, #name "_address", #name "_bits",
 
-// The estimate: what a step reads and leaves.
+// An estimate: what a step reads and leaves.
 struct Estimate {
   PRODIGY_ESTIMATE(PRODIGY_MEMBER)
-};
-
-// The options of the estimate, common to all groups.
-struct EstimateOptions {
-  PRODIGY_ESTIMATE_OPTIONS(PRODIGY_MEMBER)
 };
 
 // The numbers of a step that all groups share. Like that of a Group, its size is a multiple of 16 bytes, so that tables
 // can follow each other without gaps.
 struct alignas(16) StepScalars {
-  EstimateOptions options;
   PRODIGY_SCALER(PRODIGY_SCALAR_MEMBER)
 };
 
@@ -83,10 +78,17 @@ struct Hyper {
   PRODIGY_HYPER(PRODIGY_MEMBER)
 };
 
-// One parameter group.
+// The options of an estimate.
+struct EstimateOptions {
+  PRODIGY_ESTIMATE_OPTIONS(PRODIGY_MEMBER)
+};
+
+// One parameter group. Either all groups share estimate 0, or each has its own, of the same index: so the options of
+// estimate e are those in group e.
 struct alignas(16) Group {
   Hyper hyper;
-  PRODIGY_DEVICE_LR(PRODIGY_MEMBER)
+  EstimateOptions options;
+  PRODIGY_GROUP(PRODIGY_MEMBER)
 
   // The options, with an lr on the device read from there.
   PRODIGY_INLINE Hyper read() const {
@@ -97,8 +99,9 @@ struct alignas(16) Group {
 };
 
 constexpr const char* kEstimateFields[] = {PRODIGY_ESTIMATE(PRODIGY_NAME)};
-constexpr const char* kStepFields[] = {PRODIGY_ESTIMATE_OPTIONS(PRODIGY_NAME) PRODIGY_SCALER(PRODIGY_SCALAR_NAMES)};
-constexpr const char* kGroupFields[] = {PRODIGY_HYPER(PRODIGY_NAME) PRODIGY_DEVICE_LR(PRODIGY_NAME)};
+constexpr const char* kStepFields[] = {PRODIGY_SCALER(PRODIGY_SCALAR_NAMES)};
+constexpr const char* kGroupFields[] = {PRODIGY_HYPER(PRODIGY_NAME) PRODIGY_ESTIMATE_OPTIONS(PRODIGY_NAME)
+                                            PRODIGY_GROUP(PRODIGY_NAME)};
 
 // No padding but at the end of a row.
 constexpr std::size_t kWord = 8, kRowAlignment = 16;
@@ -114,8 +117,9 @@ struct Record {
   StepScalars step;
   std::vector<Group> groups;
 
-  // least_groups: as many as the plan's tensors refer to. Throws std::invalid_argument if the size is wrong.
-  Record(std::string_view bytes, std::size_t least_groups) {
+  // least_groups: as many as the plan's tensors and estimates refer to. Throws std::invalid_argument if the size is
+  // wrong, or a group has an estimate that the plan does not know.
+  Record(std::string_view bytes, std::size_t least_groups, std::size_t estimates) {
     const std::size_t size = bytes.size();
     if (size < sizeof(step) || (size - sizeof(step)) % sizeof(Group) != 0) {
       throw std::invalid_argument("a step record of " + std::to_string(size) + " bytes: it must have " +
@@ -129,7 +133,15 @@ struct Record {
     }
     std::memcpy(&step, bytes.data(), sizeof(step));
     if (!groups.empty()) std::memcpy(groups.data(), bytes.data() + sizeof(step), groups.size() * sizeof(Group));
+    for (const Group& group : groups) {
+      if (std::uint64_t(group.estimate) < estimates) continue;
+      throw std::invalid_argument("a step record with estimate " + std::to_string(group.estimate) + ": the plan has " +
+                                  std::to_string(estimates));
+    }
   }
+
+  // The options of a group's estimate.
+  const EstimateOptions& options(const Group& group) const { return groups[std::size_t(group.estimate)].options; }
 };
 
 }  // namespace prodigy

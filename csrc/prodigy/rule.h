@@ -11,6 +11,10 @@
 // - those without momentum, where d_new is also a factor of the step;
 // - those that `undo` could not invert accurately (beta3 == 0, or decay >= 0.5).
 // `without_step` makes the step of `update` vanish for them, so that no kernel has to ask.
+//
+// Note [Infinite parameters]
+// A mask may be -inf, with gradients that are always zero. It must stay so, and must not stop d: weight decay leaves
+// alone what is not finite, and where the gradient is zero, x0 - x does not enter the sum.
 #pragma once
 
 #include <cmath>
@@ -91,23 +95,23 @@ PRODIGY_INLINE Coefficients<T> without_step(Coefficients<T> c) {
   return c;
 }
 
+template <class T>
+PRODIGY_INLINE T finite_or_zero(T value) {
+  return value - value == T(0) ? value : T(0);
+}
+
 // g: the gradient of the objective that is minimised, unscaled, with coupled weight decay.
 template <class T>
 PRODIGY_INLINE T gradient(T grad, T x, const Coefficients<T>& c) {
-  return c.gradient_scale * grad + c.l2 * x;
+  return c.gradient_scale * grad + c.l2 * finite_or_zero(x);
 }
 
-// A gradient that is not finite shows in the sums, which then leave the estimate alone, but does not enter the state.
-template <class T>
-PRODIGY_INLINE T finite_or_zero(T g) {
-  return g - g == T(0) ? g : T(0);
-}
-
-// num and s, for the sampled positions. distance: x0 - x. Returns this element's part of the sums.
+// num and s, for the sampled positions. distance: x0 - x. Returns this element's part of the sums. A gradient that is
+// not finite shows in the sums, which then leave the estimate alone, but does not enter the state.
 template <class T>
 PRODIGY_INLINE Sums<T> sample(T g, T distance, T& s, const Coefficients<T>& c) {
   s = c.beta3 * s + c.s_weight * finite_or_zero(g);
-  return {g * distance, std::fabs(s)};
+  return {g == T(0) ? T(0) : g * distance, std::fabs(s)};
 }
 
 // m and v: Adam's, of the gradient d * g.
@@ -124,7 +128,7 @@ PRODIGY_INLINE void moments(T g, T& m, T& v, const Coefficients<T>& c) {
 // The position after the step.
 template <class T>
 PRODIGY_INLINE T step(T at, T x, T m, T v, const Coefficients<T>& c) {
-  return at - (c.decay * x + c.dlr * (m / (std::sqrt(v) + c.d_eps)));
+  return at - (c.decay * finite_or_zero(x) + c.dlr * (m / (std::sqrt(v) + c.d_eps)));
 }
 
 // Replaces old_d*eps by d_new*eps in the step that `update` took.
@@ -138,11 +142,15 @@ PRODIGY_INLINE T correct(T at, T m, T v, T old_d_eps, const Coefficients<T>& c) 
 // the first step, too: if the only gradients are those of new parameters, or of positions that are not sampled.
 template <class T>
 PRODIGY_INLINE T undo(T at, T origin, T m, T v, const Coefficients<T>& c) {
-  return (at + c.decay * origin + c.dlr * (m / (std::sqrt(v) + c.d_eps))) / (T(1) - c.decay);
+  return (at + c.decay * finite_or_zero(origin) + c.dlr * (m / (std::sqrt(v) + c.d_eps))) / (T(1) - c.decay);
 }
 
 // The rule for d. False if this is not a step: no gradient has been non-zero yet, and d stays.
 PRODIGY_INLINE bool advance(Estimate& e, const Sums<double>& sums, const EstimateOptions& options) {
+  if (options.frozen) {  // there are no sums
+    e.k += 1.0;
+    return true;
+  }
   if (sums.norm == 0.0) {
     e.nonfinite_steps += !std::isfinite(sums.dot);  // non-finite entries count as zero in the norm
     return false;
@@ -161,10 +169,20 @@ PRODIGY_INLINE bool advance(Estimate& e, const Sums<double>& sums, const Estimat
   if (d_hat > e.d_max) e.d_max = d_hat;
   const double reached = d == options.d0 && d_hat > d ? d_hat : d;
   const double grown = reached * options.growth_rate;
-  e.d = grown < e.d_max ? grown : e.d_max;
+  const double bound = options.d_limit < e.d_max ? options.d_limit : e.d_max;
+  e.d = grown < bound ? grown : bound;
   e.corrections += e.d != d;
   return true;
 }
+
+// An estimate before and after a step.
+struct Progress {
+  Estimate old, now;
+  bool stepped;  // as `advance` returned it
+
+  PRODIGY_INLINE Progress(const Estimate& before, const Sums<double>& sums, const EstimateOptions& options)
+      : old(before), now(before), stepped(advance(now, sums, options)) {}
+};
 
 // The change that `finish` makes to x.
 enum class Finish { kNothing, kStep, kCorrect, kUndo };
@@ -173,6 +191,31 @@ PRODIGY_INLINE Finish finish_of(bool deferred, bool stepped, bool d_moved) {
   if (deferred) return stepped ? Finish::kStep : Finish::kNothing;
   if (!stepped) return Finish::kUndo;
   return d_moved ? Finish::kCorrect : Finish::kNothing;
+}
+
+// What all elements of one group have in common in a phase of a step.
+template <class T>
+struct GroupRow {
+  Coefficients<T> c;
+  T old_d_eps, d_new;  // of `finish`
+  Finish how;          // of `finish`
+  bool active;         // else the phase leaves the elements alone
+};
+
+template <class T>
+PRODIGY_INLINE GroupRow<T> update_row(const Hyper& h, const EstimateOptions& options, const Estimate& old,
+                                      double grad_scale) {
+  const auto c = without_step(coefficients<T>(h, options, old, old.d, grad_scale));
+  return {c, T(0), T(0), Finish::kNothing, h.lr > 0.0};
+}
+
+template <class T>
+PRODIGY_INLINE GroupRow<T> finish_row(const Hyper& h, const EstimateOptions& options, const Progress& progress,
+                                      double grad_scale) {
+  const Estimate &old = progress.old, &now = progress.now;
+  const auto c = coefficients<T>(h, options, old, now.d, grad_scale);
+  const Finish how = finish_of(c.deferred, progress.stepped, now.d != old.d);
+  return {c, T(old.d * h.eps), T(now.d), how, h.lr > 0.0 && how != Finish::kNothing};
 }
 
 // A compensated sum: TwoSum (Knuth, The Art of Computer Programming 2, 4.2.2) gives the rounding error of each

@@ -32,15 +32,16 @@ static_assert(sizeof(Gradient) == 16 && std::has_unique_object_representations_v
 // index; with slice_p > 1, s and x0 are packed samples.
 struct Tensor {
   void* x;
-  void *m, *v, *s;
-  const void* x0;         // null: x0 is zero everywhere
+  void *m, *v;
+  void* s;                // null: the estimate is frozen, and needs no samples
+  const void* x0;         // null: x0 is zero everywhere, or only the samples would need it
   float* delta;           // null, or x - x0: x is then x0 + delta, rounded
   Type type, state_type;  // of x and x0; of m, v and s
   bool stochastic;        // how x is rounded, if it has 16 bits and no delta
   std::uint32_t index;    // for random bits
   std::int64_t numel;
   std::int64_t slice_p;
-  int group;
+  int group, estimate;
   MemoryOrder order;
 };
 

@@ -24,8 +24,8 @@ template <class Holder>
 pybind11::class_<Holder> bind_tensors(pybind11::module_& m, const char* name, const char* doc) {
   namespace py = pybind11;
   return py::class_<Holder>(m, name, doc)
-      .def(py::init<py::list, py::type, std::string>(), py::arg("slots"), py::arg("tensor_class"),
-           py::arg("state_format"))
+      .def(py::init<py::list, py::type, std::string, std::size_t>(), py::arg("slots"), py::arg("tensor_class"),
+           py::arg("state_format"), py::arg("estimates"))
       .def(
           "unchanged", [](Holder& holder) { return holder.list().unchanged(); },
           "Returns whether every parameter and state tensor still has its address and layout. Holds the GIL.")

@@ -11,8 +11,9 @@ namespace {
 
 class CudaPlan {
  public:
-  CudaPlan(const py::list& slots, const py::type& tensor_class, const std::string& state_format)
-      : list_(slots, tensor_class, state_format), plan_(list_.table(), list_.type(), list_.state_type()) {}
+  CudaPlan(const py::list& slots, const py::type& tensor_class, const std::string& state_format, std::size_t estimates)
+      : list_(slots, tensor_class, state_format, estimates),
+        plan_(list_.table(), list_.type(), list_.state_type(), estimates) {}
 
   TensorList& list() { return list_; }
 
@@ -27,21 +28,24 @@ class CudaPlan {
 
   void update(const py::bytes& record, std::uintptr_t table, std::uintptr_t step, std::uintptr_t partials,
               std::uintptr_t arrived, std::uintptr_t sums, std::uintptr_t row, std::uintptr_t stream) {
-    plan_.update(Record(record, list_.group_count()), buffers(table, step, partials, arrived, sums, row),
+    plan_.update(list_.read_record(record), buffers(table, step, partials, arrived, sums, row, 0),
                  pointer<void>(stream));
   }
 
   void finish(const py::bytes& record, std::uintptr_t table, std::uintptr_t step, std::uintptr_t partials,
-              std::uintptr_t arrived, std::uintptr_t sums, std::uintptr_t row, std::uintptr_t stream, bool last) {
-    plan_.finish(Record(record, list_.group_count()), buffers(table, step, partials, arrived, sums, row),
+              std::uintptr_t arrived, std::uintptr_t sums, std::uintptr_t row, std::uintptr_t new_row,
+              std::uintptr_t stream, bool last) {
+    plan_.finish(list_.read_record(record), buffers(table, step, partials, arrived, sums, row, new_row),
                  pointer<void>(stream), last);
   }
 
  private:
   static cuda::Buffers buffers(std::uintptr_t table, std::uintptr_t step, std::uintptr_t partials,
-                               std::uintptr_t arrived, std::uintptr_t sums, std::uintptr_t row) {
+                               std::uintptr_t arrived, std::uintptr_t sums, std::uintptr_t row,
+                               std::uintptr_t new_row) {
     return {pointer<void>(table),       pointer<void>(step),         pointer<Sums<double>>(partials),
-            pointer<unsigned>(arrived), pointer<Sums<double>>(sums), pointer<Estimate>(row)};
+            pointer<unsigned>(arrived), pointer<Sums<double>>(sums), pointer<Estimate>(row),
+            pointer<Estimate>(new_row)};
   }
 
   TensorList list_;
@@ -62,35 +66,37 @@ Args:
     step: the groups of the record, then gradient_words().
     partials: room for float64[chunk_count, 2].
     arrived: an int32, 0.
-    sums: float64[2], becomes the sums over this plan's tensors.
-    row: the estimate, float64[8].
+    sums: float64[estimates, 2], become the sums over this plan's tensors.
+    row: the estimates, float64[estimates, 8].
     stream: a CUDA stream.
 
 Raises:
-    ValueError: the record's size is wrong.
+    ValueError: the record does not fit the plan.
     RuntimeError: the launch failed; names the kernel.)";
 
-constexpr const char* kFinishDoc = R"(Phases 2 and 3, launched on a stream: derives the new estimate, and gives x the
-value that follows from it.
+constexpr const char* kFinishDoc = R"(Phases 2 and 3, launched on a stream: derives the new estimates, and gives x the
+value that follows from them.
 
 Args, beyond those of update:
-    sums: float64[2], the sums over the tensors of all plans.
-    last: whether this is the last plan of the step, which writes the new estimate to `row`.)";
+    sums: float64[estimates, 2], the sums over the tensors of all plans.
+    new_row: float64[estimates, 8], becomes the new estimates; it may be `row`.
+    last: whether this is the last plan of the step, which writes `new_row`.)";
 
 }  // namespace
 
 void bind_cuda_plan(py::module_& m) {
   bind_tensors<CudaPlan>(m, "CudaPlan", kClassDoc)
       .def("gradient_words", &CudaPlan::gradient_words, "Returns the loaded gradients as the kernels read them.")
-      .def_property_readonly("table_bytes", &CudaPlan::table_bytes, "The size of the table of the tensors and chunks.")
+      .def_property_readonly("table_bytes", &CudaPlan::table_bytes,
+                             "The size of the table of the tensors, the chunks and their ranges.")
       .def_property_readonly("chunk_count", &CudaPlan::chunk_count, "The number of chunks: of pairs in `partials`.")
       .def("write_table", &CudaPlan::write_table, py::arg("to"),
            "Writes the table to host memory at the address `to`, to be uploaded.")
       .def("update", &CudaPlan::update, py::arg("record"), py::kw_only(), py::arg("table"), py::arg("step"),
            py::arg("partials"), py::arg("arrived"), py::arg("sums"), py::arg("row"), py::arg("stream"), kUpdateDoc)
       .def("finish", &CudaPlan::finish, py::arg("record"), py::kw_only(), py::arg("table"), py::arg("step"),
-           py::arg("partials"), py::arg("arrived"), py::arg("sums"), py::arg("row"), py::arg("stream"), py::arg("last"),
-           kFinishDoc);
+           py::arg("partials"), py::arg("arrived"), py::arg("sums"), py::arg("row"), py::arg("new_row"),
+           py::arg("stream"), py::arg("last"), kFinishDoc);
 }
 
 }  // namespace prodigy

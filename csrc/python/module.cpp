@@ -16,25 +16,27 @@ namespace {
 
 class CpuPlan {
  public:
-  CpuPlan(const py::list& slots, const py::type& tensor_class, const std::string& state_format)
-      : list_(slots, tensor_class, state_format), plan_(cpu::make_plan(list_.table(), list_.type())) {
+  CpuPlan(const py::list& slots, const py::type& tensor_class, const std::string& state_format, std::size_t estimates)
+      : list_(slots, tensor_class, state_format, estimates),
+        plan_(cpu::make_plan(list_.table(), list_.type(), estimates)) {
     if (list_.device() != kCpu) throw py::value_error("the tensors are not on the CPU");
   }
 
   TensorList& list() { return list_; }
 
   void update(const py::bytes& record, int threads, std::uintptr_t row, std::uintptr_t sums) {
-    const Record numbers(record, list_.group_count());
+    const Record numbers = list_.read_record(record);
     const cpu::StepInput input{numbers, list_.gradients(), threads};
     py::gil_scoped_release release;
-    plan_->update(input, *pointer<Estimate>(row), *pointer<Sums<double>>(sums));
+    plan_->update(input, pointer<Estimate>(row), pointer<Sums<double>>(sums));
   }
 
-  void finish(const py::bytes& record, int threads, std::uintptr_t row, std::uintptr_t sums, bool last) {
-    const Record numbers(record, list_.group_count());
+  void finish(const py::bytes& record, int threads, std::uintptr_t row, std::uintptr_t new_row, std::uintptr_t sums,
+              bool last) {
+    const Record numbers = list_.read_record(record);
     const cpu::StepInput input{numbers, list_.gradients(), threads};
     py::gil_scoped_release release;
-    plan_->finish(input, *pointer<Estimate>(row), *pointer<Sums<double>>(sums), last);
+    plan_->finish(input, pointer<Estimate>(row), pointer<Estimate>(new_row), pointer<Sums<double>>(sums), last);
   }
 
  private:
@@ -45,8 +47,9 @@ class CpuPlan {
 // The addresses of a plan whose kernels are not in this module (triton_kernels/).
 class AddressList {
  public:
-  AddressList(const py::list& slots, const py::type& tensor_class, const std::string& state_format)
-      : list_(slots, tensor_class, state_format) {}
+  AddressList(const py::list& slots, const py::type& tensor_class, const std::string& state_format,
+              std::size_t estimates)
+      : list_(slots, tensor_class, state_format, estimates) {}
 
   TensorList& list() { return list_; }
 
@@ -70,21 +73,22 @@ Releases the GIL: the caller keeps all tensors, the gradients included, alive un
 Args:
     record: the step's, of prodigy_fused.record.
     threads: the most that are used.
-    row: the address of the estimate, float64[8].
-    sums: the address of float64[2], which become the sums over this plan's tensors.
+    row: the address of the estimates, float64[estimates, 8].
+    sums: the address of float64[estimates, 2], which become the sums over this plan's tensors.
 
 Raises:
-    ValueError: the record's size is wrong.
+    ValueError: the record does not fit the plan.
     RuntimeError: no gradients are loaded.)";
 
 constexpr const char* kFinishDoc =
-    R"(Phases 2 and 3: derives the new estimate, and gives x the value that follows from it.
+    R"(Phases 2 and 3: derives the new estimates, and gives x the value that follows from them.
 
 Releases the GIL, as update does.
 
 Args, beyond those of update:
+    new_row: the address to which the new estimates are written; it may be that of `row`.
     sums: the address of the sums over the tensors of all plans.
-    last: whether this is the last plan of the step, which writes the new estimate to `row`.)";
+    last: whether this is the last plan of the step, which writes `new_row`.)";
 
 template <class Names>
 py::tuple tuple_of(const Names& names) {
@@ -108,8 +112,8 @@ PYBIND11_MODULE(_C, m) {
   bind_tensors<CpuPlan>(m, "CpuPlan", "The tensors of one bucket on the CPU, and the phases of a step over them.")
       .def("update", &CpuPlan::update, py::arg("record"), py::arg("threads"), py::arg("row"), py::arg("sums"),
            kUpdateDoc)
-      .def("finish", &CpuPlan::finish, py::arg("record"), py::arg("threads"), py::arg("row"), py::arg("sums"),
-           py::arg("last"), kFinishDoc);
+      .def("finish", &CpuPlan::finish, py::arg("record"), py::arg("threads"), py::arg("row"), py::arg("new_row"),
+           py::arg("sums"), py::arg("last"), kFinishDoc);
   bind_tensors<AddressList>(m, "TensorList",
                             "The tensors of one bucket, as prodigy_fused.backends.tensor_list has them.")
       .def("gradient_words", &AddressList::gradient_words,

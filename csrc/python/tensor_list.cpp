@@ -55,8 +55,13 @@ MemoryOrder memory_order(const TensorView& view) {
 
 }  // namespace
 
-TensorList::TensorList(const py::list& slots, py::type tensor_class, const std::string& state_format)
-    : reader_(std::move(tensor_class)), keys_(interned_keys()), state_type_(type_named(state_format)) {
+TensorList::TensorList(const py::list& slots, py::type tensor_class, const std::string& state_format,
+                       std::size_t estimates)
+    : reader_(std::move(tensor_class)),
+      keys_(interned_keys()),
+      state_type_(type_named(state_format)),
+      estimates_(estimates),
+      group_count_(estimates) {
   if (state_type_ == Type::kOther) throw py::value_error("unsupported state format: " + state_format);
   entries_.resize(slots.size());
   table_.reserve(slots.size());
@@ -81,6 +86,7 @@ Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
   const py::object rounding = slot.attr("low_precision");
   const auto is = [&](const char* mode) { return !rounding.is_none() && rounding.equal(py::str(mode)); };
   entry.displaced = is("displacement");
+  entry.frozen = slot.attr("frozen").cast<bool>();
   Tensor t{};
   t.x = view.data;
   t.type = type_;
@@ -91,10 +97,16 @@ Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
   t.group = slot.attr("group").cast<int>();
   if (t.group < 0) throw py::value_error("a negative group");
   group_count_ = std::max(group_count_, std::size_t(t.group) + 1);
+  t.estimate = slot.attr("estimate").cast<int>();
+  const int least = first ? 0 : table_.back().estimate;
+  if (t.estimate < least || std::size_t(t.estimate) >= estimates_) {
+    throw py::value_error("estimate " + std::to_string(t.estimate) + ": out of range, or out of order");
+  }
   t.order = memory_order(view);
   for (int which = 0; which < kStates; ++which) {
     entry.states[which] = read_state(entry, t, which);
-    if (PyObject* state = find_state(entry, which)) entry.footprint.add_tensor(state);
+    PyObject* state = needs(entry, which) ? find_state(entry, which) : nullptr;
+    if (state != nullptr) entry.footprint.add_tensor(state);
   }
   t.m = entry.states[kM];
   t.v = entry.states[kV];
@@ -105,12 +117,18 @@ Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
   return t;
 }
 
+bool TensorList::needs(const Entry& entry, int which) {
+  if (which == kDelta) return entry.displaced;
+  if (which == kX0) return entry.displaced || !entry.frozen;
+  return which != kS || !entry.frozen;
+}
+
 PyObject* TensorList::find_state(const Entry& entry, int which) const {
   return PyDict_GetItemWithError(entry.state.ptr(), keys_[which].ptr());
 }
 
 void* TensorList::read_state(const Entry& entry, const Tensor& tensor, int which) const {
-  if (which == kDelta && !entry.displaced) return nullptr;
+  if (!needs(entry, which)) return nullptr;
   PyObject* object = find_state(entry, which);
   if (object == nullptr && which == kM) return nullptr;  // beta1 is 0
   TensorView view;
