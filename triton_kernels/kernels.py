@@ -73,7 +73,10 @@ def total(partials, begin, end, LANES: tl.constexpr):
     return sums + errors
 
 
-@triton.jit(do_not_specialize=["chunk_count", "estimate_count"])
+@triton.jit(
+    do_not_specialize=["chunk_count", "estimate_count"],
+    do_not_specialize_on_alignment=["owners", "row", "sums", "ranges"],
+)
 def prodigy_update_kernel(
     tensors, owners, row, sums, counters, partials, chunk_count, ranges, estimate_count, record, groups, grads,
     T: tl.constexpr, X: tl.constexpr, S: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
@@ -156,7 +159,10 @@ def advance_all(groups, row, sums, new_row, estimate_count):
         store_estimates(new_row, e, new, e < estimate_count)
 
 
-@triton.jit(do_not_specialize=["last", "chunk_count", "estimate_count"])
+@triton.jit(
+    do_not_specialize=["last", "chunk_count", "estimate_count"],
+    do_not_specialize_on_alignment=["owners", "row", "sums", "new_row"],
+)
 def prodigy_finish_kernel(
     tensors, owners, row, sums, counters, last, chunk_count, new_row, estimate_count, record, groups, grads,
     T: tl.constexpr, X: tl.constexpr, S: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
