@@ -22,8 +22,8 @@ those that `undo` could not invert accurately (beta3 == 0, or decay >= 0.5). For
 *update* zero.
 
 The functions here and in estimate.py have the names and the order of csrc/prodigy/rule.h, so that they can be read side
-by side. T is the type of the arithmetic, float32 or float64, whatever the types in memory are (rounding.py); scalars of a whole step are
-float64. Floating-point fusion must be off.
+by side. T is the type of the arithmetic, float32 or float64, whatever the types in memory are (rounding.py); scalars of
+a whole step are float64. Floating-point fusion must be off.
 """
 
 from typing import Any, NamedTuple
