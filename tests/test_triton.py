@@ -28,8 +28,8 @@ from triton.compiler import ASTSource
 from prodigy_fused.backends.triton import SIZES
 from prodigy_fused.triton_kernels import kernels
 
-TYPES = dict.fromkeys(["tensors", "owners", "grads"], "*i64") | dict.fromkeys(["last", "chunk_count"], "i32")
-TYPES |= {"counters": "*i32"}
+TYPES = dict.fromkeys(["tensors", "owners", "ranges", "grads"], "*i64") | {"counters": "*i32"}
+TYPES |= dict.fromkeys(["last", "chunk_count", "estimate_count"], "i32")
 rows = []
 for kernel, types, target in json.loads(sys.argv[1]):
     function = getattr(kernels, kernel)
@@ -57,14 +57,14 @@ NVIDIA = [("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32)]
 AMD = ("hip", "gfx942", 64)
 UPDATE, FINISH = "prodigy_update_kernel", "prodigy_finish_kernel"
 FLOAT32, FLOAT64, HALVES = ["float32"] * 3, ["float64"] * 3, ["float32", "bfloat16", "float32"]
-# The accesses of a thread to 4 elements, or to 2 of float64: of 16 bytes (in float64: the second), and of 8. Of x,
-# grad, m, v, s and x0, and for slice_p > 1 of the first four; in bfloat16 also of delta and of a float32 grad.
+# A thread's accesses to 4 elements, or to 2 of float64: of 16 bytes (in float64: the second), and of 8. Of x, grad, m, v,
+# s, x0; for slice_p > 1 and a frozen d, of the first four; with 16 bits also of delta, a float32 grad, and x0 if frozen.
 ACCESSES = {
-    (UPDATE, *FLOAT32): ([10, 0, 0], [7, 0, 0]),
+    (UPDATE, *FLOAT32): ([14, 0, 0], [10, 0, 0]),
     (FINISH, *FLOAT32): ([4, 0, 0], [1, 0, 0]),
-    (UPDATE, *FLOAT64): ([0, 10, 0], [0, 7, 0]),
+    (UPDATE, *FLOAT64): ([0, 14, 0], [0, 10, 0]),
     (FINISH, *FLOAT64): ([0, 4, 0], [0, 1, 0]),
-    (UPDATE, *HALVES): ([9, 0, 5], [7, 0, 2]),
+    (UPDATE, *HALVES): ([13, 0, 8], [10, 0, 3]),
     (FINISH, *HALVES): ([4, 0, 3], [1, 0, 1]),
 }
 
@@ -259,14 +259,14 @@ def test_addresses_may_have_the_highest_bit_set(monkeypatch):
     """As those of Intel GPUs have."""
     entries, address = slots(torch.float16), 2**64 - 4096
     monkeypatch.setattr(torch.Tensor, "data_ptr", lambda t: address)
-    tensors = tensor_list.TensorList(entries, torch.Tensor, "float32")
+    tensors = tensor_list.TensorList(entries, torch.Tensor, "float32", 1)
     assert tensors.load_gradients([entry.param.grad for entry in entries]) == -1
     assert tensors.gradient_words() == struct.pack("=2Q", address, 16) * 3
-    words, _ = triton.TritonPlan._rows(None, entries)
+    words, *_ = triton.TritonPlan._rows(None, entries)
     assert list(words[:6]) == [*[address] * 4, 0, address]
     group = options.defaults()
     number = hyper.hyper_of(group)._replace(lr=torch.ones(()))
-    packed = record.pack([number], hyper.estimate_options_of([group]), 1.0, 0.0)
+    packed = record.pack([number], [hyper.estimate_options_of([group])], 1.0, 0.0)
     assert record.GROUP.unpack(packed[record.STEP.size :])[-2:] == (address, 32)
 
 
@@ -276,7 +276,7 @@ def test_addresses_may_have_the_highest_bit_set(monkeypatch):
 def test_addresses_in_python_are_those_in_cpp(dtype, state):
     entries = slots(dtype)
     kinds = tensor_list.TensorList, native._C.TensorList
-    lists = [kind(entries, torch.Tensor, "float32") for kind in kinds]
+    lists = [kind(entries, torch.Tensor, "float32", 1) for kind in kinds]
     first, second, third = (entry.param.grad for entry in entries)
     mixed = [first.float() if state == "delta" else first, second, None]
     for grads in ([first, second, third], [None, second, None], mixed):

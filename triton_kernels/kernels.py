@@ -6,14 +6,20 @@ gives x the reference's value. Both are persistent: some programs share the chun
 Note [The number of programs is not in the result]
 A chunk's sums go to its own place in `partials`, whichever program has taken it, and one program adds them up in a way
 that does not depend on their order. So the result depends neither on the number of programs nor on their order.
+
+Note [Several estimates]
+All groups share one estimate, or each has its own. The chunks of an estimate are consecutive, and its sums are added by
+their positions among these only. So each estimate has the bits that it would have in a plan of its tensors alone.
 """
 
 import triton
 import triton.language as tl
 
-from .rule import NOTHING, accumulate, advance, coefficients, finish_of
+from .estimate import accumulate, advance
+from .rule import NOTHING, coefficients, finish_of
 from .tables import (
     load_estimate,
+    load_estimate_index,
     load_found_inf,
     load_grad_scale,
     load_gradient,
@@ -21,24 +27,19 @@ from .tables import (
     load_options,
     load_tensor,
     order_of,
-    store_estimate,
+    store_estimates,
 )
 from .walk import finish_chunk, update_chunk
 
+ESTIMATES = tl.constexpr(128)  # that a program looks at at a time
+
 
 @triton.jit
-def next_chunk(
-    n, tensors, owners, groups, grads, group, c, options, old, d_new, grad_scale, T: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """Returns chunk n's first element, its tensor with order and gradient, and the coefficients of the tensor's group.
-
-    group, c: the group of the chunk before and its coefficients, which are computed anew only if the group is another.
-    """
+def load_chunk(n, tensors, owners, grads, CHUNK: tl.constexpr):
+    """Returns chunk n's first element, and its tensor with the order of its memory and its gradient."""
     owner = tl.load(owners + n)
     t = load_tensor(tensors, owner)
-    if t.group != group:
-        c = coefficients(load_hyper(groups, t.group), options, old, d_new, grad_scale, T)
-    return (n - t.first_chunk) * CHUNK, t, order_of(tensors, owner), load_gradient(grads, owner), c
+    return (n - t.first_chunk) * CHUNK, t, order_of(tensors, owner), load_gradient(grads, owner)
 
 
 @triton.jit
@@ -48,23 +49,36 @@ def is_last_program(arrived):
     return tl.atomic_add(arrived, 1) == tl.num_programs(0) - 1
 
 
+# -- update ------------------------------------------------------------------------------------------------------------
+
+
 @triton.jit
-def total(partials, count, LANES: tl.constexpr):
-    """Returns the sum of all partial sums, which does not depend on their order."""
+def group_in_update(groups, row, group, grad_scale, T: tl.constexpr):
+    """Returns a group's coefficients, with the old d in the place of d_new."""
+    old = load_estimate(row, load_estimate_index(groups, group))
+    return coefficients(load_hyper(groups, group), load_options(groups, group), old, old.d, grad_scale, T)
+
+
+@triton.jit
+def total(partials, begin, end, LANES: tl.constexpr):
+    """Returns the sum of the partial sums from `begin` to `end`, which does not depend on their order."""
     sums = tl.zeros([LANES], tl.float64)
     errors = tl.zeros([LANES], tl.float64)
-    for first in tl.range(0, count, LANES):
+    for first in tl.range(begin, end, LANES):
         n = first + tl.arange(0, LANES)
         # ".cg" bypasses the L1 cache, which is not coherent across multiprocessors.
-        part = tl.load(partials + n, n < count, 0.0, cache_modifier=".cg")
+        part = tl.load(partials + n, n < end, 0.0, cache_modifier=".cg")
         sums, errors = accumulate(sums, errors, part, 0.0)
     sums, errors = tl.reduce((sums, errors), 0, accumulate)
     return sums + errors
 
 
-@triton.jit(do_not_specialize=["chunk_count"])
+@triton.jit(
+    do_not_specialize=["chunk_count", "estimate_count"],
+    do_not_specialize_on_alignment=["owners", "row", "sums", "ranges"],
+)
 def prodigy_update_kernel(
-    tensors, owners, row, sums, counters, partials, chunk_count, record, groups, grads,
+    tensors, owners, row, sums, counters, partials, chunk_count, ranges, estimate_count, record, groups, grads,
     T: tl.constexpr, X: tl.constexpr, S: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """m, v, s, x with the old d in d*eps; sums = (sum lr*bc*<g, x0 - x>, sum |s|). Nothing if found_inf is not zero.
@@ -72,20 +86,22 @@ def prodigy_update_kernel(
     Args:
         tensors, groups, grads: rows of tables.py, one per tensor, group, tensor.
         owners: for every chunk, the index of its tensor.
-        row, record: the estimate, and the STEP words of the step's record.
+        row, sums: for every estimate, its row of tables.py, and its two sums, which are written.
         counters: the number of programs that have finished, 0 between launches; whether some x waits for *finish*.
         partials: each chunk's dot, then each chunk's norm.
+        ranges: for every estimate, its first chunk; and last, chunk_count.
+        record: the STEP words of the step's record.
     """
     if load_found_inf(record) != 0:
         return
-    old, options, grad_scale = load_estimate(row), load_options(record), load_grad_scale(record)
+    grad_scale = load_grad_scale(record)
     group = tl.load(tensors) * 0
-    c = coefficients(load_hyper(groups, group), options, old, old.d, grad_scale, T)
+    c = group_in_update(groups, row, group, grad_scale, T)
     for n in tl.range(tl.program_id(0), chunk_count, tl.num_programs(0)):
-        begin, t, order, grad, c = next_chunk(
-            n, tensors, owners, groups, grads, group, c, options, old, old.d, grad_scale, T, CHUNK
-        )
-        group = t.group
+        begin, t, order, grad = load_chunk(n, tensors, owners, grads, CHUNK)
+        if t.group != group:
+            group = t.group
+            c = group_in_update(groups, row, group, grad_scale, T)
         dot = tl.zeros([], tl.float64)
         norm = tl.zeros([], tl.float64)
         if (grad.address != 0) & c.active:
@@ -96,39 +112,83 @@ def prodigy_update_kernel(
         tl.store(partials + chunk_count + n, norm)
     if is_last_program(counters):
         tl.store(counters, 0)
-        tl.store(sums, total(partials, chunk_count, LANES))
-        tl.store(sums + 1, total(partials + chunk_count, chunk_count, LANES))
+        for e in tl.range(0, estimate_count):
+            begin = tl.load(ranges + e)
+            end = tl.load(ranges + e + 1)
+            tl.store(sums + 2 * e, total(partials, begin, end, LANES))
+            tl.store(sums + 2 * e + 1, total(partials + chunk_count, begin, end, LANES))
 
 
-@triton.jit(do_not_specialize=["last", "chunk_count"])
+# -- finish ------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def advanced(groups, row, sums, e):
+    """Returns the estimate e before and after the step, and whether this is a step. e: an index, or a block of them."""
+    old = load_estimate(row, e)
+    new, stepped = advance(old, tl.load(sums + 2 * e), tl.load(sums + 2 * e + 1), load_options(groups, e))
+    return old, new, stepped
+
+
+@triton.jit
+def group_in_finish(groups, row, sums, group, grad_scale, T: tl.constexpr):
+    """Returns a group's coefficients, and the change that *finish* makes to its x."""
+    old, new, stepped = advanced(groups, row, sums, load_estimate_index(groups, group))
+    c = coefficients(load_hyper(groups, group), load_options(groups, group), old, new.d, grad_scale, T)
+    return c, finish_of(c.deferred, stepped, new.d != old.d)
+
+
+@triton.jit
+def any_change(groups, row, sums, estimate_count):
+    """Returns whether a step that was not deferred has to be corrected or undone."""
+    found = tl.zeros([ESTIMATES], tl.int32)
+    for first in tl.range(0, estimate_count, ESTIMATES):
+        e = tl.minimum(first + tl.arange(0, ESTIMATES), estimate_count - 1)
+        old, new, stepped = advanced(groups, row, sums, e)
+        # With k == 0, all steps were deferred.
+        found |= ((new.d != old.d) | (~stepped & (old.k != 0))).to(tl.int32)
+    return tl.max(found, 0) != 0
+
+
+@triton.jit
+def advance_all(groups, row, sums, new_row, estimate_count):
+    """Writes all new estimates. `new_row` may be `row`: so nothing else may read that any more."""
+    for first in tl.range(0, estimate_count, ESTIMATES):
+        e = first + tl.arange(0, ESTIMATES)
+        _, new, _ = advanced(groups, row, sums, tl.minimum(e, estimate_count - 1))
+        store_estimates(new_row, e, new, e < estimate_count)
+
+
+@triton.jit(
+    do_not_specialize=["last", "chunk_count", "estimate_count"],
+    do_not_specialize_on_alignment=["owners", "row", "sums", "new_row"],
+)
 def prodigy_finish_kernel(
-    tensors, owners, row, sums, counters, last, chunk_count, record, groups, grads,
+    tensors, owners, row, sums, counters, last, chunk_count, new_row, estimate_count, record, groups, grads,
     T: tl.constexpr, X: tl.constexpr, S: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """d_new from the sums; x as it would be had *update* known d_new. Nothing if found_inf is not zero.
 
     Args:
-        last: not 0: the new estimate is written, too. For the others, see `prodigy_update_kernel`.
+        last: not 0: the new estimates are written to new_row, too. For the others, see `prodigy_update_kernel`.
+        new_row: as `row`, and may be the same memory.
     """
     if load_found_inf(record) != 0:
         return
-    # Every program derives the same estimate. The last to have read the old one overwrites it.
-    old, options, grad_scale = load_estimate(row), load_options(record), load_grad_scale(record)
-    new, stepped = advance(old, tl.load(sums), tl.load(sums + 1), options)
-    changed = new.d != old.d
-    if changed | ~stepped | (tl.load(counters + 1) != 0):
+    if any_change(groups, row, sums, estimate_count) | (tl.load(counters + 1) != 0):
+        grad_scale = load_grad_scale(record)
         group = tl.load(tensors) * 0
-        c = coefficients(load_hyper(groups, group), options, old, new.d, grad_scale, T)
+        c, how = group_in_finish(groups, row, sums, group, grad_scale, T)
         for n in tl.range(tl.program_id(0), chunk_count, tl.num_programs(0)):
-            begin, t, _, grad, c = next_chunk(
-                n, tensors, owners, groups, grads, group, c, options, old, new.d, grad_scale, T, CHUNK
-            )
-            group = t.group
-            how = finish_of(c.deferred, stepped, changed)
+            begin, t, _, grad = load_chunk(n, tensors, owners, grads, CHUNK)
+            if t.group != group:
+                group = t.group
+                c, how = group_in_finish(groups, row, sums, group, grad_scale, T)
             if (grad.address != 0) & c.active & (how != NOTHING):
                 finish_chunk(t, grad, begin, c, how, X, S, CHUNK, BLOCK)
+    # The last program overwrites the old estimates, which all others have read.
     if is_last_program(counters):
         tl.store(counters, 0)
         tl.store(counters + 1, 0)
         if last != 0:
-            store_estimate(row, new)
+            advance_all(groups, row, sums, new_row, estimate_count)

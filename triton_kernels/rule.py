@@ -8,7 +8,7 @@ where it says ``d_new``::
     m   <- beta1*m + (1-beta1)*d*g
     v   <- beta2*v + (1-beta2)*(d*g)^2
     s   <- beta3*s + (d/d0)*dlr * g                      (with safeguard_warmup: d instead of dlr)
-    d_new from d_hat = d_coef * num / sum |s|            (see `advance`)
+    d_new from d_hat = d_coef * num / sum |s|            (estimate.py)
     x   <- x - weight_decay*dlr*x - dlr * m / (sqrt(v) + d_new*eps)
 
 Note [d is updated between the passes]
@@ -21,9 +21,9 @@ zero, x must stay bitwise unchanged; those without momentum (beta1 == 0), where 
 those that `undo` could not invert accurately (beta3 == 0, or decay >= 0.5). For them, `without_step` makes the step of
 *update* zero.
 
-The functions have the names and the order of csrc/prodigy/rule.h, so that the two can be read side by side. T is the
-type of the arithmetic, float32 or float64, whatever the types in memory are (rounding.py); scalars of a whole step are
-float64. Floating-point fusion must be off.
+The functions here and in estimate.py have the names and the order of csrc/prodigy/rule.h, so that they can be read side
+by side. T is the type of the arithmetic, float32 or float64, whatever the types in memory are (rounding.py); scalars of
+a whole step are float64. Floating-point fusion must be off.
 """
 
 from typing import Any, NamedTuple
@@ -31,11 +31,11 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-# -- the numbers of a step. tables.py has a word for each of these fields, in this order ------------------------------
+from .estimate import is_finite
 
 
 class Hyper(NamedTuple):
-    """The hyper-parameters of one parameter group, as in prodigy_fused.options."""
+    """The hyper-parameters of one parameter group's update. tables.py has a word for each field, in this order."""
 
     lr: Any
     beta1: Any
@@ -46,31 +46,6 @@ class Hyper(NamedTuple):
     use_bias_correction: Any
     safeguard_warmup: Any
     maximize: Any
-
-
-class EstimateOptions(NamedTuple):
-    """The hyper-parameters of the estimate, common to all groups, as in prodigy_fused.options."""
-
-    d0: Any
-    d_coef: Any
-    growth_rate: Any
-    beta3: Any
-
-
-class Estimate(NamedTuple):
-    """The estimate, as in prodigy_fused.estimate."""
-
-    d: Any
-    d_max: Any
-    d_hat: Any
-    d_numerator: Any
-    d_denom: Any
-    k: Any
-    nonfinite_steps: Any
-    corrections: Any
-
-
-# -- the rule ----------------------------------------------------------------------------------------------------------
 
 
 class Coefficients(NamedTuple):
@@ -116,12 +91,6 @@ def square_root(a):
 
 
 @triton.jit
-def is_finite(a):
-    """Returns whether `a` is neither NaN nor infinite."""
-    return a - a == 0
-
-
-@triton.jit
 def power(base, n):
     """Returns base^n for an integer n >= 0."""
     result = base * 0 + 1
@@ -144,7 +113,7 @@ def bias_correction(h, k):
 
 @triton.jit
 def coefficients(h, options, old, d_new, grad_scale, T: tl.constexpr):
-    """Returns the coefficients of a group, all from the old estimate except d_eps = d_new*eps and d_new.
+    """Returns the coefficients of a group, all from its old estimate except d_eps = d_new*eps and d_new.
 
     In *update*, where d_new is not known yet, the old d stands for it. Gradients are divided by grad_scale.
     """
@@ -181,16 +150,22 @@ def without_step(value, c):
     return tl.where(c.deferred, 0.0, value).to(value.dtype)
 
 
+# Note [Not finite]
+# A gradient that is not finite counts as 0 in the state, which so stays finite; the sums tell, and d is left alone.
+# Weight decay leaves an x alone that is not finite. So where the gradient is 0, an x of -inf (a mask) stays what it is,
+# instead of becoming -inf + inf = NaN, and is left out of the sums, instead of making them 0 * inf = NaN in every step.
+
+
+@triton.jit
+def finite_or_zero(a):
+    """Returns `a`, or 0 where it is not finite."""
+    return tl.where(is_finite(a), a, 0.0).to(a.dtype)
+
+
 @triton.jit
 def gradient(grad, x, c):
     """Returns g = gradient_scale*grad + l2*x, the gradient of the function that is minimised."""
-    return c.gradient_scale * grad + c.l2 * x
-
-
-@triton.jit
-def finite_or_zero(g):
-    """Returns g, or 0 where it is not finite: so the state stays finite. The sums still tell, and d is left alone."""
-    return tl.where(is_finite(g), g, 0.0).to(g.dtype)
+    return c.gradient_scale * grad + c.l2 * finite_or_zero(x)
 
 
 @triton.jit
@@ -200,7 +175,7 @@ def sample(g, distance, s, c):
     Returns s and each element's terms of sum <g, x0 - x> and of sum |s|.
     """
     s = c.beta3 * s + c.s_weight * finite_or_zero(g)
-    return s, g * distance, tl.abs(s)
+    return s, tl.where(g == 0, 0.0, g * distance), tl.abs(s)
 
 
 @triton.jit
@@ -218,7 +193,7 @@ def moments(g, m, v, c):
 @triton.jit
 def step(position, x, m, v, decay, dlr, d_eps):
     """position <- position - (decay*x + dlr * m / (sqrt(v) + d*eps))."""
-    return position - (decay * x + dlr * divide(m, square_root(v) + d_eps))
+    return position - (decay * finite_or_zero(x) + dlr * divide(m, square_root(v) + d_eps))
 
 
 @triton.jit
@@ -237,37 +212,8 @@ def undo(position, origin, m, v, c):
 
     Takes the step of *update* back, to one rounding, because it turned out not to be a step.
     """
-    return divide(position + c.decay * origin + c.dlr * divide(m, square_root(v) + c.d_eps), 1 - c.decay)
-
-
-@triton.jit
-def advance(e, dot, norm, options):
-    """num <- beta3*num + (d/d0)*d*dot;  d_hat = d_coef*num/norm;  d_max <- max(d_max, d_hat);
-    d_new = min(d_max, growth_rate * (max(d, d_hat) if d == d0 else d)).
-
-    Returns the new estimate and whether this is a step: with norm == 0 no gradient has been non-zero yet, and d stays.
-    If the sums are not finite, it is a step that leaves d alone. (Non-finite gradients count as zero in the norm.)
-    """
-    d = e.d
-    numerator = options.beta3 * e.d_numerator + d / options.d0 * d * dot
-    d_hat = options.d_coef * numerator / norm
-    d_max = tl.where(d_hat > e.d_max, d_hat, e.d_max)
-    grown = tl.where((d == options.d0) & (d_hat > d), d_hat, d) * options.growth_rate
-    stepped = norm != 0
-    finite = tl.where(stepped, is_finite(d_hat) & is_finite(norm), is_finite(dot))
-    is_updated = stepped & finite
-    d_new = tl.where(is_updated, tl.where(grown < d_max, grown, d_max), d)
-    new = Estimate(
-        d=d_new,
-        d_max=tl.where(is_updated, d_max, e.d_max),
-        d_hat=tl.where(is_updated, d_hat, e.d_hat),
-        d_numerator=tl.where(is_updated, numerator, e.d_numerator),
-        d_denom=tl.where(is_updated, norm, e.d_denom),
-        k=e.k + stepped.to(tl.float64),
-        nonfinite_steps=e.nonfinite_steps + (~finite).to(tl.float64),
-        corrections=e.corrections + (d_new != d).to(tl.float64),
-    )
-    return new, stepped
+    before = position + c.decay * finite_or_zero(origin) + c.dlr * divide(m, square_root(v) + c.d_eps)
+    return divide(before, 1 - c.decay)
 
 
 # The change that *finish* makes to x.
@@ -282,15 +228,3 @@ def finish_of(deferred, stepped, moved):
     """Returns the change: STEP if the step was deferred, UNDO if it was none, CORRECT if d changed."""
     how = tl.where(stepped, tl.where(moved, CORRECT, NOTHING), UNDO)
     return tl.where(deferred, tl.where(stepped, STEP, NOTHING), how)
-
-
-@triton.jit
-def accumulate(total, error, term, term_error):
-    """total <- total + term, its rounding error added to `error`: a compensated sum (Knuth's TwoSum). Returns both.
-
-    total + error depends on the order of the terms only in its last bit, about once in 2^50 sums: see Accumulator in
-    csrc/prodigy/rule.h.
-    """
-    next_total = total + term
-    part = next_total - total
-    return next_total, error + term_error + ((total - (next_total - part)) + (term - part))

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .rule import Estimate, EstimateOptions, Hyper
+from .estimate import Estimate, EstimateOptions
+from .rule import Hyper
 
 MAX_DIMS = 8
 
@@ -22,8 +23,8 @@ class Tensor(NamedTuple):
     x: Any
     m: Any
     v: Any
-    s: Any
-    x0: Any  # 0: x0 is zero everywhere
+    s: Any  # 0: the tensor is not sampled, because its estimate is frozen
+    x0: Any  # 0: x0 is zero everywhere, or not needed
     delta: Any  # where there is one, x is x0 + delta, rounded
     numel: Any
     slice_p: Any  # with slice_p > 1, s and x0 are packed samples
@@ -45,11 +46,11 @@ class Gradient(NamedTuple):
 # in bits, 32 or 64, of the number at that address.
 ESTIMATE_FIELDS = Estimate._fields
 STEP_FIELDS = (
-    *EstimateOptions._fields,
     "grad_scale", "grad_scale_address", "grad_scale_bits",
     "found_inf", "found_inf_address", "found_inf_bits",
 )  # fmt: skip
-GROUP_FIELDS = (*Hyper._fields, "lr_address", "lr_bits")
+# "estimate" is the index of the group's estimate: 0 if all groups share one, else the group's own.
+GROUP_FIELDS = (*Hyper._fields, *EstimateOptions._fields, "estimate", "lr_address", "lr_bits")
 TENSOR_FIELDS = Tensor._fields
 GRADIENT_FIELDS = Gradient._fields
 
@@ -59,6 +60,7 @@ def padded(words: int) -> int:
     return words + words % 2
 
 
+ESTIMATE_ROW_WORDS = padded(len(ESTIMATE_FIELDS))
 STEP_ROW_WORDS = padded(len(STEP_FIELDS))
 GROUP_ROW_WORDS = padded(len(GROUP_FIELDS))
 ORDER_WORD = padded(len(TENSOR_FIELDS))  # where a tensor's strides begin
@@ -88,6 +90,7 @@ _GROUP = tl.constexpr(GROUP_FIELDS)
 _TENSOR = tl.constexpr(TENSOR_FIELDS)
 _GRADIENT = tl.constexpr(GRADIENT_FIELDS)
 _MAX_DIMS = tl.constexpr(MAX_DIMS)
+_ESTIMATE_ROW_WORDS = tl.constexpr(ESTIMATE_ROW_WORDS)
 _GROUP_ROW_WORDS = tl.constexpr(GROUP_ROW_WORDS)
 _GRADIENT_ROW_WORDS = tl.constexpr(padded(len(GRADIENT_FIELDS)))
 _ORDER_WORD = tl.constexpr(ORDER_WORD)
@@ -120,17 +123,6 @@ def load_scalar(row, VALUE: tl.constexpr, ADDRESS: tl.constexpr, BITS: tl.conste
 
 
 @triton.jit
-def load_options(record):
-    """Returns the estimate's options, of a step's record."""
-    return EstimateOptions(
-        d0=tl.load(record + word(_STEP, "d0")),
-        d_coef=tl.load(record + word(_STEP, "d_coef")),
-        growth_rate=tl.load(record + word(_STEP, "growth_rate")),
-        beta3=tl.load(record + word(_STEP, "beta3")),
-    )
-
-
-@triton.jit
 def load_grad_scale(record):
     """Returns the number that all gradients of the step are divided by."""
     return load_scalar(
@@ -147,8 +139,9 @@ def load_found_inf(record):
 
 
 @triton.jit
-def load_estimate(row):
-    """Returns the estimate, of its row of float64."""
+def load_estimate(rows, e):
+    """Returns estimate e, of the rows of all estimates. e: an index, or a block of them."""
+    row = rows + e * _ESTIMATE_ROW_WORDS
     return Estimate(
         d=tl.load(row + word(_ESTIMATE, "d")),
         d_max=tl.load(row + word(_ESTIMATE, "d_max")),
@@ -162,21 +155,22 @@ def load_estimate(row):
 
 
 @triton.jit
-def store_estimate(row, e):
-    """Writes the estimate to its row of float64."""
-    tl.store(row + word(_ESTIMATE, "d"), e.d)
-    tl.store(row + word(_ESTIMATE, "d_max"), e.d_max)
-    tl.store(row + word(_ESTIMATE, "d_hat"), e.d_hat)
-    tl.store(row + word(_ESTIMATE, "d_numerator"), e.d_numerator)
-    tl.store(row + word(_ESTIMATE, "d_denom"), e.d_denom)
-    tl.store(row + word(_ESTIMATE, "k"), e.k)
-    tl.store(row + word(_ESTIMATE, "nonfinite_steps"), e.nonfinite_steps)
-    tl.store(row + word(_ESTIMATE, "corrections"), e.corrections)
+def store_estimates(rows, e, new, mask):
+    """Writes a block of estimates, those of the indices e, to the rows of all estimates."""
+    row = rows + e * _ESTIMATE_ROW_WORDS
+    tl.store(row + word(_ESTIMATE, "d"), new.d, mask)
+    tl.store(row + word(_ESTIMATE, "d_max"), new.d_max, mask)
+    tl.store(row + word(_ESTIMATE, "d_hat"), new.d_hat, mask)
+    tl.store(row + word(_ESTIMATE, "d_numerator"), new.d_numerator, mask)
+    tl.store(row + word(_ESTIMATE, "d_denom"), new.d_denom, mask)
+    tl.store(row + word(_ESTIMATE, "k"), new.k, mask)
+    tl.store(row + word(_ESTIMATE, "nonfinite_steps"), new.nonfinite_steps, mask)
+    tl.store(row + word(_ESTIMATE, "corrections"), new.corrections, mask)
 
 
 @triton.jit
 def load_hyper(groups, group):
-    """Returns the hyper-parameters of a group, of the rows of all groups."""
+    """Returns the hyper-parameters of a group's update, of the rows of all groups."""
     row = groups + group * _GROUP_ROW_WORDS
     flags = as_integers(row)
     return Hyper(
@@ -190,6 +184,29 @@ def load_hyper(groups, group):
         safeguard_warmup=tl.load(flags + word(_GROUP, "safeguard_warmup")),
         maximize=tl.load(flags + word(_GROUP, "maximize")),
     )
+
+
+@triton.jit
+def load_options(groups, group):
+    """Returns the options of a group's estimate, of the rows of all groups. Those of estimate e are in row e.
+
+    group: an index, or a block of them.
+    """
+    row = groups + group * _GROUP_ROW_WORDS
+    return EstimateOptions(
+        d0=tl.load(row + word(_GROUP, "d0")),
+        d_coef=tl.load(row + word(_GROUP, "d_coef")),
+        growth_rate=tl.load(row + word(_GROUP, "growth_rate")),
+        beta3=tl.load(row + word(_GROUP, "beta3")),
+        d_limit=tl.load(row + word(_GROUP, "d_limit")),
+        frozen=tl.load(as_integers(groups) + group * _GROUP_ROW_WORDS + word(_GROUP, "frozen")),
+    )
+
+
+@triton.jit
+def load_estimate_index(groups, group):
+    """Returns the index of a group's estimate, of the rows of all groups."""
+    return tl.load(as_integers(groups) + group * _GROUP_ROW_WORDS + word(_GROUP, "estimate"))
 
 
 @triton.jit

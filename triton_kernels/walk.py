@@ -1,7 +1,8 @@
 """How one program walks one chunk: loads a block of elements, applies the rule, stores them. The rule is in rule.py.
 
 Constants: T is the type of the arithmetic, X that of x and x0, S that of m, v and s; delta is float32. If X has 16
-bits, each gradient is of the type X or of float32; else all are of the type X. FULL: see `is_full`.
+bits, each gradient is of the type X or of float32; else all are of the type X. FULL: see `is_full`. SAMPLES: which
+elements are samples, that is, have an s and enter the sums.
 """
 
 import triton
@@ -31,6 +32,11 @@ from .rule import (
     without_step,
 )
 from .tables import load_strides
+
+# SAMPLES. None: the tensor's estimate is frozen.
+NONE = tl.constexpr(0)
+ALL = tl.constexpr(1)
+SOME = tl.constexpr(2)  # slice_p > 1: s and x0 are packed
 
 # -- which elements ----------------------------------------------------------------------------------------------------
 
@@ -124,7 +130,7 @@ def store_position(x, delta, position, origin, mask, t, displaced, random, X: tl
 @triton.jit
 def update_walk(
     order, t, grad, begin, c, T: tl.constexpr, X: tl.constexpr, S: tl.constexpr, CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr, FULL: tl.constexpr, SAMPLED: tl.constexpr,
+    BLOCK: tl.constexpr, FULL: tl.constexpr, SAMPLES: tl.constexpr,
 ):  # fmt: skip
     """Updates m, v, s and x of a chunk, x with the old d.
 
@@ -132,8 +138,8 @@ def update_walk(
     """
     x, delta = array(t.x, begin, X, FULL), array(t.delta, begin, tl.float32, FULL)
     m, v = array(t.m, begin, S, FULL), array(t.v, begin, S, FULL)
-    s = array(t.s, 0 if SAMPLED else begin, S, FULL and not SAMPLED)
-    x0 = array(t.x0, 0 if SAMPLED else begin, X, FULL and not SAMPLED)
+    s = array(t.s, 0 if SAMPLES == SOME else begin, S, FULL and SAMPLES != SOME)
+    x0 = array(t.x0, 0 if SAMPLES == SOME else begin, X, FULL and SAMPLES != SOME)
     displaced = t.delta != 0
     decay, dlr = without_step(c.decay, c), without_step(c.dlr, c)
     random = random_bits(c.k, t.index, STEP_STREAM, begin)
@@ -144,30 +150,47 @@ def update_walk(
         i = first + tl.arange(0, BLOCK)
         mask = inside(i, size, FULL)
         is_sample, index = mask, i
-        if SAMPLED:
+        if SAMPLES == SOME:
             is_sample, index = find_samples(order, t, begin, i, CHUNK)
             is_sample = is_sample & mask
         with_momentum = masked(c.momentum, mask)  # without momentum there is no m, and x waits for *finish*
         old_x = load(x + i, mask, X)
         old_v = load(v + i, mask, S)
         old_m = load(m + i, with_momentum, S)
-        old_s = load(s + index, is_sample, S)
+        if SAMPLES != NONE:
+            old_s = load(s + index, is_sample, S)
         old_x0 = load(x0 + index, masked(t.x0 != 0, is_sample), X)
         old_delta = tl.load(delta + i, masked(displaced, mask), 0.0)
         grads = load_grads(grad, begin, i, mask, X, FULL)
 
         old_x, position, origin, distance = position_of(old_x, old_x0, old_delta, displaced, X)
         g = gradient(grads, old_x, c)
-        new_s, dot_terms, norm_terms = sample(g, distance, old_s, c)
-        dot += tl.where(is_sample, dot_terms, 0.0)
-        norm += tl.where(is_sample, norm_terms, 0.0)
+        if SAMPLES != NONE:
+            new_s, dot_terms, norm_terms = sample(g, distance, old_s, c)
+            dot += tl.where(is_sample, dot_terms, 0.0)
+            norm += tl.where(is_sample, norm_terms, 0.0)
+            store(s + index, new_s, is_sample, S)
         new_m, new_v = moments(g, old_m, old_v, c)
         position = step(position, old_x, new_m, new_v, decay, dlr, c.d_eps)
         bits = draw(random, (begin + i).to(tl.uint32))
-        store(s + index, new_s, is_sample, S)
         store(v + i, new_v, mask, S, True, exchanged(bits))
         store(m + i, new_m, with_momentum, S)
         store_position(x + i, delta + i, position, origin, with_momentum, t, displaced, bits, X)
+    return dot, norm
+
+
+@triton.jit
+def update_walk_of(
+    order, t, grad, begin, c, T: tl.constexpr, X: tl.constexpr, S: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr, FULL: tl.constexpr,
+):  # fmt: skip
+    """Runs `update_walk` with the tensor's SAMPLES."""
+    if t.s == 0:
+        dot, norm = update_walk(order, t, grad, begin, c, T, X, S, CHUNK, BLOCK, FULL, NONE)
+    elif t.slice_p == 1:
+        dot, norm = update_walk(order, t, grad, begin, c, T, X, S, CHUNK, BLOCK, FULL, ALL)
+    else:
+        dot, norm = update_walk(order, t, grad, begin, c, T, X, S, CHUNK, BLOCK, FULL, SOME)
     return dot, norm
 
 
@@ -181,17 +204,10 @@ def update_chunk(
     Returns the chunk's part of lr*bc * sum <g, x0 - x> and of sum |s|, in float64. Which lane has which element is
     fixed, so they are always the same.
     """
-    full = is_full(t, grad, begin, CHUNK)
-    if t.slice_p == 1:
-        if full:
-            dot, norm = update_walk(order, t, grad, begin, c, T, X, S, CHUNK, BLOCK, True, False)
-        else:
-            dot, norm = update_walk(order, t, grad, begin, c, T, X, S, CHUNK, BLOCK, False, False)
+    if is_full(t, grad, begin, CHUNK):
+        dot, norm = update_walk_of(order, t, grad, begin, c, T, X, S, CHUNK, BLOCK, True)
     else:
-        if full:
-            dot, norm = update_walk(order, t, grad, begin, c, T, X, S, CHUNK, BLOCK, True, True)
-        else:
-            dot, norm = update_walk(order, t, grad, begin, c, T, X, S, CHUNK, BLOCK, False, True)
+        dot, norm = update_walk_of(order, t, grad, begin, c, T, X, S, CHUNK, BLOCK, False)
     return tl.sum(dot.to(tl.float64)) * c.dot_weight, tl.sum(norm.to(tl.float64))
 
 
