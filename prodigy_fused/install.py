@@ -97,9 +97,12 @@ def _modules() -> list[ModuleType]:
 
 def _keepers(theirs: set[type]) -> str:
     """Returns the names of modules and subclasses that keep a class of ``theirs``, "" if there are none."""
-    found = {f"{cls.__module__}.{cls.__qualname__}" for base in theirs for cls in base.__subclasses__()}
+    subclasses: list[type] = []
+    for cls in theirs:
+        subclasses += cls.__subclasses__()
+    found = {f"{cls.__module__}.{cls.__qualname__}" for cls in subclasses}
+    identities = {id(cls) for cls in theirs}
     for name, module in list(sys.modules.items()):
-        values = list(getattr(module, "__dict__", {}).values())
-        if any(value is cls for value in values for cls in theirs):
+        if any(id(value) in identities for value in list(getattr(module, "__dict__", {}).values())):
             found.add(name)
     return ", ".join(sorted(found))

@@ -82,7 +82,7 @@ def _hand_down(entries: list[str]) -> None:
 
 def _run_script(script: str) -> None:
     path = os.path.abspath(script)
-    names = {"__file__": path, "__loader__": SourceFileLoader("__main__", path)}
+    names = {"__file__": path, "__loader__": SourceFileLoader("__main__", path), "__cached__": None}
     with io.open_code(path) as file:
         source = file.read()
     _execute(lambda: compile(source, path, "exec", dont_inherit=True), names)

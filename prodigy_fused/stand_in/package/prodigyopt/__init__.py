@@ -1,4 +1,4 @@
-"""prodigy_fused in the place of prodigyopt, put there by ``prodigy_fused.install()`` or ``python -m prodigy_fused run``.
+"""prodigy_fused in the place of prodigyopt, by ``prodigy_fused.install()`` or ``python -m prodigy_fused run``.
 
 ``prodigyopt.Prodigy`` is ``prodigy_fused.Prodigy``. The rest of prodigyopt is its own, where it is installed.
 """
