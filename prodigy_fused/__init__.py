@@ -2,7 +2,8 @@
 
 from importlib.metadata import version
 
+from .install import install, uninstall
 from .prodigy import Prodigy
 
 __version__ = version("prodigy-fused")
-__all__ = ["Prodigy"]
+__all__ = ["Prodigy", "install", "uninstall"]

@@ -1,52 +1,39 @@
-"""``python -m prodigy_fused``: prints the versions, and which backends can be used here and why others cannot."""
+"""The command ``python -m prodigy_fused``."""
 
 from __future__ import annotations
 
-import platform
-from importlib import metadata
+import sys
+from collections.abc import Sequence
 
-import torch
+from .report import report
+from .run import run
 
-from . import __version__, backends
-from .backends import native
-from .prodigy import Prodigy
+HELP = """python -m prodigy_fused
+    prints versions, devices and backends, and what would be chosen for a parameter and why: for bug reports
 
-
-def _devices() -> list[torch.device]:
-    gpus = {"cuda": torch.cuda.device_count(), "xpu": torch.xpu.device_count()}
-    return [torch.device("cpu"), *(torch.device(kind, i) for kind, count in gpus.items() for i in range(count))]
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+python -m prodigy_fused run script.py [its arguments]
+python -m prodigy_fused run -m module [its arguments]
+    runs a script that uses prodigyopt, unchanged, with prodigy_fused in its place, there and in the processes that it
+    starts; under a launcher: torchrun -m prodigy_fused run script.py, accelerate launch -m prodigy_fused run script.py
+"""
 
 
-def _status(name: str, device: torch.device) -> str:
-    p = torch.zeros(1, device=device)
-    reason = backends.get(name).unsupported(p, Prodigy([p]).param_groups[0])
-    return "yes" if reason is None else f"no: {reason}"
+def main(arguments: Sequence[str]) -> None:
+    """Does what the command line says.
 
-
-def report() -> str:
-    """Returns the report as text, one fact per line."""
-    lines = [
-        f"prodigy_fused {__version__}",
-        f"torch         {torch.__version__}, {torch.get_num_threads()} threads",
-        f"python        {platform.python_version()}, {platform.system()} {platform.machine()}",
-    ]
-    if not native.MISSING:
-        from . import _C
-
-        lines.append(f"compiled      instruction set {_C.instruction_set()}, threads of {_C.threading()}")
-        lines.append(f"cuda          {_C.CUDA or 'left out of the compiled module'}")
-    lines.append(f"triton        {_version('triton')}")
-    for device in _devices():
-        lines += [f"{device!s:<5} {name:<9} {_status(name, device)}" for name in backends.names()]
-    return "\n".join(lines)
+    Raises:
+        SystemExit: status 2, after one line to stderr, if it says nothing known; or the script's own.
+    """
+    if not arguments:
+        print(report())
+    elif arguments[0] in ("-h", "--help") or list(arguments[:2]) in (["run", "-h"], ["run", "--help"]):
+        print(HELP, end="")
+    elif arguments[0] == "run":
+        run(arguments[1:])
+    else:
+        print(f"prodigy_fused: unknown command {arguments[0]}: see python -m prodigy_fused --help", file=sys.stderr)
+        raise SystemExit(2)
 
 
 if __name__ == "__main__":
-    print(report())
+    main(sys.argv[1:])

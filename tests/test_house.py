@@ -24,7 +24,8 @@ ORDER = (
     "sharding", "backends.native", "backends.gpu", "backends.tensor_list", "backends.elementwise", "backends.cpu",
     "backends.cuda",
     "backends.triton", "backends.foreach", "backends.reference", "backends", "plans", "runtime", "checkpoint",
-    "prodigy", "", "__main__",
+    "prodigy", "install", "", "report", "run", "__main__",
+    "stand_in.package.prodigyopt.prodigy", "stand_in.package.prodigyopt",
 )  # fmt: skip
 SOURCES = ("prodigy_fused", "csrc", "triton_kernels")
 

@@ -23,8 +23,13 @@ SOURCES = (
     "LICENSE",
 )
 IMPORTED = """
-import prodigy_fused.triton_kernels.kernels as ours, triton_kernels
+import prodigy_fused, prodigy_fused.triton_kernels.kernels as ours, triton_kernels
 print(ours.__file__, triton_kernels.OTHER, sep="\\n")
+prodigy_fused.install()
+import prodigyopt
+from importlib.metadata import distributions
+from prodigy_fused.install import METADATA
+print(prodigyopt.__file__, next(iter(distributions(path=[METADATA]))).version, sep="\\n")
 """
 
 
@@ -66,9 +71,10 @@ def check_import(interpreter, path, tree):
     command = [interpreter, "-c", IMPORTED]
     done = subprocess.run(command, cwd=tree.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    ours, other = done.stdout.splitlines()
+    ours, other, stand_in, version = done.stdout.splitlines()
     assert Path(ours).is_relative_to(tree.parent) and ours.endswith("triton_kernels/kernels.py")
     assert other == "the other package"
+    assert Path(stand_in).is_relative_to(tree.parent) and version == "1.1.2+prodigy.fused"
 
 
 @needs_triton
