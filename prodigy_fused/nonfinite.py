@@ -23,7 +23,7 @@ class NonfiniteWatch:
     def look(self, steps: int, nonfinite: int, slots: Callable[[], list[Slot]]) -> None:
         """Takes note of ``k`` and ``nonfinite_steps``, after any number of steps since the last look.
 
-        Warns if they stand for enough steps in a row; says which parameter is to blame, of those that ``slots`` returns.
+        Warns if they stand for enough steps in a row, and names the parameter to blame among ``slots()``.
         """
         new, new_nonfinite = steps - self._steps, nonfinite - self._nonfinite
         self._steps, self._nonfinite = steps, nonfinite

@@ -6,7 +6,7 @@ passes over memory than a compiled backend needs, but every launch covers a whol
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -202,7 +202,7 @@ class ForeachPlan(TensorPlan):
             apply_step(slot, step_of_x, old["k"])
 
 
-def _add_number(tensors: Sequence[Tensor], number: Tensor) -> None:
+def _add_number(tensors: tuple[Tensor, ...], number: Tensor) -> None:
     if is_fake(number):  # torch._foreach_add_ would read it
         for t in tensors:
             t.add_(number)
