@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from toolbox import ON_CPU
+from toolbox import ON_CPU, parameters
 from torch import Tensor
 
 from prodigy_fused import Prodigy, backends
@@ -164,3 +164,19 @@ def started(desc: str, impl: str | None = None, steps: int = 3, named: bool = Fa
     for _ in range(steps):
         opt.step(closure)
     return opt, closure
+
+
+def twin(
+    opt: Prodigy, desc: str, impl: str, dtype: torch.dtype | None = None, named: bool = False
+) -> tuple[Prodigy, Any]:
+    """Returns a new optimizer, on equal parameters, of an optimizer of :func:`started`, and its closure."""
+    params = [p.detach().clone().to(dtype).requires_grad_() for p in parameters(opt)]
+    again = Prodigy(zip(("w", "b"), params, strict=True) if named else params, **kwargs_of(desc, impl))
+    return again, regression(*params, again)
+
+
+def run(*pairs: tuple[Prodigy, Any], steps: int = 3) -> None:
+    """Steps optimizers with their closures."""
+    for opt, closure in pairs:
+        for _ in range(steps):
+            opt.step(closure)
