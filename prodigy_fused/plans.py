@@ -7,12 +7,13 @@ loaded.
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import accumulate, chain
 from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from . import backends, sharding, state
 from .backends.gpu import capturing
@@ -20,7 +21,7 @@ from .estimate import members
 from .low_precision import mode_of
 from .options import Group
 from .step import BucketKey, Plan, Slot, Step
-from .tensors import check_apart, check_gradient, check_parameter
+from .tensors import check_apart, check_gradient, check_parameter, describe
 
 
 def parameters(groups: list[Group]) -> list[Tensor]:
@@ -43,6 +44,7 @@ class PlanSet:
         self.params = parameters(groups)
         self.sizes = [len(group["params"]) for group in groups]
         self.owners = list(chain.from_iterable([i] * size for i, size in enumerate(self.sizes)))
+        self.firsts = list(accumulate(self.sizes, initial=0))
         self.estimates = len(members(groups))
         self.sharded = sharding.is_sharded(groups, self.params)
         self.waiting: list[int] = []  # no gradient seen yet: no state and no plan
@@ -65,6 +67,12 @@ class PlanSet:
             if id(p) in seen:  # twice in one group, of which torch has warned: one step
                 continue
             seen.add(id(p))
+            if p.is_meta and not is_lazy(p):
+                raise ValueError(
+                    f"{describe(index, p)} is still on the meta device: the model was materialised into other tensors; "
+                    "construct the optimizer afterwards, or call torch.__future__."
+                    "set_swap_module_params_on_conversion(True) before the model is"
+                )
             if p.grad is None and not state.is_there(self.states.get(p)):
                 self.waiting.append(index)
                 continue
@@ -106,6 +114,7 @@ class PlanSet:
                 mode_of(p, group),
                 self.owners[index] if self.estimates > 1 else 0,
                 group["frozen"],
+                index - self.firsts[self.owners[index]] if self.estimates > 1 else index,
             )
             self.slots.append(slot)
             buckets.setdefault(_key(name, p, group), []).append(slot)

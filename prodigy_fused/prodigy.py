@@ -195,6 +195,7 @@ class Prodigy(Optimizer):
             d's rules); ``k`` (steps); ``corrections`` and ``nonfinite_steps``. With several groups, ``d_lr/i`` of
             each; with ``split_groups``, every name with ``/i``.
         """
+        self._runtime.look_for_nonfinite(self.param_groups)
         split = self._is_split()
         names = ("d", "d_hat", "k", "corrections", "nonfinite_steps")
         report: dict[str, float] = {}
@@ -229,7 +230,9 @@ class Prodigy(Optimizer):
     @property
     def nonfinite_steps(self) -> int:
         """The number of steps whose sums were not finite, which left the estimate unchanged."""
-        return int(self._only("nonfinite_steps"))
+        steps = int(self._only("nonfinite_steps"))
+        self._runtime.look_for_nonfinite(self.param_groups)
+        return steps
 
     @property
     def corrections(self) -> int:

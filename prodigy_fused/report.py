@@ -18,8 +18,8 @@ from .state import state_dtype
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WHY_ROUNDED = {
-    "stochastic": "a step is too small for its 16 bits: it rounds up or down at random, exact on average",
-    "displacement": "x - x0 is kept in float32 as well, as accurate as float32 weights",
+    "stochastic": "16 bits are too coarse for a step: x is rounded at random, exact on average",
+    "displacement": "16 bits are too coarse for a step: x - x0 is kept in float32",
 }
 
 
@@ -114,8 +114,8 @@ def _choice(p: torch.Tensor, group: Group) -> str:
     except RuntimeError as error:
         backend, why = "foreach", f"no compiled backend can ({str(error).partition(': ')[2]})"
     mode = mode_of(p, group)
-    rounding = "no rounding of x" if mode is None else f'low_precision "{mode}" ({WHY_ROUNDED[mode]})'
-    return f"{backend} ({why}); {rounding}; state {_name(state_dtype(p, group))}"
+    rounding = "x not rounded" if mode is None else f'low_precision "{mode}" ({WHY_ROUNDED[mode]})'
+    return f"{backend} ({why}); state {_name(state_dtype(p, group))}; {rounding}"
 
 
 def _name(dtype: torch.dtype) -> str:

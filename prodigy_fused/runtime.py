@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain
 from operator import is_
 from typing import Any
@@ -14,9 +15,10 @@ from .backends.gpu import capturing
 from .estimate import Estimates, members
 from .hyper import EstimateOptions, Hyper
 from .low_precision import STUCK_AFTER_STEPS, warn_if_stuck
+from .nonfinite import NonfiniteWatch
 from .options import Group, Scalar, number
 from .plans import PlanSet
-from .step import Step
+from .step import Slot, Step
 
 
 class Runtime:
@@ -34,6 +36,7 @@ class Runtime:
         self._layouts: list[tuple[Any, ...]] = []
         self._stepping = False
         self._steps_watched = 0
+        self._nonfinite: list[NonfiniteWatch] = []
 
     def forget_plans(self) -> None:
         """Has the plans built anew at the next step."""
@@ -88,6 +91,21 @@ class Runtime:
         plans.finish(step)
         estimates.publish(groups, step.new_rows)
         self._watch(plans, hypers)
+        if rows.is_cpu:
+            self.look_for_nonfinite(groups)
+
+    def look_for_nonfinite(self, groups: list[Group]) -> None:
+        """Warns where the sums of many steps in a row were not finite. Waits for the device, so that for a GPU this is
+        left to whoever reads the estimate."""
+        estimates = members(groups)
+        if len(self._nonfinite) != len(estimates):
+            self._nonfinite = [NonfiniteWatch() for _ in estimates]
+        if self.plans is None:
+            return
+        slots = self.plans.slots
+        for e, (own, watch) in enumerate(zip(estimates, self._nonfinite, strict=True)):
+            suspects = partial(_of_estimate, slots, e)
+            watch.look(int(own[0]["k"]), int(own[0]["nonfinite_steps"]), suspects)
 
     def _freeze(self, groups: list[Group]) -> None:
         """Fixes the estimates that have taken their ``prodigy_steps``.
@@ -152,6 +170,10 @@ class Runtime:
             self._steps_watched += 1
             if self._steps_watched == STUCK_AFTER_STEPS:
                 warn_if_stuck(plans.slots)
+
+
+def _of_estimate(slots: list[Slot], estimate: int) -> list[Slot]:
+    return [slot for slot in slots if slot.estimate == estimate]
 
 
 def _identical(a: list[tuple[Any, ...]], b: list[tuple[Any, ...]]) -> bool:

@@ -40,7 +40,7 @@ class BucketKey(NamedTuple):
 class Slot:
     """One parameter's place in a plan."""
 
-    index: int  # among all parameters of the optimizer, for messages and random bits
+    index: int  # among all parameters of the optimizer, for messages
     param: Tensor
     state: dict[str, Any]
     group: int
@@ -48,6 +48,7 @@ class Slot:
     low_precision: str | None = None  # how x is rounded (low_precision.py); None: it is float32 or float64
     estimate: int = 0  # whose sums the parameter enters
     frozen: bool = False  # enters none: the estimate is fixed, and the state has no samples
+    random_index: int = 0  # among the parameters of its estimate, for random bits
 
 
 @dataclass

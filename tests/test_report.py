@@ -49,8 +49,8 @@ def test_shows_what_would_be_chosen_and_why(dtype):
     mode = low_precision.mode_of(p, group)
     (line,) = (line for line in report().splitlines() if line.split()[:3] == ["cpu", module._name(dtype), "->"])
     assert f"-> {backends.choose(p, group)} (the first of " in line
-    assert (f'"{mode}" ({module.WHY_ROUNDED[mode]})' if mode else "no rounding") in line
-    assert line.endswith(f"state {module._name(state.state_dtype(p, group))}")
+    assert f"; state {module._name(state.state_dtype(p, group))}; " in line
+    assert line.endswith(f'"{mode}" ({module.WHY_ROUNDED[mode]})' if mode else "x not rounded")
 
 
 def test_does_not_spend_the_warning_of_a_slower_backend(monkeypatch):

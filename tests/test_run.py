@@ -21,7 +21,8 @@ from prodigy_fused.run import run
 STAND_IN = ROOT / "prodigy_fused" / "stand_in"
 # How trainers come by the class, each as a function of what its user chose.
 WAYS = {
-    # diffusers, examples/dreambooth/train_dreambooth_lora_sdxl.py and its like; sd-scripts, library/train_util.py
+    # diffusers, examples/dreambooth/train_dreambooth_lora_sdxl.py and its like; sd-scripts, library/train_util.py;
+    # without the exception OneTrainer, modules/util/create.py
     "import in a function": """
         try:
             import prodigyopt
@@ -36,10 +37,10 @@ WAYS = {
     # ai-toolkit, toolkit/optimizer.py
     "from": """
         from prodigyopt import Prodigy as found""",
-    # forks of OneTrainer, which replace its step
+    # the module of the class, as pickle and type hints name it
     "from the module": """
         from prodigyopt.prodigy import Prodigy as found""",
-    # OneTrainer, modules/util/create.py
+    # a module that has it in its own namespace
     "import as": """
         import prodigyopt as package
         found = package.Prodigy""",

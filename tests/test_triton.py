@@ -58,8 +58,7 @@ AMD = ("hip", "gfx942", 64)
 UPDATE, FINISH = "prodigy_update_kernel", "prodigy_finish_kernel"
 FLOAT32, FLOAT64, HALVES = ["float32"] * 3, ["float64"] * 3, ["float32", "bfloat16", "float32"]
 # A thread's accesses to 4 elements, or to 2 of float64: of 16 bytes (in float64: the second), and of 8. Of x, grad, m,
-# v, s, x0; for slice_p > 1 and a frozen d, of the first four; with 16 bits also of delta, a float32 grad, and x0 if
-# frozen.
+# v, s, x0; with slice_p > 1 or a frozen d, of the first four; for 16 bits also delta, a float32 grad, x0 if frozen.
 ACCESSES = {
     (UPDATE, *FLOAT32): ([14, 0, 0], [10, 0, 0]),
     (FINISH, *FLOAT32): ([4, 0, 0], [1, 0, 0]),

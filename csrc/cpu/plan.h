@@ -24,7 +24,7 @@ class Plan {
   // Phase 1. `sums` become those of this plan's tensors, with the weights of their groups.
   virtual void update(const StepInput& input, const Estimate* row, Sums<double>* sums) = 0;
 
-  // Phases 2 and 3. `sums` are those of all plans. If this is the `last` plan, `new_row`, which may be the same memory
+  // Phase 2. `sums` are those of all plans. If this is the `last` plan, `new_row`, which may be the same memory
   // as `row`, becomes the new estimates.
   virtual void finish(const StepInput& input, const Estimate* row, Estimate* new_row, const Sums<double>* sums,
                       bool last) = 0;

@@ -10,7 +10,7 @@ namespace prodigy::cpu {
 template <class T>
 Sums<double> update_chunk(const Tensor& tensor, const Gradient& grad, const Chunk& chunk, const Coefficients<T>& c);
 
-// Phase 3 for one chunk of an active group.
+// Phase 2 for one chunk of an active group.
 template <class T>
 void finish_chunk(const Tensor& tensor, const Gradient& grad, const Chunk& chunk, const GroupRow<T>& group);
 

@@ -244,7 +244,7 @@ __device__ __forceinline__ T finish_element(T at, T x, T origin, T m, T v, const
   return step(at, x, c.momentum ? m : group.d_new * finite_or_zero(gradient(m, x, c)), v, c);
 }
 
-// Phase 3.
+// Phase 2.
 template <class T, bool kMixed>
 __device__ __forceinline__ void finish_chunk(const Tensor& t, const Gradient& grad, const Chunk& chunk,
                                              const GroupRow<T>& group) {

@@ -56,7 +56,7 @@ struct RandomBits {
   }
 };
 
-// Random bits for a second value of the same element (v besides x).
+// Random bits for a second value of the same element (v, next to x).
 PRODIGY_INLINE std::uint32_t exchanged(std::uint32_t bits) { return bits << 16 | bits >> 16; }
 
 // -- bfloat16 and float16, as bits -----------------------------------------------------------------------------------

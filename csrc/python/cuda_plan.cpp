@@ -74,7 +74,7 @@ Raises:
     ValueError: the record does not fit the plan.
     RuntimeError: the launch failed; names the kernel.)";
 
-constexpr const char* kFinishDoc = R"(Phases 2 and 3, launched on a stream: derives the new estimates, and gives x the
+constexpr const char* kFinishDoc = R"(Phase 2, launched on a stream: derives the new estimates, and gives x the
 value that follows from them.
 
 Args, beyond those of update:
@@ -89,7 +89,8 @@ void bind_cuda_plan(py::module_& m) {
       .def("gradient_words", &CudaPlan::gradient_words, "Returns the loaded gradients as the kernels read them.")
       .def_property_readonly("table_bytes", &CudaPlan::table_bytes,
                              "The size of the table of the tensors, the chunks and their ranges.")
-      .def_property_readonly("chunk_count", &CudaPlan::chunk_count, "The number of chunks: of pairs in `partials`.")
+      .def_property_readonly("chunk_count", &CudaPlan::chunk_count,
+                             "The number of chunks, hence of pairs in `partials`.")
       .def("write_table", &CudaPlan::write_table, py::arg("to"),
            "Writes the table to host memory at the address `to`, to be uploaded.")
       .def("update", &CudaPlan::update, py::arg("record"), py::kw_only(), py::arg("table"), py::arg("step"),

@@ -7,6 +7,7 @@
 #include "cuda/launch.h"
 #include "python/bind_tensors.h"
 #include "python/cuda_plan.h"
+#include "python/layout.h"
 #include "python/pointer.h"
 
 namespace py = pybind11;
@@ -81,7 +82,7 @@ Raises:
     RuntimeError: no gradients are loaded.)";
 
 constexpr const char* kFinishDoc =
-    R"(Phases 2 and 3: derives the new estimates, and gives x the value that follows from them.
+    R"(Phase 2: derives the new estimates, and gives x the value that follows from them.
 
 Releases the GIL, as update does.
 
@@ -90,22 +91,11 @@ Args, beyond those of update:
     sums: the address of the sums over the tensors of all plans.
     last: whether this is the last plan of the step, which writes `new_row`.)";
 
-template <class Names>
-py::tuple tuple_of(const Names& names) {
-  py::tuple tuple(std::size(names));
-  for (std::size_t i = 0; i < std::size(names); ++i) tuple[i] = names[i];
-  return tuple;
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled backends of prodigy_fused; see prodigy_fused/backends for their use.";
-  m.attr("ESTIMATE_FIELDS") = tuple_of(kEstimateFields);
-  m.attr("STEP_FIELDS") = tuple_of(kStepFields);
-  m.attr("GROUP_FIELDS") = tuple_of(kGroupFields);
-  m.attr("STATE_KEYS") = tuple_of(kStateKeys);
-  m.attr("MAX_DIMS") = kMaxDims;
+  add_layout(m);
   m.def("threading", &cpu::threading, "Returns whose threads the CPU backend uses: \"OpenMP\" or \"std::thread\".");
   m.def("instruction_set", &cpu::instruction_set,
         "Returns the instruction set that the CPU backend's calls are dispatched to.");

@@ -90,7 +90,7 @@ Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
   Tensor t{};
   t.x = view.data;
   t.type = type_;
-  t.index = slot.attr("index").cast<std::uint32_t>();
+  t.index = slot.attr("random_index").cast<std::uint32_t>();
   t.stochastic = is("stochastic");
   t.numel = view.numel();
   t.slice_p = slot.attr("slice_p").cast<std::int64_t>();

@@ -100,9 +100,9 @@ def choose(p: Tensor, group: Group) -> str:
     named = group["backend"]
     if named is None and group["fused"] is not True:
         if group["foreach"] is False:
-            return "reference"
-        if group["fused"] is False or group["foreach"]:
-            return "foreach"
+            named = "reference"
+        elif group["fused"] is False or group["foreach"]:
+            named = "foreach"
     reasons = {name: get(name).unsupported(p, group) for name in ([named] if named is not None else compiled())}
     for name, reason in reasons.items():
         if reason is None:

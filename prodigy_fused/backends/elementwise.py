@@ -81,7 +81,7 @@ def apply_step(slot: Slot, step_of_x: Tensor, k: Any) -> None:
         delta.sub_(step_of_x)
         p.copy_(slot.state["p0"].float() + delta)
     elif slot.low_precision == "stochastic":
-        p.copy_(stochastic(p.float() - step_of_x, p.dtype, random_bits(p, k, slot.index)))
+        p.copy_(stochastic(p.float() - step_of_x, p.dtype, random_bits(p, k, slot.random_index)))
     else:
         p.copy_(p.to(step_of_x.dtype) - step_of_x)
 
@@ -92,5 +92,5 @@ def store_state(slot: Slot, key: str, value: Tensor, k: Any) -> None:
     if stored is value:
         return
     if key == "exp_avg_sq" and stored.dtype in SIXTEEN_BIT:
-        value = stochastic(value, stored.dtype, exchanged(random_bits(slot.param, k, slot.index)))
+        value = stochastic(value, stored.dtype, exchanged(random_bits(slot.param, k, slot.random_index)))
     stored.copy_(value)

@@ -17,7 +17,7 @@ from ..hyper import Hyper
 from ..options import Group
 from ..step import Slot, Step
 from ..sums import stable_sum
-from ..tensors import sampled
+from ..tensors import is_fake, sampled
 from .elementwise import TensorPlan, apply_step, arithmetic, bias_correction, current_x, finite_or_zero, store_state
 
 COMPILED = ONE_PASS = READS_DEVICE = False
@@ -188,7 +188,7 @@ class ForeachPlan(TensorPlan):
             ms = without_nonfinite(run.gradients(float(step.grad_scale)))
             torch._foreach_mul_(ms, new["d"])
         denominators = torch._foreach_sqrt(run.states("exp_avg_sq"))
-        torch._foreach_add_(denominators, new["d"] * h.eps)
+        _add_number(denominators, new["d"] * h.eps)
         steps = torch._foreach_div(ms, denominators)
         del denominators
         torch._foreach_mul_(steps, dlr)
@@ -200,6 +200,14 @@ class ForeachPlan(TensorPlan):
             return
         for slot, step_of_x in zip(run.slots, steps, strict=True):
             apply_step(slot, step_of_x, old["k"])
+
+
+def _add_number(tensors: tuple[Tensor, ...], number: Tensor) -> None:
+    if is_fake(number):  # torch._foreach_add_ would read it
+        for t in tensors:
+            t.add_(number)
+    else:
+        torch._foreach_add_(tensors, number)
 
 
 def _total(terms: list[Tensor], zero: Tensor) -> Tensor:

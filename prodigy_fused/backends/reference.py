@@ -13,7 +13,7 @@ from ..hyper import Hyper
 from ..options import Group
 from ..step import Slot, Step
 from ..sums import stable_sum
-from ..tensors import sampled
+from ..tensors import is_fake, sampled
 from .elementwise import TensorPlan, apply_step, arithmetic, bias_correction, current_x, finite_or_zero, store_state
 
 COMPILED = ONE_PASS = READS_DEVICE = False
@@ -25,7 +25,9 @@ def missing(device: torch.device) -> str | None:
 
 
 def unsupported(p: Tensor, group: Group) -> str | None:
-    """Returns None: takes every tensor the optimizer takes."""
+    """Returns why this backend cannot take the parameter, and the remedy; None if it can."""
+    if is_fake(p):
+        return "it reads numbers, which tensors under FakeTensorMode do not have: use foreach=True or fused=None"
     return None
 
 

@@ -32,7 +32,7 @@ if not native.MISSING:
 
 COMPILED = ONE_PASS = READS_DEVICE = True
 MINIMUM_VERSION = (3, 6)  # older ones are untested
-PROGRAMS_PER_MULTIPROCESSOR = 8  # of which 3 are resident on an H200: 144 registers a thread, 4 warps
+PROGRAMS_PER_MULTIPROCESSOR = 8  # more than are resident: 3 or 4, by registers
 
 
 class Sizes(NamedTuple):
@@ -154,7 +154,7 @@ class TritonPlan(GpuPlan):
                 slice_p=slot.slice_p,
                 group=slot.group,
                 first_chunk=len(owners),
-                index=slot.index,
+                index=slot.random_index,
                 stochastic=slot.low_precision == "stochastic",
                 dims=len(order),
             )

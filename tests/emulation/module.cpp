@@ -7,6 +7,7 @@
 #include "cuda/launch.h"
 #include "prodigy/rounding.h"
 #include "python/cuda_plan.h"
+#include "python/layout.h"
 #include "python/pointer.h"
 
 namespace prodigy::cuda {
@@ -66,6 +67,7 @@ PYBIND11_MODULE(_emulated, m) {
   bind_rounding<Type::kBFloat16>(m.def_submodule("bfloat16"));
   bind_rounding<Type::kFloat16>(m.def_submodule("float16"));
   m.attr("CHUNK") = prodigy::cuda::kCudaChunkSize;
+  prodigy::add_layout(m);
   prodigy::bind_cuda_plan(m);
   m.def(
       "configure",

@@ -1,0 +1,56 @@
+"""A warning where the estimate has stood still for steps, because its sums were not finite."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from .step import Slot
+from .tensors import describe
+
+WARN_AFTER_STEPS = 10  # without a finite one among them
+
+
+class NonfiniteWatch:
+    """Counts the steps in a row whose sums were not finite, of one estimate, and warns once."""
+
+    def __init__(self) -> None:
+        self._steps = self._nonfinite = self._in_a_row = 0
+        self._warned = False
+
+    def look(self, steps: int, nonfinite: int, slots: Callable[[], list[Slot]]) -> None:
+        """Takes note of ``k`` and ``nonfinite_steps``, after any number of steps since the last look.
+
+        Warns if they stand for enough steps in a row, and names the parameter to blame among ``slots()``.
+        """
+        new, new_nonfinite = steps - self._steps, nonfinite - self._nonfinite
+        self._steps, self._nonfinite = steps, nonfinite
+        # Before the first step counts, k stands still while nonfinite_steps grows.
+        self._in_a_row = self._in_a_row + new_nonfinite if 0 < new_nonfinite >= new else 0
+        if self._in_a_row >= WARN_AFTER_STEPS and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the sums of the last {self._in_a_row} steps were not finite, so d stands still: {_culprit(slots())}",
+                stacklevel=2,
+            )
+
+
+def _culprit(slots: Sequence[Slot]) -> str:
+    for what in ("value", "start", "gradient"):
+        wrong = [slot for slot in slots if not _is_finite(slot, what)]
+        if wrong:
+            more = f" (and those of {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            return f"the {what} of {describe(wrong[0].index, wrong[0].param)}{more} has entries that are not finite"
+    return "the gradients were not finite, or the sums overflow"
+
+
+def _is_finite(slot: Slot, what: str) -> bool:
+    tensors: dict[str, Tensor | None] = {
+        "value": slot.param.detach(),
+        "start": slot.state.get("p0"),
+        "gradient": slot.param.grad,
+    }
+    t = tensors[what]
+    return t is None or bool(t.isfinite().all())
