@@ -1,7 +1,7 @@
 # All development and CI tasks. Needs python3, a C++ compiler and make; the rest comes from PyPI into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-# A backend named here fails the suite where it would be skipped.
+# Tests of a backend named here fail, instead of being skipped, where it is not available.
 PYTEST := PRODIGY_FUSED_REQUIRE=cpu,emulated,triton,cuda-build $(BIN)/pytest
 PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile
 CPP_FILES = $(shell find csrc tests/emulation -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')

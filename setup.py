@@ -93,7 +93,7 @@ WITHOUT_CUDA = ["-DPRODIGY_FUSED_CUDA=OFF"]
 
 
 def cuda_mode() -> str:
-    """``auto``: with CUDA if there is an nvcc; ``0``: without; ``1``: with CUDA, or fail."""
+    """Returns PRODIGY_FUSED_CUDA. ``auto``: with CUDA if there is an nvcc; ``0``: without; ``1``: with it, or fail."""
     mode = os.environ.get("PRODIGY_FUSED_CUDA", "auto")
     if mode not in ("auto", "0", "1"):
         raise SystemExit(f"PRODIGY_FUSED_CUDA={mode}: must be auto, 0 or 1")
@@ -101,7 +101,7 @@ def cuda_mode() -> str:
 
 
 def find_nvcc() -> Path | None:
-    """The CUDA compiler: the one asked for, the toolkit's, or the one from PyPI."""
+    """Returns the CUDA compiler: the one asked for, the toolkit's, or the one from PyPI; None if there is none."""
     places = [os.environ.get("CUDACXX")]
     places += [Path(os.environ[name], "bin/nvcc") for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     places += [shutil.which("nvcc"), Path("/usr/local/cuda/bin/nvcc")]
@@ -110,7 +110,11 @@ def find_nvcc() -> Path | None:
 
 
 def cuda_arguments() -> list[str]:
-    """What CMake must be told for this machine and PRODIGY_FUSED_CUDA."""
+    """Returns the arguments of CMake that depend on this machine and on PRODIGY_FUSED_CUDA.
+
+    Raises:
+        FileNotFoundError: PRODIGY_FUSED_CUDA is 1, and there is no nvcc; gives the remedy.
+    """
     nvcc = find_nvcc() if cuda_mode() != "0" else None
     if nvcc is None:
         if cuda_mode() == "1":
@@ -124,7 +128,11 @@ def cuda_arguments() -> list[str]:
 
 
 def find_tool(name: str) -> str:
-    """The tool that pip installed: a virtual environment that is not activated does not have it on PATH."""
+    """Returns the path of a tool that pip installed, which is not on PATH in an environment that is not activated.
+
+    Raises:
+        FileNotFoundError: it is not there; gives the remedy.
+    """
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
     tool = shutil.which(name, path=path)
     if tool is None:

@@ -23,7 +23,7 @@ from shared import RESULTS, ROOT
 
 REFERENCE = "prodigyopt"
 MARK = re.compile(r"(<!-- (\w+): written by bench/report.py -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
-HEAD = "# Measurements\n\nWritten by `make figures` from the rows beside it.\n"
+HEAD = "# Measurements\n\nWritten by `make figures` from the rows of the CSV files in this folder.\n"
 Cells = dict[str, Callable[[Row, list[Row]], str]]
 WRITTEN = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 

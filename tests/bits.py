@@ -44,6 +44,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sampled": {"slice_p": 3},
     "sampled widely": {"slice_p": 11, "weight_decay": 0.01, "d0": 1e-6},
     "maximize": {"maximize": True},
+    "bounded": {"d_limit": 4e-3},
+    "frozen": {"prodigy_steps": 5, "weight_decay": 0.01},
+    "frozen, sampled": {"prodigy_steps": 5, "slice_p": 3},
 }
 DTYPES: dict[str, list[dict[str, Any]]] = {
     "float64": [{}],
@@ -51,8 +54,11 @@ DTYPES: dict[str, list[dict[str, Any]]] = {
     "bfloat16": [{}, {"low_precision": "displacement"}, {"low_precision": "nearest"}, {"state_dtype": None}],
     "float16": [{}, {"low_precision": "stochastic", "state_dtype": torch.bfloat16}],
 }
-# What happens to the gradients, the groups and the scaler in step k; each is run once, in float32 and bfloat16.
-EVENTS = ("plain", "groups", "late", "NaN", "zeros first", "grad_scale", "lr 0", "warm-up", "float32 gradients")
+# Events in the gradients, the groups and the scaler in step k; each is run once, in float32 and bfloat16.
+EVENTS = (
+    "plain", "groups", "late", "NaN", "zeros first", "grad_scale", "lr 0", "warm-up", "float32 gradients",
+    "mixed slice_p", "mixed dtypes", "split groups",
+)  # fmt: skip
 
 
 def parameters(dtype: torch.dtype, large: bool) -> list[nn.Parameter]:
@@ -83,7 +89,15 @@ def gradients(params: list[nn.Parameter], k: int, event: str) -> list[Tensor | N
 def run(backend: str, dtype: torch.dtype, event: str, options: dict[str, Any]) -> str:
     params: Any = parameters(dtype, large=backend not in SLOW)
     groups = params
-    if event == "groups":
+    if event == "mixed slice_p":
+        groups = [{"params": params[i::3], "slice_p": slice_p} for i, slice_p in enumerate((1, 3, 11))]
+    if event == "mixed dtypes":
+        others = (dtype, torch.float16, torch.float64)
+        params = [nn.Parameter(p.detach().to(others[i % 3])) for i, p in enumerate(params)]
+        groups = [{"params": params[2::2]}, {"params": params[0:2] + params[3::2], "lr": 0.5}]
+    if event == "split groups":
+        options = {**options, "split_groups": True}
+    if event in ("groups", "split groups"):
         groups = [
             {"params": params[0::3]},
             {"params": params[1::3], "lr": 0.5, "weight_decay": 0.02},
@@ -106,14 +120,16 @@ def run(backend: str, dtype: torch.dtype, event: str, options: dict[str, Any]) -
 
 
 def digest(opt: Prodigy, params: list[nn.Parameter]) -> str:
-    total = hashlib.sha256(repr((opt.d, opt.step_count, opt.nonfinite_steps, opt.corrections)).encode())
+    names = ("d", "k", "nonfinite_steps", "corrections")
+    estimates = opt.param_groups if opt.param_groups[0]["split_groups"] else opt.param_groups[:1]
+    total = hashlib.sha256("".join(repr(tuple(group[name] for name in names)) for group in estimates).encode())
     saved = opt.state_dict()
     states = [saved["state"][i] for i in sorted(saved["state"])]
     tensors = [*params, *(t for state in states for key, t in sorted(state.items()) if key != "step")]
     for t in tensors:
         content = torch.cat([torch.as_tensor(t).detach().flatten()])  # a copy, without gaps
         total.update(content.view(torch.uint8).numpy().tobytes())
-    return f"{total.hexdigest()[:16]} d={opt.d:.17g}"
+    return f"{total.hexdigest()[:16]} d={opt.param_groups[0]['d']:.17g}"
 
 
 def cases() -> list[tuple[torch.dtype, str, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""What the numbers are compared with: prodigyopt 1.1.2, and Algorithm 4 once more in numpy for what it cannot do.
+"""The oracles of the numbers: prodigyopt 1.1.2, and Algorithm 4 once more in numpy for what it cannot do.
 
 Note [open loop]: an oracle trains a real model in float64 and its gradients are recorded; everything under test is
 then fed those gradients. Left to train by itself (closed loop), a difference in the last bit grows a thousandfold
@@ -192,7 +192,7 @@ def training(seed: int, dtype: torch.dtype = torch.float64, device: str = "cpu")
 
 @dataclass
 class Recording:
-    """What the oracle did: where it started, the gradients, and every ``d`` and ``x`` after a step."""
+    """The oracle's run: where it started, the gradients, and every ``d`` and ``x`` after a step."""
 
     case: Case
     start: list[Tensor] = field(repr=False)

@@ -3,7 +3,6 @@
 import copy
 import io
 import json
-import math
 import pickle
 
 import prodigyopt
@@ -26,9 +25,9 @@ from toolbox import (
     twins,
 )
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from prodigy_fused import Prodigy
+from prodigy_fused.options import OPTIONS as TABLE
 
 HALF, REST = 5, 6
 NUMBERS = ("d", "d_max", "d_hat", "d_numerator", "d_denom", "k")
@@ -121,6 +120,77 @@ def test_channels_last_is_saved_in_row_major_order(options):
     saved = [opt.state_dict()["state"].values() for opt in (contiguous, mixed)]
     for a, b in zip(*saved, strict=True):
         assert all(torch.allclose(torch.as_tensor(a[key]), torch.as_tensor(b[key]), rtol=1e-12) for key in a)
+
+
+# -- options of ours alone -----------------------------------------------------------------------------------
+
+# Sets of options that prodigyopt lacks; together they have all that a checkpoint carries. Two groups each.
+OWN_OPTIONS = {
+    "maximize": {"maximize": True},
+    "state in bfloat16": {"state_dtype": "bfloat16"},
+    "state in the parameters' dtype": {"state_dtype": None, "slice_p": 2},
+    "displacement": {"low_precision": "displacement"},
+    "d_limit": {"d_limit": 1.5 * D0},
+    "split_groups": {"split_groups": True, "slice_p": 2},
+    "frozen": {"prodigy_steps": HALF - 2},
+    "frozen later": {"prodigy_steps": HALF + 2, "split_groups": True},
+    "frozen displacement": {"prodigy_steps": HALF - 2, "low_precision": "displacement"},
+}
+each_own = pytest.mark.parametrize("options", OWN_OPTIONS.values(), ids=OWN_OPTIONS.keys())
+
+
+def test_every_option_that_a_checkpoint_carries_is_among_them():
+    carried = {name for name, option in TABLE.items() if option.role != "machine" and not option.in_reference}
+    assert carried == set().union(*OWN_OPTIONS.values()) - {"slice_p"}
+
+
+def two_groups(params):
+    half = len(params) // 2
+    return [{"params": params[:half]}, {"params": params[half:]}]
+
+
+def state_dtypes(opt):
+    return [{key: getattr(v, "dtype", None) for key, v in opt.state[p].items()} for p in parameters(opt)]
+
+
+@each_own
+def test_a_run_with_own_options_continues(backend, options):
+    """Bit by bit, in an optimizer that was constructed without them: they are the checkpoint's."""
+    device, dtypes = device_of(backend), (torch.float32, torch.bfloat16)
+    params, copies = ([p for dtype in dtypes for p in make_params(dtype, device)] for _ in range(2))
+    opt = make(backend, two_groups(params), **options)
+    train(opt, steps=HALF)
+    for p, q in zip(copies, params, strict=True):
+        p.data.copy_(q)
+    resumed = make(backend, two_groups(copies), slice_p=options.get("slice_p", 1))
+    resumed.load_state_dict(copy.deepcopy(opt.state_dict()))
+    train(opt, resumed, steps=REST, start=HALF)
+    assert snapshot(resumed)["params"] == snapshot(opt)["params"]
+    assert frozen(resumed.state_dict()) == frozen(opt.state_dict())
+    assert state_dtypes(resumed) == state_dtypes(opt)
+    assert opt.param_groups[0]["d"] > D0
+
+
+@each_own
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_own_options_with_a_checkpoint_of_prodigyopt(backend, options, dtype):
+    """They stay as constructed; in float64 the numbers are those of the reference backend."""
+    theirs = prodigyopt.Prodigy(
+        two_groups(make_params(dtype, device_of(backend))), d0=D0, slice_p=options.get("slice_p", 1)
+    )
+    train(theirs, steps=HALF)
+    saved = copy.deepcopy(theirs.state_dict())
+    opts = [make(name, two_groups(same_params(theirs)), **options) for name in (backend, "reference")]
+    for opt in opts:
+        opt.load_state_dict(saved)
+        assert {name: opt.param_groups[1][name] for name in options} == options
+    fresh = make(backend, two_groups(same_params(theirs)), **options)
+    train(fresh, steps=HALF)
+    train(*opts, fresh, steps=REST, start=HALF)
+    assert state_dtypes(opts[0]) == state_dtypes(fresh)
+    assert all(p.isfinite().all() for p in parameters(opts[0]))
+    if dtype == torch.float64:
+        agree(*opts)
 
 
 # -- files, copies -------------------------------------------------------------------------------------------
@@ -225,7 +295,8 @@ def test_a_float32_checkpoint_continues_in_float64():
     wide = Prodigy([nn.Parameter(p.detach().double()) for p in parameters(opt)])
     wide.load_state_dict(opt.state_dict())
     train(opt, wide, steps=REST, start=HALF)
-    assert {v.dtype for state in wide.state.values() for v in state.values()} == {torch.float64}
+    tensors = [v for state in wide.state.values() for v in state.values() if torch.is_tensor(v)]
+    assert {v.dtype for v in tensors} == {torch.float64}
     agree(wide, opt, rtol=1e-5)
 
 
@@ -255,29 +326,3 @@ def test_hooks_of_the_user():
     assert calls == ["before saving", ("loaded", HALF)]
     train(opt, again, steps=2, start=HALF)
     agree(again, opt, rtol=0.0)
-
-
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
-
-
-def test_distributed_checkpoint_state_dict(backend):
-    """It materialises state with a step of lr 0 on zero gradients; before that, the optimizer has none."""
-    device = device_of(backend)
-    models = [net().to(device) for _ in range(3)]
-    touched, plain, resumed = (make(backend, model.parameters(), weight_decay=0.1) for model in models)
-    before = snapshot(touched)
-    get_optimizer_state_dict(models[0], touched)
-    after = snapshot(touched)
-    assert (after["params"], after["groups"]) == (before["params"], before["groups"])
-    train(touched, plain, steps=HALF)
-    agree(touched, plain, rtol=0.0)
-
-    models[2].load_state_dict(models[0].state_dict())
-    saved = copy.deepcopy(get_optimizer_state_dict(models[0], touched))
-    assert "0.weight" in saved["state"]
-    set_optimizer_state_dict(models[2], resumed, saved)
-    train(plain, resumed, steps=REST, start=HALF)
-    agree(resumed, plain, rtol=0.0)
-    assert math.isfinite(resumed.d)

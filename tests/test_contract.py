@@ -1,4 +1,4 @@
-"""What torch.optim promises about any optimizer, and what other tools do to one between its steps."""
+"""The promises of torch.optim about any optimizer, and other tools that work on one between its steps."""
 
 import warnings
 

@@ -20,7 +20,7 @@ REQUIRED = "cuda-build" in os.environ.get("PRODIGY_FUSED_REQUIRE", "").split(","
 
 
 def dump(*options):
-    """What cuobjdump, of a toolkit or of PyPI, says about the compiled module."""
+    """Returns the output of cuobjdump, of a toolkit or of PyPI, about the compiled module."""
     if native.MISSING or cuda._C.CUDA is None:
         (pytest.fail if REQUIRED else pytest.skip)("_C has no CUDA half here")
     places = [Path(folder, "nvidia/cu13/bin/cuobjdump") for folder in sys.path]

@@ -1,4 +1,4 @@
-"""What only a GPU can show: no synchronisation, the launches of a step, CUDA graphs, AMP. `bench/gpu_check` runs it."""
+"""Tests that need a GPU: no synchronisation, the launches of a step, CUDA graphs, AMP. `bench/gpu_check` runs them."""
 
 from functools import partial
 

@@ -276,7 +276,7 @@ def test_d_written_by_the_user_is_honoured(backend, written):
     assert opt.d >= 0.5
     assert all(group["d"] == opt.d for group in opt.param_groups)
     moved = max((p - q).abs().max().item() for p, q in zip(parameters(opt), before, strict=True))
-    assert moved > 0.1  # dlr is made of the new number: 0.01 and less otherwise
+    assert moved > 0.1  # dlr is computed from the new number: 0.01 and less otherwise
 
 
 def test_counters(backend):

@@ -22,9 +22,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "options", "hyper", "tensors", "sums", "rounding", "record", "estimate", "step", "low_precision", "state",
     "sharding", "backends.native", "backends.gpu", "backends.tensor_list", "backends.elementwise", "backends.cpu",
-    "backends.cuda",
-    "backends.triton", "backends.foreach", "backends.reference", "backends", "plans", "runtime", "checkpoint",
-    "prodigy", "install", "", "report", "run", "__main__",
+    "backends.cuda", "backends.triton", "backends.foreach", "backends.reference", "backends", "plans", "runtime",
+    "checkpoint", "prodigy", "install", "", "report", "run", "__main__",
     "stand_in.package.prodigyopt.prodigy", "stand_in.package.prodigyopt",
 )  # fmt: skip
 SOURCES = ("prodigy_fused", "csrc", "triton_kernels")
@@ -121,10 +120,12 @@ def test_the_default_of_every_option_is_valid_and_stored_as_it_is():
 def test_every_number_of_the_rule_reaches_the_kernels():
     """An option of role "rule" or "estimate" is a word of the record under its own name; betas are two words."""
     words = {name for name, option in OPTIONS.items() if option.role in ("rule", "estimate")} - {"betas"}
-    assert words | {"beta1", "beta2"} == {*hyper.Hyper._fields, *hyper.EstimateOptions._fields}
-    assert {*hyper.Hyper._fields} <= {*record.GROUP_FIELDS}
-    assert {*hyper.EstimateOptions._fields} <= {*record.STEP_FIELDS}
-    assert {name for name in record.FLAGS} == {n for n, o in OPTIONS.items() if o.role == "rule" and o.stored is bool}
+    fields = {*hyper.Hyper._fields, *hyper.EstimateOptions._fields}
+    # Whether an estimate is frozen is no option: `prodigy_steps` decides it.
+    assert words | {"beta1", "beta2", "frozen"} == fields
+    assert fields <= {*record.GROUP_FIELDS}
+    flags = {name for name, option in OPTIONS.items() if option.role == "rule" and option.stored is bool}
+    assert {*record.FLAGS} == flags | {"frozen"}
 
 
 def test_what_of_a_checkpoint_is_the_references():
@@ -173,12 +174,10 @@ print([str(w.message) for w in said])
 
 @pytest.mark.parametrize("flags", [[], ["-O"]], ids=["plain", "optimized"])
 def test_a_module_of_other_sources_falls_back_with_its_reason(flags):
-    command = [sys.executable, *flags, "-c", STALE.replace("import prodigy_fused\n", "", 1)]
-    command[-1] = STALE
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    result = subprocess.run([sys.executable, *flags, "-c", STALE], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     assert "slower foreach backend" in result.stdout
-    assert "built from other sources: ESTIMATE_FIELDS" in result.stdout
+    assert "built from other sources (ESTIMATE_FIELDS" in result.stdout
 
 
 # -- words and numbers -------------------------------------------------------------------------------------------------
@@ -188,12 +187,13 @@ CONFIGURATIONS = {
     "every option": {
         "lr": 0.5, "betas": [0.8, 0.9], "beta3": 0.95, "eps": 1e-7, "weight_decay": 1, "decouple": 0,
         "use_bias_correction": 1, "safeguard_warmup": True, "d0": 1e-5, "d_coef": 2, "growth_rate": 1.02,
-        "slice_p": 3, "maximize": True, "state_dtype": torch.bfloat16, "low_precision": "nearest", "fused": False,
+        "slice_p": 3, "maximize": True, "d_limit": 0.1, "split_groups": 1, "prodigy_steps": 20,
+        "state_dtype": torch.bfloat16, "low_precision": "nearest", "fused": False,
     },
     "numbers of NumPy and of tensors": {
         "lr": "np.float32(0.5)", "betas": "np.array([0.8, 0.9]).tolist()", "eps": "np.float64(1e-7)",
         "weight_decay": torch.tensor(0.1), "slice_p": "np.int64(2)", "decouple": "np.bool_(True)",
-        "d_coef": "np.float32(2)",
+        "d_coef": "np.float32(2)", "d_limit": torch.tensor(0.5), "prodigy_steps": "np.int32(9)",
     },
     "a word": {"state_dtype": "bfloat16"},
     "the parameter's": {"state_dtype": None},
@@ -204,6 +204,12 @@ def of_numpy(value):
     if not (isinstance(value, str) and value.startswith("np.")):
         return value
     return eval(value, {"np": pytest.importorskip("numpy")})
+
+
+def test_every_option_is_among_the_configurations():
+    """But those that say how a step is computed, and not what, of which fused stands for all; and sharding."""
+    unnamed = {name for name, option in OPTIONS.items() if option.role == "machine"} - {"fused"}
+    assert {*CONFIGURATIONS["every option"]} == {*OPTIONS} - unnamed - {"fsdp_in_use"}
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)

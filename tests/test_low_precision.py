@@ -204,7 +204,7 @@ def test_one_list_of_all_types(backend):
         assert (p - q).abs().max() <= max(torch.finfo(p.dtype).eps, 1e-4) * q.abs().max()
 
 
-def test_what_somebody_else_writes_into_x_stays(backend):
+def test_what_other_code_writes_into_x_stays(backend):
     opt = start(backend, low_precision="displacement")
     train(opt, steps=3)
     p = parameters(opt)[0]

@@ -1,4 +1,4 @@
-"""What a step allocates, and what the state keeps."""
+"""The memory that a step allocates, and that the state keeps."""
 
 import contextlib
 import ctypes

@@ -108,13 +108,13 @@ FLOAT32_CASES = [
     Case({"betas": (0.0, 0.999), "slice_p": 11}, seed=2),
     Case({"slice_p": 2, "safeguard_warmup": True}, "warm-up from 0", groups="three", seed=3),
 ]
-# A few units in the last place: below this, twice somebody else's error says nothing.
+# A few units in the last place: below this, twice the error of prodigyopt says nothing.
 FLOOR = 4 * torch.finfo(torch.float32).eps
 
 
 @cache
 def float32_runs(steps: int) -> list[tuple[Recording, np.ndarray, np.ndarray]]:
-    """What the oracle does on gradients that float32 can hold, and what prodigyopt does with them in float32."""
+    """Returns the oracle's run on gradients that float32 can hold, and prodigyopt's with them in float32."""
     runs = []
     for case in FLOAT32_CASES:
         run = record(dataclasses.replace(case, steps=steps))

@@ -64,7 +64,7 @@ def run(backend, configuration, groups: list[list[int]], threads: int) -> list[T
         left.append(torch.tensor(estimate, dtype=torch.float64))
     assert opt.d > 1e-4
     for p in params:
-        left += [p.detach(), *(opt.state[p][key] for key in sorted(opt.state[p]))]
+        left += [p.detach(), *(torch.as_tensor(opt.state[p][key]) for key in sorted(opt.state[p]))]
     return left
 
 
@@ -90,3 +90,34 @@ def test_partitions(backend, configuration):
         cut, end = sorted(shuffle.sample(range(1, len(indices)), 2))
         parts = [indices[:cut], indices[cut:end], indices[end:]]
         assert_bitwise(run(backend, configuration, parts, 1), together)
+
+
+def test_partitions_of_many_buckets(backend):
+    """Every other parameter is sampled, and there are three dtypes: six plans, whose sums are added in the order of
+    their keys, whichever comes first among the groups."""
+    dtypes = [torch.float32, torch.bfloat16, torch.float64]
+    groups = [{"params": i, "slice_p": 1 + 2 * (i % 2)} for i in range(len(values(backend.small)[0]))]
+
+    def trace(order: list[dict]) -> list[tuple[float, ...]]:
+        torch.set_num_threads(1)
+        start, grads = values(backend.small)
+        # Rounded to nearest, since random bits depend on a parameter's index.
+        made = [nn.Parameter(x.to(backend.device, dtypes[i % 3], copy=True)) for i, x in enumerate(start)]
+        opt = backend(
+            [{**group, "params": [made[group["params"]]]} for group in order], d0=1e-4, low_precision="nearest"
+        )
+        left = []
+        for step in grads:
+            for p, g in zip(made, step, strict=True):
+                p.grad = g.to(p, copy=True)
+            opt.step()
+            left.append(tuple(float(opt.param_groups[0][key]) for key in ("d", "d_numerator", "d_denom")))
+        assert len({key[2:] for key in opt._runtime.plans.keys}) == 6
+        assert opt.d > 1e-4
+        return left
+
+    together = trace(groups)
+    shuffle = random.Random(0)
+    for _ in range(1 if backend.crawls else 4):
+        shuffle.shuffle(groups)
+        assert trace(groups) == together

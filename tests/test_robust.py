@@ -1,4 +1,4 @@
-"""What breaks other optimizers at 2 a.m.: default devices, freed memory, threads, cycles, settings changed in place."""
+"""Trouble that other optimizers run into: default devices, freed memory, threads, cycles, settings changed in place."""
 
 import contextlib
 import gc
@@ -161,7 +161,7 @@ def test_what_others_keep_in_the_state_survives_a_checkpoint(backend):
 
 
 def test_a_capture_takes_no_step_that_has_something_to_set_up(backend, monkeypatch):
-    """What a graph captures is not done: state created there would hold no number."""
+    """A graph records and does not compute: state created in a capture would hold no number."""
     opt = make(backend)
     feed(opt, 0)
     with monkeypatch.context() as patch:

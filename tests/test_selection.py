@@ -74,10 +74,21 @@ def test_every_parameter_gets_the_best_backend_that_can_take_it():
     assert step_once([*params, with_gaps()]) == {BEST, "foreach"}
 
 
-def test_groups_choose_for_themselves():
-    first, second = make_params(), make_params()
-    groups = [{"params": first, "fused": False}, {"params": second, "foreach": False}]
-    assert step_once(groups) == {"foreach", "reference"}
+@pytest.mark.parametrize(
+    ("options", "first", "second", "expected"),
+    [
+        ({}, {"fused": False}, {"foreach": False}, {"foreach", "reference"}),
+        ({"backend": "reference"}, {"fused": False}, {}, {"foreach", "reference"}),
+        ({"foreach": True}, {"backend": "reference"}, {}, {"foreach", "reference"}),
+        ({"foreach": True}, {"foreach": False}, {}, {"foreach", "reference"}),
+        pytest.param({"fused": True}, {"foreach": True}, {}, {"foreach", "cpu"}, marks=needs_compiled),
+        pytest.param({"foreach": True}, {"fused": True}, {}, {"foreach", "cpu"}, marks=needs_compiled),
+    ],
+)
+def test_groups_choose_for_themselves(options, first, second, expected):
+    """A group's own wish wins over that of the optimizer, which it may contradict."""
+    groups = [{"params": make_params(), **first}, {"params": make_params(), **second}]
+    assert step_once(groups, **options) == expected
 
 
 @pytest.mark.parametrize(
@@ -102,19 +113,28 @@ def with_gaps():
     return nn.Parameter(torch.zeros(4, 6)[:, ::2])
 
 
+# A parameter of shape (4, 3), or an option of its group, that no compiled backend can take; and words of the message.
+REFUSALS = [
+    ({"params": with_gaps}, "strides (6, 2)", "contiguous"),
+]
+
+
 @needs_compiled
 @pytest.mark.parametrize("options", [{"fused": True}, {"backend": "cpu"}])
-@pytest.mark.parametrize(("unfit", "reason", "remedy"), [(with_gaps, "strides (6, 2)", "contiguous")])
+@pytest.mark.parametrize(("unfit", "reason", "remedy"), REFUSALS)
 def test_what_was_asked_for_never_falls_back(options, unfit, reason, remedy):
+    def group():
+        return {**unfit, "params": unfit.get("params", lambda: nn.Parameter(torch.ones(4, 3)))()}
+
     with pytest.raises(RuntimeError) as caught:
-        Prodigy([*make_params(torch.float32), unfit()], **options)
+        Prodigy([{"params": make_params(torch.float32)}, group()], **options)
     for word in (*map(str, options), "(4, 3)", "cpu: ", reason, remedy):
         assert word in str(caught.value)
 
     opt = Prodigy(make_params(torch.float32), **options)
     train(opt, steps=2)
     with refused(opt, RuntimeError, reason, remedy):
-        opt.add_param_group({"params": unfit()})
+        opt.add_param_group(group())
     train(opt, steps=1, start=2)
 
 

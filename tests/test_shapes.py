@@ -79,7 +79,7 @@ def agree(backend, params: list[Tensor], dtype, options, layouts=None, steps=4) 
         draw = torch.Generator().manual_seed(k)
         grads = [p - 2 + torch.randn(p.shape, generator=draw, dtype=p.dtype) for p in both.theirs]
         if layouts is not None:
-            # What an expanded gradient can hold.
+            # An expanded gradient holds one number only.
             grads = [torch.full_like(g, g.mean()) if layouts[i][1] is expanded else g for i, g in enumerate(grads)]
         both.step(grads)
         both.check(TOLERANCE[dtype])

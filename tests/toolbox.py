@@ -1,4 +1,4 @@
-"""What the contract tests share: parameters, gradient sequences, twins on two optimizers, snapshots."""
+"""Helpers of the contract tests: parameters, gradient sequences, twins on two optimizers, snapshots."""
 
 from __future__ import annotations
 
