@@ -71,19 +71,24 @@ def changes(groups: list[Group], published: Published) -> Published:
     return found
 
 
+def check_changes(groups: list[Group], published: list[Published]) -> None:
+    """Raises ``ValueError`` if a value that was written to the groups is none that an estimate can take.
+
+    Args:
+        published: of each estimate, what was published last; anything else is taken for written if the count differs.
+    """
+    estimates = members(groups)
+    known = published if len(published) == len(estimates) else [{}] * len(estimates)
+    for own, last in zip(estimates, known, strict=True):
+        changes(own, last)
+
+
 class Estimates:
     """The rows of all estimates, float64[E, 8] on ``device``, synchronised with the optimizer's ``param_groups``."""
 
     def __init__(self, device: torch.device, count: int) -> None:
         self.rows = torch.zeros(count, len(FIELDS), dtype=torch.float64, device=device)
         self.published: list[Published] = [{} for _ in range(count)]
-
-    def check(self, groups: list[Group]) -> None:
-        """Raises ``ValueError`` if a value that was written to the groups is none that an estimate can take."""
-        estimates = members(groups)
-        published = self.published if len(self.published) == len(estimates) else [{}] * len(estimates)
-        for own, last in zip(estimates, published, strict=True):
-            changes(own, last)
 
     def pull(self, groups: list[Group]) -> None:
         """Reads every value that is not the object :meth:`publish` left in the groups (the first, if several)."""

@@ -27,6 +27,8 @@ class NonfiniteWatch:
         """
         new, new_nonfinite = steps - self._steps, nonfinite - self._nonfinite
         self._steps, self._nonfinite = steps, nonfinite
+        if new == new_nonfinite == 0:
+            return
         # Before the first step counts, k stands still while nonfinite_steps grows.
         self._in_a_row = self._in_a_row + new_nonfinite if 0 < new_nonfinite >= new else 0
         if self._in_a_row >= WARN_AFTER_STEPS and not self._warned:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import backends, hyper, options, sharding
 from .backends.gpu import capturing
-from .estimate import Estimates, members
+from .estimate import Estimates, check_changes, members
 from .hyper import EstimateOptions, Hyper
 from .low_precision import STUCK_AFTER_STEPS, warn_if_stuck
 from .nonfinite import NonfiniteWatch
@@ -66,8 +66,7 @@ class Runtime:
     def _step(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
         self._freeze(groups)
         hypers, estimate_options = self._read_options(groups)
-        if self._estimates is not None:
-            self._estimates.check(groups)  # raises before anything is changed
+        check_changes(groups, self._estimates.published if self._estimates else [])  # before anything is changed
         plans = self._current_plans(groups, states)
         if plans.sharded and found_inf is not None:
             found_inf = sharding.agree(found_inf, plans.device)
@@ -138,7 +137,7 @@ class Runtime:
                 options.check(group)
                 backends.check_choice(group)
             plain = list(map(options.stored, groups))
-            self._estimate_options = hyper.estimate_options_of(plain)
+            self._estimate_options = hyper.estimate_options_of([{**g, **p} for g, p in zip(groups, plain, strict=True)])
             for group, values in zip(groups, plain, strict=True):
                 group.update(values)
             layouts = list(map(hyper.layout_of, groups))

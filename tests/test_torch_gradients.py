@@ -91,7 +91,6 @@ def test_complex_parameters_are_refused_and_their_real_views_are_not(impl):
     torch.testing.assert_close(pairs.detach(), torch.stack(apart, -1).detach(), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.xfail(reason="a sparse gradient raises ValueError still", raises=ValueError)
 @each_implementation
 def test_sparse_gradients_are_refused_as_torch_does(impl):
     table = nn.Embedding(5, 2, sparse=True)
@@ -101,7 +100,6 @@ def test_sparse_gradients_are_refused_as_torch_does(impl):
         opt.step()
 
 
-@pytest.mark.xfail(reason="a duplicate within one group is an error still", raises=(ValueError, pytest.fail.Exception))
 @each_implementation
 def test_a_parameter_twice_in_one_group_warns_and_steps_once(impl):
     p, q = (nn.Parameter(torch.ones(3)) for _ in range(2))

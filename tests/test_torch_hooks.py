@@ -19,7 +19,6 @@ def forget(opt, saved):
     return saved
 
 
-@pytest.mark.xfail(reason="entries of the state under keys that are no parameter's are dropped still", raises=KeyError)
 @each_implementation
 def test_state_dict_pre_hook(impl):
     opt, _ = started("default", impl)
@@ -37,7 +36,6 @@ def test_state_dict_post_hook(impl, desc):
     assert "remembered" not in opt.state_dict()
 
 
-@pytest.mark.xfail(reason="entries of the state under keys that are no parameter's are dropped still")
 @each_implementation
 def test_state_dict_pre_and_post_hook(impl):
     opt, _ = started("default", impl)

@@ -47,7 +47,6 @@ IMPLEMENTATIONS: dict[str, dict[str, Any]] = {
 }
 # By torch's description: what is raised where it is not what torch raises, and words of the message.
 OWN_ERRORS: dict[str, tuple[type[Exception], str]] = {
-    "a param group cannot have duplicate parameters": (ValueError, "parameter 1 .* is a duplicate of parameter 0"),
     "duplicate parameters should not occur across param groups either": (ValueError, "duplicate of parameter 0"),
     "Tensor lr must be 1-element": (ValueError, "Invalid lr: "),
 }

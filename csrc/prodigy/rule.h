@@ -180,6 +180,7 @@ struct Progress {
   Estimate old, now;
   bool stepped;  // as `advance` returned it
 
+  Progress() = default;
   PRODIGY_INLINE Progress(const Estimate& before, const Sums<double>& sums, const EstimateOptions& options)
       : old(before), now(before), stepped(advance(now, sums, options)) {}
 };
