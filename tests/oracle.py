@@ -49,13 +49,14 @@ class Algorithm4:
     DEFAULTS: dict[str, Any] = {  # noqa: RUF012
         "lr": 1.0, "betas": (0.9, 0.999), "beta3": None, "eps": 1e-8, "weight_decay": 0.0, "decouple": True,
         "use_bias_correction": False, "safeguard_warmup": False, "d0": 1e-6, "d_coef": 1.0,
-        "growth_rate": math.inf, "slice_p": 1, "maximize": False,
+        "growth_rate": math.inf, "d_limit": math.inf, "slice_p": 1, "maximize": False,
     }  # fmt: skip
 
     def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
         self.param_groups = [{**self.DEFAULTS, **options, **group} for group in groups]
         first = self.param_groups[0]
         self.d0, self.d_coef, self.growth_rate = first["d0"], first["d_coef"], first["growth_rate"]
+        self.d_limit = first["d_limit"]
         self.beta3 = math.sqrt(first["betas"][1]) if first["beta3"] is None else first["beta3"]
         self.d = self.d_max = self.d0
         self.num, self.k, self.nonfinite_steps = 0.0, 0, 0
@@ -93,7 +94,8 @@ class Algorithm4:
         self.k += 1
         if math.isfinite(d_hat):
             self.d_max = max(self.d_max, d_hat)
-            self.d = min(self.d_max, (max(d, d_hat) if d == self.d0 else d) * self.growth_rate)
+            grown = (max(d, d_hat) if d == self.d0 else d) * self.growth_rate
+            self.d = min(self.d_max, grown, self.d_limit)
             self.num = num
         else:
             self.nonfinite_steps += 1

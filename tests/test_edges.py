@@ -178,6 +178,25 @@ def test_each_group_has_its_own_betas(backend, bias):
     train(pair(backend, *groups, beta3=0.98, use_bias_correction=bias, weight_decay=0.01), 30)
 
 
+# -- the bound of d ----------------------------------------------------------------------------------------------------
+
+
+@cases(OPTIONS)
+def test_d_is_bounded(backend, options):
+    """d_max is not; and a bound that is written later takes effect at once, and may be lifted again."""
+    both = pair(backend, d_limit=3e-4, **options)
+    train(both, backend.steps(30))
+    assert both.opt.d == 3e-4
+    if backend.crawls:
+        return
+    for limit in (2e-4, math.inf):
+        both.oracle.d_limit = limit
+        for group in both.opt.param_groups:
+            group["d_limit"] = limit
+        train(both, 2)
+        assert both.opt.d == 2e-4 if limit < 1 else both.opt.d > 2e-4
+
+
 # -- gradients that are not finite -------------------------------------------------------------------------------------
 
 

@@ -90,8 +90,8 @@ def test_state(backend, dtype, slice_p, beta1, zero):
         elements = {"s": samples, "p0": 1 if zero or p.numel() == 0 else samples, "exp_avg_sq": p.numel()}
         if beta1 > 0:
             elements["exp_avg"] = p.numel()
-        state = opt.state[p]
-        state = {key: t for key, t in state.items() if key != "step"}
+        state = {key: t for key, t in opt.state[p].items() if key != "step"}
+        assert opt.state[p]["step"] == 3
         assert {key: t.untyped_storage().nbytes() // p.element_size() for key, t in state.items()} == elements
         assert {t.dtype for t in state.values()} == {dtype}
         if zero:
