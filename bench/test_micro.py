@@ -44,8 +44,8 @@ def parts(optimizer: Prodigy) -> tuple[Plan, Step]:
     plans, groups = build(optimizer), optimizer.param_groups
     plans.load_gradients()
     ((plan, _),) = plans.plans
-    row = torch.tensor([float(groups[0][name]) for name in FIELDS], dtype=torch.float64)
-    step = Step([hyper_of(group) for group in groups], estimate_options_of(groups), row)
+    rows = torch.tensor([[float(groups[0][name]) for name in FIELDS]], dtype=torch.float64)
+    step = Step([hyper_of(group) for group in groups], estimate_options_of(groups), rows, rows.clone())
     step.sums = plan.sums
     return plan, step
 

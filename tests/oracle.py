@@ -329,7 +329,7 @@ def snapshot(opt: Any) -> list[Any]:
     """A copy of all that a step can change: the parameters, their states and the groups' numbers."""
     params = [p for group in opt.param_groups for p in group["params"]]
     tensors = [p.detach().clone() for p in params]
-    states = [{key: t.clone() for key, t in opt.state.get(p, {}).items()} for p in params]
+    states = [{key: t.clone() for key, t in opt.state.get(p, {}).items() if key != "step"} for p in params]
     numbers = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in opt.param_groups]
     numbers = [{k: v.item() if isinstance(v, Tensor) else v for k, v in group.items()} for group in numbers]
     return [tensors, states, numbers]

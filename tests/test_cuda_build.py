@@ -74,11 +74,11 @@ p = torch.nn.Parameter(torch.ones(3))
 opt = Prodigy([p], backend="reference")
 p.grad = torch.ones(3)
 opt.step()
-plan = _C.CudaPlan([Slot(0, p, opt.state[p], 0, 1)], torch.Tensor, "float32")
+plan = _C.CudaPlan([Slot(0, p, opt.state[p], 0, 1)], torch.Tensor, "float32", 1)
 plan.load_gradients([p.grad])
 row = torch.zeros(8, dtype=torch.float64)
 groups = opt.param_groups
-record = Step([hyper_of(g) for g in groups], estimate_options_of(groups), row).record
+record = Step([hyper_of(g) for g in groups], estimate_options_of(groups), row[None], row[None]).record
 addresses = dict.fromkeys(["table", "step", "partials", "arrived", "sums", "row"], row.data_ptr())
 plan.update(record, **addresses, stream=0)
 """

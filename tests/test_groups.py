@@ -176,9 +176,10 @@ def test_a_group_with_lr_zero_is_not_touched(backend):
     train(opt, steps=3)
     opt.param_groups[1]["lr"] = 0.0
     still = parameters(opt)[1]
-    before = [v.clone() for v in (still, *opt.state[still].values())]
+    tensors = [still, *filter(torch.is_tensor, opt.state[still].values())]
+    before = [v.clone() for v in tensors]
     train(opt, steps=3, start=3)
-    assert all(map(torch.equal, before, (still, *opt.state[still].values())))
+    assert all(map(torch.equal, before, tensors))
     opt.param_groups[1]["lr"] = 1.0
     train(opt, steps=1, start=6)
     assert not torch.equal(before[0], still)

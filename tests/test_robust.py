@@ -37,15 +37,17 @@ def test_a_step_follows_a_plan_to_its_device():
     groups = Prodigy([torch.ones(2)]).param_groups
     number = hyper_of(groups[0])
     hypers = [number, number._replace(lr=torch.ones(()))]
-    step = Step(hypers, estimate_options_of(groups), torch.zeros(8), found_inf=torch.zeros(()))
-    step.sums = torch.zeros(2)
+    step = Step(
+        hypers, estimate_options_of(groups) * 2, torch.zeros(1, 8), torch.zeros(1, 8), found_inf=torch.zeros(())
+    )
+    step.sums = torch.zeros(1, 2)
     there, here = step.to(torch.device("meta")), step.to(torch.device("cpu"))
-    assert all(t.is_meta for t in (there.row, there.sums, there.found_inf, there.hypers[1].lr))
+    assert all(t.is_meta for t in (there.rows, there.new_rows, there.sums, there.found_inf, there.hypers[1].lr))
     assert there.grad_scale == 1.0 and there.hypers[0] == step.hypers[0]
-    assert here.row is step.row and here.sums is step.sums and here.hypers[1].lr is step.hypers[1].lr
+    assert here.rows is step.rows and here.sums is step.sums and here.hypers[1].lr is step.hypers[1].lr
     step.hypers = step.hypers[:1]
     part = step.to(torch.device("meta"))  # no tensor of the groups is elsewhere, but others are
-    assert part.row.is_meta and part.sums.is_meta
+    assert part.rows.is_meta and part.sums.is_meta
 
 
 @pytest.mark.parametrize("freed", ["parameter", "gradient"])

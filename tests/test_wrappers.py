@@ -234,9 +234,7 @@ def test_a_model_that_was_materialised_elsewhere():
         net = nn.Linear(3, 2)
     opt = Prodigy(net.parameters())
     net.to_empty(device="cpu")
-    with pytest.raises(
-        ValueError, match=r"parameter 0 .* on the meta device.*construct the optimizer afterwards"
-    ):
+    with pytest.raises(ValueError, match=r"parameter 0 .* on the meta device.*construct the optimizer afterwards"):
         opt.step()
 
 
