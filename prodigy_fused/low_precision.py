@@ -47,7 +47,8 @@ def warn_if_stuck(slots: Iterable[Slot]) -> None:
 
     Waits for the device, once.
     """
-    watched = [slot for slot in slots if slot.low_precision == "nearest" and slot.param.numel() > 0]
+    nearest = [slot for slot in slots if slot.low_precision == "nearest" and not slot.frozen]
+    watched = [slot for slot in nearest if slot.param.numel() > 0]
     flags = [
         (sampled(slot.param.detach(), slot.slice_p) == slot.state["p0"]).all() & slot.state["exp_avg_sq"].any()
         for slot in watched

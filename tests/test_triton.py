@@ -188,7 +188,7 @@ def raise_compile_error(device):
         (lambda m: m.setitem(sys.modules, "triton", None), ["missing", "pip install triton"]),
         (lambda m: m.delattr("triton.__version__"), ["missing", "pip install triton"]),
         (lambda m: m.setattr("triton.__version__", "3.1.0"), ["3.1.0 is too old", "3.6"]),
-        (lambda m: m.setattr(triton, "_try_out", raise_compile_error), ["Failed to find C compiler.)", "gcc"]),
+        (lambda m: m.setattr(triton, "try_out", raise_compile_error), ["Failed to find C compiler.)", "gcc"]),
     ],
     ids=["missing", "a folder of that name", "old", "no compiler"],
 )
@@ -201,7 +201,7 @@ def test_why_triton_cannot_be_used(monkeypatch, break_it, words):
 @needs_triton
 def test_the_interpreter_is_not_given_addresses_of_a_gpu(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(triton, "_try_out", lambda device: None)
+    monkeypatch.setattr(triton, "try_out", lambda device: None)
     assert "TRITON_INTERPRET=1 is set" in triton.problem.__wrapped__(torch.device("cuda"))
     assert triton.problem.__wrapped__(torch.device("cpu")) is None
 
@@ -266,7 +266,7 @@ def test_addresses_may_have_the_highest_bit_set(monkeypatch):
     assert list(words[:6]) == [*[address] * 4, 0, address]
     group = options.defaults()
     number = hyper.hyper_of(group)._replace(lr=torch.ones(()))
-    packed = record.pack([number], [hyper.estimate_options_of([group])], 1.0, 0.0)
+    packed = record.pack([number], hyper.estimate_options_of([group]), [0], 1.0, 0.0)
     assert record.GROUP.unpack(packed[record.STEP.size :])[-2:] == (address, 32)
 
 
