@@ -193,6 +193,7 @@ def raise_compile_error(device):
     ids=["missing", "a folder of that name", "old", "no compiler"],
 )
 def test_why_triton_cannot_be_used(monkeypatch, break_it, words):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     break_it(monkeypatch)
     reason = triton.problem.__wrapped__(torch.device("cpu"))
     assert [word for word in (*words, "fused=False") if word not in reason] == []
@@ -203,7 +204,8 @@ def test_the_interpreter_is_not_given_addresses_of_a_gpu(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(triton, "try_out", lambda device: None)
     assert "TRITON_INTERPRET=1 is set" in triton.problem.__wrapped__(torch.device("cuda"))
-    assert triton.problem.__wrapped__(torch.device("cpu")) is None
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert triton.problem.__wrapped__(torch.device("cuda")) is None
 
 
 def test_a_parameter_on_the_cpu_is_taken_only_when_the_tests_name_the_backend(monkeypatch):
