@@ -206,13 +206,11 @@ class PlanSet:
 
     def _mark(self, step: Step) -> None:
         """Counts the step in the state of each parameter that took it, and tells autograd what was written."""
-        written = []
-        for slot in self.slots:
-            lr = step.hypers[slot.group].lr
-            if slot.param.grad is not None and (isinstance(lr, Tensor) or lr > 0):
-                slot.state["step"] += 1
-                written.append(slot.param)
-        torch.autograd.graph.increment_version(written)
+        active = [isinstance(h.lr, Tensor) or h.lr > 0 for h in step.hypers]
+        taking = [slot for slot in self.slots if active[slot.group] and slot.param.grad is not None]
+        for slot in taking:
+            slot.state["step"] += 1
+        torch.autograd.graph.increment_version([slot.param for slot in taking])
 
     def release_gradients(self) -> None:
         """Lets go of the gradients."""

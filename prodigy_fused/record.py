@@ -53,17 +53,21 @@ def pack(
     Raises:
         ValueError: a tensor that kernels cannot read: not float32 or float64, or not one element; names the scalar.
     """
-    step = STEP.pack(*_place("grad_scale", grad_scale), *_place("found_inf", found_inf))
+    step = STEP.pack(*place("grad_scale", grad_scale), *place("found_inf", found_inf))
     return b"".join([step, *map(_pack_group, hypers, estimates, owners)])
 
 
 def _pack_group(h: Hyper, options: EstimateOptions, estimate: int) -> bytes:
-    lr, address, bits = _place("lr", h.lr)
+    lr, address, bits = place("lr", h.lr)
     return GROUP.pack(lr, *h[1:], *options, estimate, address, bits)
 
 
-def _place(name: str, value: Scalar) -> tuple[float, int, int]:
-    """Returns a scalar's value on the host, or the address and the bits of the number on the device."""
+def place(name: str, value: Scalar) -> tuple[float, int, int]:
+    """Returns a scalar's words: its value, or the address and the bits of the number on the device.
+
+    Raises:
+        ValueError: a tensor that kernels cannot read: not float32 or float64, or not one element.
+    """
     if not isinstance(value, Tensor):
         return value, 0, 0
     if value.numel() != 1 or value.element_size() not in (4, 8) or not value.is_floating_point():

@@ -5,18 +5,18 @@ from __future__ import annotations
 from functools import partial
 from itertools import chain
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import backends, hyper, options, sharding
+from . import backends, hyper, options, record, sharding
 from .backends.gpu import capturing
 from .estimate import Estimates, check_changes, members
 from .hyper import EstimateOptions, Hyper
 from .low_precision import STUCK_AFTER_STEPS, warn_if_stuck
 from .nonfinite import NonfiniteWatch
-from .options import Group, Scalar, number
+from .options import Group, Scalar
 from .plans import PlanSet
 from .step import Slot, Step
 
@@ -43,7 +43,7 @@ class Runtime:
         self.plans = None
 
     def step(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
-        """Takes one step; does so wholly or not at all.
+        """Takes one step. An error that a check finds changes nothing (docs/design.md, "If a step raises").
 
         Args:
             groups, states: the optimizer's ``param_groups`` and ``state``.
@@ -64,8 +64,9 @@ class Runtime:
 
     @torch._disable_dynamo  # type: ignore[attr-defined] # in a compiled function a step runs as it is
     def _step(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
-        self._freeze(groups)
         hypers, estimate_options = self._read_options(groups)
+        if self._freeze(groups):
+            hypers, estimate_options = self._read_options(groups)
         check_changes(groups, self._estimates.published if self._estimates else [])  # before anything is changed
         plans = self._current_plans(groups, states)
         if plans.sharded and found_inf is not None:
@@ -74,16 +75,14 @@ class Runtime:
         if not (plans.reads_device and options.on_device(found_inf)) and found_inf:
             return
 
+        scalars = _scalars(plans.reads_device, hypers, grad_scale, found_inf)
         plans.build()
         plans.load_gradients()
         estimates = self._current_estimates(groups, plans)
         rows = estimates.rows
         # In a captured graph every replay must find what the last one wrote.
         new_rows = rows if rows.is_cpu or plans.capturing() else torch.empty_like(rows)
-        scalars = _scalar(grad_scale, 1.0), _scalar(found_inf, 0.0)
-        step = Step(hypers, estimate_options, rows, new_rows, *scalars)
-        if not plans.reads_device:
-            step = step.on_host()
+        step = Step(scalars.hypers, estimate_options, rows, new_rows, scalars.grad_scale, scalars.found_inf)
         step.sums = plans.update(step)
         if plans.sharded:
             step.sums = sharding.gather(step.sums)
@@ -106,28 +105,30 @@ class Runtime:
             suspects = partial(_of_estimate, slots, e)
             watch.look(int(own[0]["k"]), int(own[0]["nonfinite_steps"]), suspects)
 
-    def _freeze(self, groups: list[Group]) -> None:
-        """Fixes the estimates that have taken their ``prodigy_steps``.
+    def _freeze(self, groups: list[Group]) -> bool:
+        """Fixes the estimates that have taken their ``prodigy_steps``; returns whether there was one.
 
         Where k is on a device it is read, which waits, only once as many steps as that have been tried.
         """
         if not any(group["prodigy_steps"] for group in groups):
-            return
+            return False
         estimates = members(groups)
         if self._most_steps is None or len(self._most_steps) != len(estimates):
             self._most_steps = [int(own[0]["k"]) for own in estimates]
+        found = False
         for e, own in enumerate(estimates):
-            limit = int(number(own[0]["prodigy_steps"]))
-            if own[0]["frozen"] or not limit:
-                continue
-            k = own[0]["k"]
-            if self._most_steps[e] >= limit and not (isinstance(k, Tensor) and capturing(k.device)):
+            limit, k = own[0]["prodigy_steps"], own[0]["k"]
+            in_graph = isinstance(k, Tensor) and capturing(k.device)
+            if not own[0]["frozen"] and limit and not in_graph and self._most_steps[e] >= limit:
                 self._most_steps[e] = int(k)
-            if self._most_steps[e] >= limit:
-                for group in own:
-                    group["frozen"] = True
-                self.plans = self._estimate_options = None
+                if self._most_steps[e] >= limit:
+                    found = True
+                    for group in own:
+                        group["frozen"] = True
             self._most_steps[e] += 1
+        if found:
+            self.plans = self._estimate_options = None
+        return found
 
     def _read_options(self, groups: list[Group]) -> tuple[list[Hyper], list[EstimateOptions]]:
         """Returns the numbers of the groups and of their estimates. Checks the options where one was changed."""
@@ -181,6 +182,25 @@ def _identical(a: list[tuple[Any, ...]], b: list[tuple[Any, ...]]) -> bool:
     return same_lengths and all(map(is_, chain.from_iterable(a), chain.from_iterable(b)))
 
 
-def _scalar(value: Any, default: float) -> Scalar:
-    """Returns what a scaler left: a tensor if it is on a device, else a number."""
-    return default if value is None else value if options.on_device(value) else float(value)
+class _Scalars(NamedTuple):
+    hypers: list[Hyper]
+    grad_scale: Scalar
+    found_inf: Scalar
+
+
+def _scalars(reads_device: bool, hypers: list[Hyper], grad_scale: Any, found_inf: Any) -> _Scalars:
+    """Returns the scalars of a step, checked: tensors if they are on a device and the plans read them there, else
+    numbers, for which the host waits.
+
+    Raises:
+        ValueError: an ``lr`` is negative or not finite, or a tensor is not one that kernels can read.
+    """
+    scale = 1.0 if grad_scale is None else grad_scale
+    inf = 0.0 if found_inf is None else found_inf
+    if not reads_device:
+        read = [h._replace(lr=options.check_lr({"lr": h.lr})) for h in hypers]
+        return _Scalars(read, float(scale), float(inf))
+    scale, inf = (value if options.on_device(value) else float(value) for value in (scale, inf))
+    for name, value in (("grad_scale", scale), ("found_inf", inf), *(("lr", h.lr) for h in hypers)):
+        record.place(name, value)
+    return _Scalars(hypers, scale, inf)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .estimate import advance
 from .hyper import EstimateOptions, Hyper
-from .options import Group, Scalar, check_lr
+from .options import Group, Scalar
 from .record import pack
 
 
@@ -98,19 +98,6 @@ class Step:
         if hasattr(self, "sums"):
             moved.sums = _moved(self.sums, device)
         return moved
-
-    def on_host(self) -> Step:
-        """Returns the step with numbers in the place of scalars on a device, for which it waits.
-
-        Raises:
-            ValueError: an ``lr`` is negative or not finite.
-        """
-        return replace(
-            self,
-            hypers=[h._replace(lr=check_lr({"lr": h.lr})) for h in self.hypers],
-            grad_scale=float(self.grad_scale),
-            found_inf=float(self.found_inf),
-        )
 
 
 def _moved(value: Any, device: torch.device) -> Any:
