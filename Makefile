@@ -16,7 +16,8 @@ ASAN_CPU = fuzz or memory or rounding or selection or shapes
 ASAN_TESTS ?= -k "not ranks and (emulated or emulation or (cpu and ($(ASAN_CPU))))"
 
 # Hundreds of variants that run the same lines: coverage, which slows a test by a half, looks at the other files.
-VARIANTS = $(patsubst %,tests/test_%.py,edges emulation fuzz numbers reproducible rounding shapes)
+VARIANTS = $(patsubst %,tests/test_%.py,edges emulation examples fuzz numbers reproducible rounding shapes \
+	split_groups torch_gradients torch_hooks torch_optim torch_state torch_tools)
 
 # Lists what the named extras ask for: the package itself is installed after them, with the build tools among them.
 define EXTRAS
@@ -82,7 +83,8 @@ test: build test-asan ## the whole suite but the slow tests, and its coverage; a
 	$(PYTEST) -n auto --cov $(VARIANTS:%=--ignore=%) $(ARGS)
 
 # One interpreter of Triton, hundreds of variants, processes and installations are left to `make test`.
-QUICK = not (triton or fuzz or install or bench or demo or examples or distributed or build or gpu)
+QUICK = not (triton or fuzz or install or bench or demo or examples or distributed or build or gpu or run or torch_ \
+	or emulated or variants or numbers)
 quick: build ## the inner loop: the tests that find most mistakes, in less than two minutes
 	$(PYTEST) -n auto -q -k "$(QUICK)" $(ARGS)
 

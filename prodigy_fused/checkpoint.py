@@ -80,8 +80,11 @@ def import_(groups: list[Group], state_dict: StateDict) -> StateDict:
         for p, i in zip(group["params"], new["params"], strict=True)
     )
     for index, (p, i, group) in numbered:
-        if state.is_there(states.get(i)):
-            states[i] = Verbatim(_import_state(index, p, states[i], group))
+        saved = states.get(i)
+        if isinstance(saved, dict) and state.is_there(saved):
+            states[i] = Verbatim(_import_state(index, p, saved, group))
+        elif isinstance(saved, dict):  # others' alone (a Verbatim is that of a parameter that is there twice)
+            states[i] = Verbatim(_for_others(p, saved))
     return {**state_dict, "state": states, "param_groups": imported}
 
 
@@ -116,14 +119,21 @@ def _import_state(index: int, p: Tensor, saved: dict[str, Any], group: dict[str,
     dictionary."""
     if is_lazy(p):
         raise ValueError(f"parameter {index} has no shape yet: run the model once before load_state_dict")
+    if p.is_meta:
+        raise ValueError(f"{describe(index, p)} is on the meta device: materialise the model before load_state_dict")
     fields = state.fields_of(p, group)
     missing = [field.key for field in fields if field.in_reference and field.key not in saved]
     if missing:
         raise ValueError(f"the saved state of {describe(index, p)} lacks {missing}")
     tensors = {key: value for key, value in saved.items() if key in state.KEYS}
     copies = {key: value.clone() if isinstance(value, Tensor) else value for key, value in tensors.items()}
-    others = {key: value for key, value in saved.items() if key not in state.KEYS}
+    others = _for_others(p, {key: value for key, value in saved.items() if key not in state.KEYS})
     own = state.adapted(index, p, copies, group)
     if "p0" in own and own["p0"].dim() == 0 and p.dim() > 0 and own["p0"]:
         raise ValueError(f"the saved p0 of {describe(index, p)} is one number, {own['p0']:g}, and not zero")
-    return {"step": group["k"], **others, **own}
+    return {**others, "step": int(saved.get("step", group["k"])), **own}
+
+
+def _for_others(p: Tensor, entries: dict[str, Any]) -> dict[str, Any]:
+    """Returns what others keep in a parameter's entry: copies on its device, in the dtypes that were saved."""
+    return {key: v.to(p.device, copy=True) if isinstance(v, Tensor) else v for key, v in entries.items()}

@@ -87,7 +87,10 @@ def estimate_options_of(groups: list[Group]) -> list[EstimateOptions]:
 
 def check_shared(first: Group, index: int, group: Group) -> None:
     """Raises ``ValueError`` if ``group``, whose index is given, disagrees with group 0."""
-    shared = {name: (first[name], group[name]) for name in COMMON}
+    for name in COMMON:
+        if first[name] != group[name]:
+            raise ValueError(f"parameter groups 0 and {index} disagree on {name}: all groups have it, or none")
+    shared: dict[str, tuple[Any, Any]] = {}
     if not group["split_groups"]:
         both = zip(_estimate_options(first), _estimate_options(group), strict=True)
         shared |= dict(zip(EstimateOptions._fields, both, strict=True))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from .step import Slot
-from .tensors import describe
+from .tensors import describe, sampled
 
 WARN_AFTER_STEPS = 10  # without a finite one among them
 
@@ -40,19 +40,17 @@ class NonfiniteWatch:
 
 
 def _culprit(slots: Sequence[Slot]) -> str:
-    for what in ("value", "start", "gradient"):
-        wrong = [slot for slot in slots if not _is_finite(slot, what)]
+    """Returns which parameter is to blame: where its gradient is 0, its value may be infinite."""
+    for what in ("gradient", "value", "start"):
+        wrong = [slot for slot in slots if slot.param.grad is not None and not _is_finite(slot, slot.param.grad, what)]
         if wrong:
             more = f" (and those of {len(wrong) - 1} more)" if len(wrong) > 1 else ""
             return f"the {what} of {describe(wrong[0].index, wrong[0].param)}{more} has entries that are not finite"
     return "the gradients were not finite, or the sums overflow"
 
 
-def _is_finite(slot: Slot, what: str) -> bool:
-    tensors: dict[str, Tensor | None] = {
-        "value": slot.param.detach(),
-        "start": slot.state.get("p0"),
-        "gradient": slot.param.grad,
-    }
-    t = tensors[what]
-    return t is None or bool(t.isfinite().all())
+def _is_finite(slot: Slot, grad: Tensor, what: str) -> bool:
+    g = sampled(grad, slot.slice_p)
+    values = {"gradient": grad, "value": sampled(slot.param.detach(), slot.slice_p), "start": slot.state.get("p0")}
+    t = values[what]
+    return t is None or bool((t.isfinite() | (g == 0 if what != "gradient" else False)).all())

@@ -60,6 +60,10 @@ def _plain_or_none(value: Any) -> Any:
     return None if value is None else _plain(value)
 
 
+def _bool_or_none(value: Any) -> Any:
+    return None if value is None else bool(value)
+
+
 def _word(value: Any) -> Any:
     return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
 
@@ -96,7 +100,7 @@ def _is_flag(value: Any) -> bool:
 
 
 def _is_choice(value: Any) -> bool:
-    return value is None or isinstance(value, bool)
+    return value is None or isinstance(value, bool) or type(value).__name__ == "bool"  # NumPy's, too
 
 
 def _is_int_from(least: int) -> Callable[[Any], bool]:
@@ -129,7 +133,7 @@ class Option(NamedTuple):
 
 
 _FLAG: dict[str, Any] = {"wanted": "True or False", "valid": _is_flag, "stored": bool}
-_CHOICE: dict[str, Any] = {"wanted": "True, False or None", "valid": _is_choice, "stored": _same}
+_CHOICE: dict[str, Any] = {"wanted": "True, False or None", "valid": _is_choice, "stored": _bool_or_none}
 _POSITIVE: dict[str, Any] = {"wanted": "a finite number > 0", "valid": _is_positive}
 
 OPTIONS: dict[str, Option] = {

@@ -172,7 +172,7 @@ class PlanSet:
         """Gives every plan its gradients, checked.
 
         Raises:
-            ValueError: a bad gradient.
+            ValueError, RuntimeError: a bad gradient.
             RuntimeError: the step is captured in a CUDA graph, and a group is not ``capturable``.
         """
         if self.capturing() and not all(group["capturable"] for group in self.groups):

@@ -69,7 +69,6 @@ class Prodigy(Optimizer):
         >>> opt = Prodigy(model.parameters(), weight_decay=0.01, fused=True)
         >>> loss_fn(model(x), y).backward()
         >>> opt.step()
-        >>> opt.d
     """
 
     def __init__(
@@ -120,9 +119,11 @@ class Prodigy(Optimizer):
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
-        if not isinstance(param_group["params"], (Tensor, set, list)):
-            param_group["params"] = list(param_group["params"])  # may be a generator
+        if not isinstance(param_group["params"], (Tensor, set, list)):  # a generator, for example
+            param_group["params"] = list(param_group["params"])
         own = _with_its_own_choice(param_group)
+        for name in hyper.COMMON if self.param_groups else ():
+            own.setdefault(name, self.param_groups[0][name])
         merged = {**self.defaults, **own}
         options.check(merged)
         backends.check_choice(merged)
@@ -133,7 +134,7 @@ class Prodigy(Optimizer):
         self._check_new(merged)
         running = {**initial(float(merged["d0"])), "frozen": False, **own}
         if first is not None and not merged["split_groups"]:
-            running = first  # a group that shares the estimate starts where the others are
+            running = first  # starts where the others are
         plain = {name: merged[name] for name in OPTIONS if name in own}
         # The caller's own dictionary becomes the group, as torch has it.
         param_group.update({**plain, **{name: running[name] for name in (*FIELDS, "frozen")}})
@@ -176,19 +177,20 @@ class Prodigy(Optimizer):
 
         Raises:
             ValueError: a bad gradient, hyper-parameter, ``grad_scale`` or ``found_inf``; parameters that share memory.
+            RuntimeError: a sparse gradient, or another thread is in ``step()``.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        options.check_scalar("grad_scale", grad_scale)
-        options.check_scalar("found_inf", found_inf)
-        self._runtime.step(self.param_groups, self.state, grad_scale, found_inf)
+        scalars = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
+        for name, value in scalars.items():
+            options.check_scalar(name, value)
+        self._runtime.step(self.param_groups, self.state, **scalars)
         return loss
 
     def report(self) -> dict[str, float]:
-        """Returns the numbers worth logging as plain floats. Waits for the device, once.
+        """Returns the numbers worth logging as plain floats. Waits for the device.
 
         Returns:
             ``d``; ``d_lr`` (d times lr: what Adam would call the learning rate); ``d_hat`` (the last estimate, before
@@ -224,7 +226,7 @@ class Prodigy(Optimizer):
 
     @property
     def step_count(self) -> int:
-        """The number of steps so far, not counting those before the first non-zero gradient."""
+        """The number of steps so far, without those before the first non-zero gradient."""
         return int(self._only("k"))
 
     @property
@@ -236,7 +238,7 @@ class Prodigy(Optimizer):
 
     @property
     def corrections(self) -> int:
-        """The number of steps in which d moved, the only ones that need a second pass over the parameters."""
+        """The number of steps in which d moved, which need a second pass over the parameters."""
         return int(self._only("corrections"))
 
     def _is_split(self) -> bool:
@@ -271,8 +273,7 @@ class Prodigy(Optimizer):
         Raises:
             ValueError: missing keys, wrong shapes, another slice_p, a NaN estimate; nothing has been changed then.
         """
-        # Registered last, so that user hooks see the state dict first.
-        groups = self.param_groups
+        groups = self.param_groups  # and registered last, so that user hooks see the state dict first
         last = self.register_load_state_dict_pre_hook(lambda _, saved: checkpoint.import_(groups, saved))
         try:
             super().load_state_dict(state_dict)

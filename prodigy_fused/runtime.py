@@ -16,9 +16,10 @@ from .estimate import Estimates, check_changes, members
 from .hyper import EstimateOptions, Hyper
 from .low_precision import STUCK_AFTER_STEPS, warn_if_stuck
 from .nonfinite import NonfiniteWatch
-from .options import Group, Scalar
+from .options import OPTIONS, Group, Scalar
 from .plans import PlanSet
 from .step import Slot, Step
+from .tensors import is_fake
 
 
 class Runtime:
@@ -111,6 +112,7 @@ class Runtime:
         Where k is on a device it is read, which waits, only once as many steps as that have been tried.
         """
         if not any(group["prodigy_steps"] for group in groups):
+            self._most_steps = None
             return False
         estimates = members(groups)
         if self._most_steps is None or len(self._most_steps) != len(estimates):
@@ -119,7 +121,8 @@ class Runtime:
         for e, own in enumerate(estimates):
             limit, k = own[0]["prodigy_steps"], own[0]["k"]
             in_graph = isinstance(k, Tensor) and capturing(k.device)
-            if not own[0]["frozen"] and limit and not in_graph and self._most_steps[e] >= limit:
+            known = not isinstance(k, Tensor) or self._most_steps[e] >= limit
+            if not own[0]["frozen"] and limit and not in_graph and known:
                 self._most_steps[e] = int(k)
                 if self._most_steps[e] >= limit:
                     found = True
@@ -145,7 +148,11 @@ class Runtime:
             if layouts != self._layouts:
                 self.plans = None
             self._settings, self._layouts = list(map(hyper.settings_of, groups)), layouts
-        return list(map(hyper.hyper_of, groups)), self._estimate_options
+        hypers = list(map(hyper.hyper_of, groups))
+        for group in groups:
+            if type(group["lr"]) not in (float, int):  # as NumPy's, from a schedule
+                group["lr"] = OPTIONS["lr"].stored(group["lr"])
+        return hypers, self._estimate_options
 
     def _current_plans(self, groups: list[Group], states: dict[Tensor, Any]) -> PlanSet:
         """Returns the plans, built anew if any of their tensors was replaced."""
@@ -165,6 +172,8 @@ class Runtime:
 
     def _watch(self, plans: PlanSet, hypers: list[Hyper]) -> None:
         # Once, and never in a capture: it waits for the device. Steps in which every lr is 0 do not count.
+        if plans.slots and is_fake(plans.slots[0].param):
+            return
         moving = any(isinstance(h.lr, Tensor) or h.lr for h in hypers)
         if moving and self._steps_watched < STUCK_AFTER_STEPS and not plans.capturing():
             self._steps_watched += 1

@@ -119,7 +119,7 @@ class Plan(Protocol):
         :meth:`finish`. Changes nothing else.
 
         Raises:
-            ValueError: a bad gradient (see :func:`prodigy_fused.tensors.check_gradient`).
+            ValueError, RuntimeError: a bad gradient (see :func:`prodigy_fused.tensors.check_gradient`).
         """
 
     def update(self, step: Step) -> None:

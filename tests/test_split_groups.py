@@ -102,7 +102,9 @@ def test_with_several_estimates_there_is_no_single_d():
 def test_all_groups_are_split_or_none():
     params = make_params()
     with pytest.raises(ValueError, match="split_groups"):
-        Prodigy([{"params": params[:1], "split_groups": True}, {"params": params[1:]}])
+        Prodigy([{"params": params[:1], "split_groups": True}, {"params": params[1:], "split_groups": False}])
+    follows = Prodigy([{"params": params[:1], "split_groups": True}, {"params": params[1:]}])
+    assert follows.param_groups[1]["split_groups"] is True
 
 
 def test_report():

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prodigy_fused import Prodigy
 from prodigy_fused.nonfinite import WARN_AFTER_STEPS
+from prodigy_fused.step import Step
 
 # -- state that others keep --------------------------------------------------------------------------------------------
 
@@ -183,6 +184,18 @@ def test_sums_that_are_not_finite_are_told_once(backend):
     assert opt.d == D0
 
 
+def test_an_infinite_parameter_without_a_gradient_is_not_to_blame(backend):
+    params = make_params(torch.float32, backend.device)
+    params[0].data[0, 0] = -math.inf
+    opt = backend(params, d0=D0)
+    with pytest.warns(UserWarning, match="the gradient of parameter 2 "):
+        for t in range(WARN_AFTER_STEPS):
+            feed(opt, t)
+            parameters(opt)[0].grad[0, 0] = 0.0
+            parameters(opt)[2].grad.fill_(math.nan)
+            opt.step()
+
+
 def test_one_finite_step_in_between_is_no_reason_to_warn(backend):
     opt = make(backend)
     with warnings.catch_warnings():
@@ -250,3 +263,26 @@ def test_a_parameter_twice_in_a_group_takes_one_step(backend):
         twice.step()
         once.step()
     assert torch.equal(p, parameters(once)[0]) and twice.d == once.d
+    twice.load_state_dict(twice.state_dict())
+    twice.step()
+    once.step()
+    assert torch.equal(p, parameters(once)[0])
+
+
+def test_a_skipped_step_keeps_the_estimate_in_rows_of_its_own(backend, monkeypatch):
+    """On a GPU each step writes to new memory, and there only the device knows of a skip."""
+    opt = make(backend)
+    train(opt, steps=3)
+    plans = opt._runtime.plans
+    if not plans.reads_device:
+        pytest.skip("the host decides")
+    feed(opt, 3)
+    plans.load_gradients()
+    rows = opt._runtime._estimates.rows
+    hypers, estimates = opt._runtime._read_options(opt.param_groups)
+    step = Step(hypers, estimates, rows, torch.full_like(rows, math.nan), found_inf=1.0)
+    before = [p.detach().clone() for p in parameters(opt)]
+    step.sums = plans.update(step)
+    plans.finish(step)
+    assert torch.equal(step.new_rows, rows)
+    assert all(map(torch.equal, before, parameters(opt)))

@@ -159,6 +159,15 @@ def advance_all(groups, row, sums, new_row, estimate_count):
         store_estimates(new_row, e, new, e < estimate_count)
 
 
+@triton.jit
+def keep_all(row, new_row, estimate_count):
+    """Copies all estimates: the step is skipped."""
+    for first in tl.range(0, estimate_count, ESTIMATES):
+        e = first + tl.arange(0, ESTIMATES)
+        old = load_estimate(row, tl.minimum(e, estimate_count - 1))
+        store_estimates(new_row, e, old, e < estimate_count)
+
+
 @triton.jit(
     do_not_specialize=["last", "chunk_count", "estimate_count"],
     do_not_specialize_on_alignment=["owners", "row", "sums", "new_row"],
@@ -167,13 +176,15 @@ def prodigy_finish_kernel(
     tensors, owners, row, sums, counters, last, chunk_count, new_row, estimate_count, record, groups, grads,
     T: tl.constexpr, X: tl.constexpr, S: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """d_new from the sums; x as it would be had *update* known d_new. Nothing if found_inf is not zero.
+    """d_new from the sums; x as it would be had *update* known d_new. If found_inf is not zero, new_row is row.
 
     Args:
         last: not 0: the new estimates are written to new_row, too. For the others, see `prodigy_update_kernel`.
         new_row: as `row`, and may be the same memory.
     """
     if load_found_inf(record) != 0:
+        if (last != 0) & (tl.program_id(0) == 0):
+            keep_all(row, new_row, estimate_count)
         return
     if any_change(groups, row, sums, estimate_count) | (tl.load(counters + 1) != 0):
         grad_scale = load_grad_scale(record)
