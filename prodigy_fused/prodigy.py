@@ -7,15 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from . import backends, checkpoint, hyper, options
 from .estimate import FIELDS, initial
-from .options import OPTIONS, Group
-from .plans import parameters
+from .groups import check_new, with_its_own_choice
+from .options import OPTIONS
 from .runtime import Runtime
-from .tensors import check_parameter, describe
 
 
 class Prodigy(Optimizer):
@@ -121,7 +119,7 @@ class Prodigy(Optimizer):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
         if not isinstance(param_group["params"], (Tensor, set, list)):  # a generator, for example
             param_group["params"] = list(param_group["params"])
-        own = _with_its_own_choice(param_group)
+        own = with_its_own_choice(param_group)
         for name in hyper.COMMON if self.param_groups else ():
             own.setdefault(name, self.param_groups[0][name])
         merged = {**self.defaults, **own}
@@ -131,7 +129,7 @@ class Prodigy(Optimizer):
         first = self.param_groups[0] if self.param_groups else None
         if first is not None:
             hyper.check_shared(first, len(self.param_groups), {"frozen": first["frozen"], **merged})
-        self._check_new(merged)
+        check_new(self.param_groups, merged)
         running = {**initial(float(merged["d0"])), "frozen": False, **own}
         if first is not None and not merged["split_groups"]:
             running = first  # starts where the others are
@@ -140,25 +138,6 @@ class Prodigy(Optimizer):
         param_group.update({**plain, **{name: running[name] for name in (*FIELDS, "frozen")}})
         super().add_param_group(param_group)
         self._runtime.forget_plans()
-
-    def _check_new(self, group: Group) -> None:
-        """Raises if a parameter of ``group``, an addition, cannot be optimized."""
-        known = {id(p): i for i, p in enumerate(parameters(self.param_groups))}
-        first = sum(len(group["params"]) for group in self.param_groups)
-        params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
-        for index, p in enumerate(params, start=first):
-            p = p[1] if isinstance(p, tuple) else p
-            if not isinstance(p, Tensor):
-                raise TypeError(f"parameter {index} is a {type(p).__name__}: Prodigy optimizes tensors")
-            if known.get(id(p), first) < first:  # twice in one group: torch warns, and it is stepped once
-                raise ValueError(f"{describe(index, p)} is a duplicate of parameter {known[id(p)]}")
-            known[id(p)] = index
-            if is_lazy(p) or p.is_meta:
-                continue  # has no shape, or no memory, yet; checked when its first gradient arrives
-            check_parameter(index, p)
-            if not (p.is_leaf or p.retains_grad):
-                raise ValueError(f"{describe(index, p)} is not a leaf: optimize the tensor it was computed from")
-            backends.choose(p, group)
 
     # -- the step -----------------------------------------------------------------------------------------------------
 
@@ -291,10 +270,3 @@ class Prodigy(Optimizer):
     def _declare_amp_support(self) -> None:
         # With fused=True GradScaler leaves unscaling and skipping to step(), as with torch's own fused optimizers.
         self._step_supports_amp_scaling = self.defaults["fused"] is True
-
-
-def _with_its_own_choice(group: Group) -> Group:
-    """Returns a group in which the default of one way to choose a backend does not contradict the group's own."""
-    ways = ("foreach", "fused", "backend")
-    chosen = any(group.get(way) is not None for way in ways)
-    return {**dict.fromkeys(ways), **group} if chosen else dict(group)

@@ -27,6 +27,8 @@ def describe(index: int, tensor: Tensor) -> str:
 
 def may_overlap(tensor: Tensor) -> bool:
     """Returns whether two index tuples may share an address, as in an expanded tensor (its update is ill-defined)."""
+    if tensor.is_contiguous():
+        return False
     reach = 0
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1:

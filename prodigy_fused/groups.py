@@ -1,0 +1,49 @@
+"""Checks of a group that joins an optimizer: its parameters, and its choice of a backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from . import backends
+from .options import Group
+from .plans import parameters
+from .tensors import check_parameter, describe
+
+
+def check_new(groups: list[Group], group: Group) -> None:
+    """Raises if a parameter of ``group``, an addition to ``groups``, cannot be optimized.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: names the parameter's index and shape, and the reason.
+    """
+    known = {id(p): i for i, p in enumerate(parameters(groups))}
+    first = sum(len(other["params"]) for other in groups)
+    params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+    kinds: set[Any] = set()
+    for index, p in enumerate(params, start=first):
+        p = p[1] if isinstance(p, tuple) else p
+        if not isinstance(p, Tensor):
+            raise TypeError(f"parameter {index} is a {type(p).__name__}: Prodigy optimizes tensors")
+        if known.get(id(p), first) < first:  # twice in one group: torch warns, and it is stepped once
+            raise ValueError(f"{describe(index, p)} is a duplicate of parameter {known[id(p)]}")
+        known[id(p)] = index
+        if is_lazy(p) or p.is_meta:
+            continue  # has no shape, or no memory, yet; checked when its first gradient arrives
+        check_parameter(index, p)
+        if not (p.is_leaf or p.retains_grad):
+            raise ValueError(f"{describe(index, p)} is not a leaf: optimize the tensor it was computed from")
+        # All contiguous tensors of a kind have the same backend: a model of 100,000 is asked for a few of them.
+        kind = type(p), p.device, p.dtype, p.dim()
+        if kind not in kinds or not p.is_contiguous():
+            backends.choose(p, group)
+            kinds.add(kind)
+
+
+def with_its_own_choice(group: Group) -> Group:
+    """Returns a group in which the default of one way to choose a backend does not contradict the group's own."""
+    ways = ("foreach", "fused", "backend")
+    chosen = any(group.get(way) is not None for way in ways)
+    return {**dict.fromkeys(ways), **group} if chosen else dict(group)
