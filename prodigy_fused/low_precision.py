@@ -9,8 +9,8 @@ All arithmetic is float32; every value is rounded once, when it is stored. The m
   ``round(x0 + delta)``, other code has written to the parameter, and ``delta`` is reset to ``x - x0``.
 - *nearest*: to nearest, as the reference has it.
 
-Of 16-bit state, ``exp_avg_sq`` is rounded stochastically (to nearest, an average of small terms stops short),
-``exp_avg`` and ``s`` to nearest.
+Of 16-bit state, ``exp_avg_sq`` and ``s`` are rounded stochastically (to nearest, an average of small terms stops short,
+and a decay of less than half a unit a step is lost), ``exp_avg`` to nearest.
 
 In a backend of one pass, ``update`` computes the step from m and v before they are rounded, and ``finish`` from the
 stored ones. What ``finish`` adds to an ``x`` that is rounded already is rounded by itself: it is a small part of a step

@@ -4,17 +4,22 @@ Note [Random bits]
 Stochastic rounding draws 32 bits per element from a counter, so that there is no generator's state and every backend
 has the same bits. The counter is ``(step, tensor, stream, element)``: ``k`` of the estimate before the step; the
 parameter's index in the optimizer; 0 for a step and 1 for what ``finish`` adds to an ``x`` that is rounded already;
-the element's position in memory (in row-major order, if there are gaps). ``mix`` is the hash "lowbias32" (C. Wellons,
-"Prospecting for Hash Functions", 2018). With 32-bit integers that wrap around::
+the element's position in memory (in row-major order, if there are gaps). Eight elements share a hash, ``mix`` is
+"lowbias32" (C. Wellons, "Prospecting for Hash Functions", 2018), and take the next eight numbers of a multiplicative
+generator from it (its factor is from G. Steele and S. Vigna, "Computationally easy, spectrally good multipliers for
+congruential pseudorandom number generators", 2021). With 32-bit integers that wrap around::
 
     mix(h)  = h ^= h >> 16;  h *= 0x7feb352d;  h ^= h >> 15;  h *= 0x846ca68b;  h ^= h >> 16
-    word    = 2 * (element >> 32) + stream
+    eight   = element >> 3
+    word    = 2 * (eight >> 32) + stream
     a       = mix(mix(mix(SEED + step) + tensor) + word)
     b       = mix(mix(mix(~SEED + tensor) + word) + step)
-    bits    = h = element ^ a;  h ^= h >> 16;  h *= 0x7feb352d;  h ^= h >> 15;  h += b;  h *= 0x846ca68b;  h ^= h >> 16
+    h       = eight ^ a;  h ^= h >> 16;  h *= 0x7feb352d;  h ^= h >> 15;  h += b;  h *= 0x846ca68b;  h ^= h >> 16
+    bits    = h * 0xadb4a92d ** (1 + element % 8)
 
-``x`` is rounded with these; ``exp_avg_sq`` with the same, its halves exchanged, in stream 0. The rounding takes as many
-of the bits as it needs from the top.
+``x`` is rounded with these; in stream 0, ``exp_avg_sq`` with ``second(bits)`` and ``s`` with ``third(bits)``, the
+number eight places further on. The rounding takes as many of the bits as it needs from the top: the lowest ones are
+alike in all eight, as in every such generator.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from torch import Tensor
 from .tensors import is_dense
 
 SEED = 0x9E3779B9
+FACTOR = 0xADB4A92D
 _WORD = 0xFFFFFFFF
 
 
@@ -48,22 +54,29 @@ def random_bits(p: Tensor, step: Any, tensor: int, stream: int = 0) -> Tensor:
     Returns:
         int64, 0 to 2**32 - 1, of the shape of ``p``.
     """
-    element = torch.arange(p.numel(), device=p.device)
-    element = element.as_strided(p.shape, p.stride()) if is_dense(p) and p.numel() else element.view(p.shape)
-    word = 2 * (element >> 32) + stream if p.numel() > 1 << 32 else stream
+    eight = torch.arange(-(-p.numel() // 8), device=p.device)
+    word = 2 * (eight >> 32) + stream if p.numel() > 1 << 35 else stream
     step = step.to(torch.int64) & _WORD if isinstance(step, Tensor) else int(step) & _WORD
     a = _mix(_mix(_mix(SEED + step & _WORD) + tensor & _WORD) + word & _WORD)
     b = _mix(_mix(_mix((~SEED & _WORD) + tensor & _WORD) + word & _WORD) + step & _WORD)
-    h = (element ^ a) & _WORD
+    h = (eight ^ a) & _WORD
     h = (h ^ h >> 16) * 0x7FEB352D & _WORD
     h = ((h ^ h >> 15) + b) * 0x846CA68B & _WORD
-    bits: Tensor = h ^ h >> 16
-    return bits
+    powers = torch.tensor([pow(FACTOR, 1 + i, 1 << 32) for i in range(8)], device=p.device)
+    bits = ((h ^ h >> 16)[:, None] * powers & _WORD).flatten()[: p.numel()]
+    return bits.as_strided(p.shape, p.stride()) if is_dense(p) and p.numel() else bits.view(p.shape)
 
 
-def exchanged(bits: Tensor) -> Tensor:
-    """Returns the random bits of a second value of the same elements: the halves exchanged."""
-    return bits << 16 & _WORD | bits >> 16
+def second(bits: Tensor) -> Tensor:
+    """Returns random bits for a second value (``exp_avg_sq``) of the elements: the halves, the lower one improved by
+    the upper one, exchanged."""
+    mixed = bits ^ bits >> 16
+    return mixed << 16 & _WORD | mixed >> 16
+
+
+def third(bits: Tensor) -> Tensor:
+    """Returns random bits for a third value (``s``) of the elements."""
+    return bits * pow(FACTOR, 8, 1 << 32) & _WORD
 
 
 def stochastic(value: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:

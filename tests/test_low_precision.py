@@ -68,6 +68,23 @@ def test_bfloat16_leaves_d0(float32_d, kind, mode, tolerance):
     assert moved > 0.5
 
 
+def test_bfloat16_state_does_not_slow_the_decay_of_s():
+    """To nearest, a decay of 5e-4 a step is lost: |s| would be 1.8 times as large after 2,000 steps.
+
+    One backend is enough: all of them round state with the same bits.
+    """
+    draw = torch.Generator().manual_seed(4)
+    start = torch.randn(400, generator=draw)
+    opts = [Prodigy([nn.Parameter(start.clone())], state_dtype=t, d_coef=1e-9) for t in (torch.bfloat16, torch.float32)]
+    for _ in range(2000):
+        grad = torch.randn(400, generator=draw)
+        for opt in opts:
+            opt.param_groups[0]["params"][0].grad = grad
+            opt.step()
+    half, full = (opt.param_groups[0]["d_denom"] for opt in opts)
+    assert half == pytest.approx(full, rel=0.05)
+
+
 def test_float16_leaves_d0(float32_d):
     d, moved = regression("weights", torch.float16)  # by displacement
     assert d == pytest.approx(float32_d["weights"], rel=0.01)

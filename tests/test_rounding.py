@@ -9,7 +9,7 @@ import torch
 from toolbox import device_of
 from torch import nn
 
-from prodigy_fused.rounding import exchanged, random_bits, stochastic
+from prodigy_fused.rounding import random_bits, second, stochastic, third
 
 HALVES = [torch.bfloat16, torch.float16]
 each_half = pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -82,13 +82,15 @@ def test_random_bits():
     p = torch.empty(1 << 18)
     keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 0, 1), (2, 0, 0)]
     drawn = [random_bits(p, *key) for key in keys]
-    drawn.append(exchanged(drawn[0]))
+    drawn += [second(drawn[0]), third(drawn[0])]
     for bits in drawn:
         assert bits.min() >= 0 and bits.max() < 1 << 32
         assert abs(bits.double().mean() / 2**32 - 0.5) < 5 * math.sqrt(1 / 12 / p.numel())
         each_bit = torch.stack([bits >> i & 1 for i in range(32)]).double()
-        assert (each_bit.mean(1) - 0.5).abs().max() < 5 * 0.5 / 512
-    uniform = torch.stack([*drawn, drawn[0].roll(1), drawn[0].roll(1024)]).double() / 2**32 - 0.5
+        errors = (each_bit.mean(1) - 0.5).abs() / 0.5 * 512
+        assert errors[16:].max() < 5 and errors.max() < 5 * math.sqrt(8)
+    rolled = [drawn[i].roll(n) for i in (0, -2, -1) for n in (1, 2, 3, 4, 5, 6, 7, 8, 1024)]
+    uniform = torch.stack([*drawn, *rolled]).double() / 2**32 - 0.5
     correlation = (uniform @ uniform.T) / p.numel() * 12 - torch.eye(len(uniform))
     assert correlation.abs().max() < 6 / 512
 

@@ -54,6 +54,9 @@ CORRECTION_STREAM = tl.constexpr(1)
 # Of the hash "lowbias32" by Chris Wellons (https://nullprogram.com/blog/2018/07/31/).
 FACTOR_1 = tl.constexpr(0x7FEB352D)
 FACTOR_2 = tl.constexpr(0x846CA68B)
+# Of a multiplicative generator (Steele and Vigna, "Computationally easy, spectrally good multipliers for congruential
+# pseudorandom number generators", 2021).
+FACTOR = tl.constexpr(0xADB4A92D)
 
 
 class RandomBits(NamedTuple):
@@ -75,30 +78,49 @@ def mix(h):
 def random_bits(k, tensor, stream, begin):
     """Returns what `draw` needs for the elements from position `begin` on, in step k.
 
-    The positions of these elements must agree in all but their low 32 bits.
+    The positions of these elements must agree in all but their low 35 bits.
     """
-    word = ((begin >> 32) * 2 + stream).to(tl.uint32)
+    word = ((begin >> 35) * 2 + stream).to(tl.uint32)
     a = mix(plus(mix(plus(mix(plus(k, SEED)), tensor)), word))
     b = mix(plus(mix(plus(mix(plus(tensor, NOT_SEED)), word)), k))
     return RandomBits(a, b)
 
 
 @triton.jit
-def draw(random, low):
-    """Returns 32 random bits per element: lowbias32 with `b` added between its two rounds.
-
-    low: the low 32 bits of the elements' positions.
-    """
-    h = low ^ random.a
-    h = times(h ^ (h >> 16), FACTOR_1)
-    h = times(plus(h ^ (h >> 15), random.b), FACTOR_2)
-    return h ^ (h >> 16)
+def power(e):
+    """Returns FACTOR to the power 1 + e, for uint32 0 <= e < 8."""
+    one = tl.where((e & 1) != 0, FACTOR, 1).to(tl.uint32)
+    two = tl.where((e & 2) != 0, FACTOR**2 % 2**32, 1).to(tl.uint32)
+    four = tl.where((e & 4) != 0, FACTOR**4 % 2**32, 1).to(tl.uint32)
+    return times(times(one, two), times(four, FACTOR))
 
 
 @triton.jit
-def exchanged(bits):
-    """Returns random bits for a second value of the same element (v besides x): the two halves exchanged."""
+def draw(random, position):
+    """Returns 32 random bits per element: eight elements share lowbias32 with `b` added between its two rounds.
+
+    position: the elements', int64.
+    """
+    h = (position >> 3).to(tl.uint32) ^ random.a
+    h = times(h ^ (h >> 16), FACTOR_1)
+    h = times(plus(h ^ (h >> 15), random.b), FACTOR_2)
+    return times(h ^ (h >> 16), power(position.to(tl.uint32) & 7))
+
+
+@triton.jit
+def second(bits):
+    """Returns random bits for a second value of the same element (v, next to x).
+
+    The halves, the lower one improved by the upper one, are exchanged.
+    """
+    bits = bits ^ (bits >> 16)
     return (bits << 16) | (bits >> 16)
+
+
+@triton.jit
+def third(bits):
+    """Returns random bits for a third value of the same element (s)."""
+    return times(bits, FACTOR**8 % 2**32)
 
 
 # -- bfloat16 and float16, as bits -------------------------------------------------------------------------------------

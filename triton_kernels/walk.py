@@ -14,10 +14,11 @@ from .rounding import (
     array,
     displacement,
     draw,
-    exchanged,
     load,
     random_bits,
+    second,
     store,
+    third,
 )
 from .rule import (
     CORRECT,
@@ -165,15 +166,15 @@ def update_walk(
 
         old_x, position, origin, distance = position_of(old_x, old_x0, old_delta, displaced, X)
         g = gradient(grads, old_x, c)
+        bits = draw(random, begin + i)
         if SAMPLES != NONE:
             new_s, dot_terms, norm_terms = sample(g, distance, old_s, c)
             dot += tl.where(is_sample, dot_terms, 0.0)
             norm += tl.where(is_sample, norm_terms, 0.0)
-            store(s + index, new_s, is_sample, S)
+            store(s + index, new_s, is_sample, S, True, third(bits))
         new_m, new_v = moments(g, old_m, old_v, c)
         position = step(position, old_x, new_m, new_v, decay, dlr, c.d_eps)
-        bits = draw(random, (begin + i).to(tl.uint32))
-        store(v + i, new_v, mask, S, True, exchanged(bits))
+        store(v + i, new_v, mask, S, True, second(bits))
         store(m + i, new_m, with_momentum, S)
         store_position(x + i, delta + i, position, origin, with_momentum, t, displaced, bits, X)
     return dot, norm
@@ -241,7 +242,7 @@ def finish_walk(
             position = correct(position, new_m, new_v, c)
         else:
             position = undo(position, origin, new_m, new_v, c)
-        bits = draw(random, (begin + i).to(tl.uint32))
+        bits = draw(random, begin + i)
         store_position(x + i, delta + i, position, origin, mask, t, displaced, bits, X)
 
 

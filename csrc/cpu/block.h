@@ -83,7 +83,7 @@ PRODIGY_INLINE void close_position(const Tensor& t, std::int64_t begin, int n, c
   if (t.delta != nullptr) {
     place_run(t.type, a.x0, a.delta, n, to);
   } else if (t.stochastic) {
-    stochastic_run(t.type, a.x, n, to, RandomBits(k, t.index, stream, begin), std::uint32_t(begin));
+    stochastic_x_run(t.type, a.x, n, to, RandomBits(k, t.index, stream, begin), begin);
   } else {
     nearest_run(t.type, a.x, n, to);
   }
@@ -111,10 +111,13 @@ PRODIGY_INLINE void close_update(const Tensor& t, std::int64_t begin, int n, con
                                  const Arrays<float>& a) {
   if (is_half(t.state_type)) {
     const RandomBits random(c.k, t.index, kStepStream, begin);
-    exchanged_stochastic_run(t.state_type, a.v, n, halves(t.v, begin), random, std::uint32_t(begin));
+    stochastic_v_run(t.state_type, a.v, n, halves(t.v, begin), random, begin);
     if (c.momentum) nearest_run(t.state_type, a.m, n, halves(t.m, begin));
     const Samples samples(t, begin, n);
-    if (a.s != nullptr) nearest_run(t.state_type, a.s, samples.count, halves(t.s, samples.first));
+    if (a.s != nullptr) {
+      stochastic_s_run(t.state_type, a.s, samples.count, halves(t.s, samples.first), random, samples.first * t.slice_p,
+                       t.slice_p);
+    }
   }
   if (c.momentum && is_half(t.type)) close_position(t, begin, n, a, c.k, kStepStream);
 }
@@ -156,11 +159,12 @@ PRODIGY_INLINE T load_sample(Type type, const void* array, std::int64_t j) {
   return static_cast<const T*>(array)[j];
 }
 
+// bits: what it is rounded with.
 template <class T>
-PRODIGY_INLINE void store_sample(Type type, void* array, std::int64_t j, T value) {
+PRODIGY_INLINE void store_sample(Type type, void* array, std::int64_t j, T value, std::uint32_t bits) {
   if constexpr (std::is_same_v<T, float>) {
-    if (type == Type::kBFloat16) *halves(array, j) = nearest<Type::kBFloat16>(value);
-    if (type == Type::kFloat16) *halves(array, j) = nearest<Type::kFloat16>(value);
+    if (type == Type::kBFloat16) *halves(array, j) = stochastic<Type::kBFloat16>(value, bits);
+    if (type == Type::kFloat16) *halves(array, j) = stochastic<Type::kFloat16>(value, bits);
     if (is_half(type)) return;
   }
   static_cast<T*>(array)[j] = value;

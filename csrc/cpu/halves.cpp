@@ -31,15 +31,22 @@ PRODIGY_CLONES void nearest_run(Type type, const float* from, int n, std::uint16
   if (type == kF) each(n, [&](int i) { to[i] = nearest<kF>(from[i]); });
 }
 
-PRODIGY_CLONES void stochastic_run(Type type, const float* from, int n, std::uint16_t* to, RandomBits random,
-                                   std::uint32_t low) {
-  if (type == kBF) each(n, [&](int i) { to[i] = stochastic<kBF>(from[i], random.of(low + std::uint32_t(i))); });
-  if (type == kF) each(n, [&](int i) { to[i] = stochastic<kF>(from[i], random.of(low + std::uint32_t(i))); });
+PRODIGY_CLONES void stochastic_x_run(Type type, const float* from, int n, std::uint16_t* to, RandomBits random,
+                                     std::int64_t position) {
+  if (type == kBF) each(n, [&](int i) { to[i] = stochastic<kBF>(from[i], random.of(position + i)); });
+  if (type == kF) each(n, [&](int i) { to[i] = stochastic<kF>(from[i], random.of(position + i)); });
 }
 
-PRODIGY_CLONES void exchanged_stochastic_run(Type type, const float* from, int n, std::uint16_t* to, RandomBits random,
-                                             std::uint32_t low) {
-  const auto bits = [&](int i) { return exchanged(random.of(low + std::uint32_t(i))); };
+PRODIGY_CLONES void stochastic_v_run(Type type, const float* from, int n, std::uint16_t* to, RandomBits random,
+                                     std::int64_t position) {
+  const auto bits = [&](int i) { return second(random.of(position + i)); };
+  if (type == kBF) each(n, [&](int i) { to[i] = stochastic<kBF>(from[i], bits(i)); });
+  if (type == kF) each(n, [&](int i) { to[i] = stochastic<kF>(from[i], bits(i)); });
+}
+
+PRODIGY_CLONES void stochastic_s_run(Type type, const float* from, int n, std::uint16_t* to, RandomBits random,
+                                     std::int64_t position, std::int64_t stride) {
+  const auto bits = [&](int i) { return third(random.of(position + i * stride)); };
   if (type == kBF) each(n, [&](int i) { to[i] = stochastic<kBF>(from[i], bits(i)); });
   if (type == kF) each(n, [&](int i) { to[i] = stochastic<kF>(from[i], bits(i)); });
 }

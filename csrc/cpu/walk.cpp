@@ -108,11 +108,12 @@ PRODIGY_INLINE void update_unsampled(const Arrays<T>& a, int n, const Coefficien
 
 // The element at position i of the block, whose sample is at position j, where memory is not in row-major order.
 template <class T>
-PRODIGY_INLINE Sums<T> sample_strided(const Arrays<T>& a, const Tensor& t, int i, int64_t j, const Coefficients<T>& c) {
+PRODIGY_INLINE Sums<T> sample_strided(const Arrays<T>& a, const Tensor& t, int i, int64_t j, std::uint32_t bits,
+                                      const Coefficients<T>& c) {
   T s = load_sample<T>(t.state_type, t.s, j);
   const T x0 = t.x0 ? load_sample<T>(t.type, t.x0, j) : T(0);
   const Sums<T> sums = sample(gradient_at(a, i, c), x0 - a.x[i], s, c);
-  store_sample(t.state_type, t.s, j, s);
+  store_sample(t.state_type, t.s, j, s, third(bits));
   return sums;
 }
 
@@ -129,9 +130,11 @@ PRODIGY_INLINE Sums<double> update_sampled(const Arrays<T>& a, const Tensor& t, 
       sums.add(j % kLanes, sample(gradient_at(a, i, c), x0 - a.x[i], a.s[j], c));
     }
   } else {
+    const RandomBits random(c.k, t.index, kStepStream, begin);
     for (int i = 0; i < n; ++i) {
       const int64_t position = row_major(t.order, begin + i);
-      if (position % t.slice_p == 0) sums.add(i % kLanes, sample_strided(a, t, i, position / t.slice_p, c));
+      if (position % t.slice_p != 0) continue;
+      sums.add(i % kLanes, sample_strided(a, t, i, position / t.slice_p, random.of(begin + i), c));
     }
   }
   update_unsampled<T, kMomentum, Distance::kStart>(a, n, c);

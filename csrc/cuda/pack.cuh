@@ -82,8 +82,8 @@ __device__ __forceinline__ T load_one(const Array<T, false>& from, std::int64_t 
   return global(from.data)[i];
 }
 
-template <class T>
-__device__ __forceinline__ void store_one(const Array<T, false>& to, std::int64_t i, T value) {
+template <class T, class Rounding>
+__device__ __forceinline__ void store_one(const Array<T, false>& to, std::int64_t i, T value, const Rounding&) {
   global(to.data)[i] = value;
 }
 
@@ -150,24 +150,29 @@ struct Nearest {
   }
 };
 
-__device__ __forceinline__ void store_one(const Array<float, true>& to, std::int64_t i, float value) {
+template <class Rounding>
+__device__ __forceinline__ void store_one(const Array<float, true>& to, std::int64_t i, float value,
+                                          const Rounding& rounding) {
   if (to.type == Type::kFloat32) {
     global(to.floats())[i] = value;
   } else {
-    global(to.halves())[i] = Nearest()(to.type, value, 0);
+    global(to.halves())[i] = rounding(to.type, value, 0);
   }
 }
 
-// Rounds stochastically. `low`: the low 32 bits of the position of a pack's first element. kExchanged: for a second
-// value of the same elements (v besides x).
-template <bool kExchanged>
+// Which values of an element are rounded stochastically.
+enum class Rounded { kX, kV, kS };
+
+// Rounds stochastically. `i`: the position of a pack's first element.
+template <Rounded kWhich>
 struct Stochastic {
   RandomBits random;
-  std::uint32_t low;
+  std::int64_t i;
 
   __device__ __forceinline__ std::uint16_t operator()(Type type, float value, int e) const {
-    std::uint32_t bits = random.of(low + e);
-    if (kExchanged) bits = exchanged(bits);
+    std::uint32_t bits = random.of(i + e);
+    if (kWhich == Rounded::kV) bits = second(bits);
+    if (kWhich == Rounded::kS) bits = third(bits);
     return type == Type::kBFloat16 ? stochastic<Type::kBFloat16>(value, bits) : stochastic<Type::kFloat16>(value, bits);
   }
 };

@@ -54,9 +54,9 @@ struct EveryElement {
       x0 = widened(a.x0, x0);
     }
     __device__ __forceinline__ bool has(int) const { return true; }
-    __device__ __forceinline__ void store_s(const EveryElement&, const Arrays<T, kMixed>& a, std::int64_t i,
-                                            int count) const {
-      store<kFull>(a.s, i, count, s, Nearest());
+    __device__ __forceinline__ void store_s(const EveryElement&, const Arrays<T, kMixed>& a, std::int64_t i, int count,
+                                            const RandomBits& random) const {
+      store<kFull>(a.s, i, count, s, Stochastic<Rounded::kS>{random, i});
     }
   };
 
@@ -92,10 +92,11 @@ struct EveryPth {
     }
     __device__ __forceinline__ void widen(const Arrays<T, kMixed>&) {}  // done by load_one
     __device__ __forceinline__ bool has(int e) const { return present >> e & 1u; }
-    __device__ __forceinline__ void store_s(const EveryPth& p, const Arrays<T, kMixed>& a, std::int64_t i, int) const {
+    __device__ __forceinline__ void store_s(const EveryPth& p, const Arrays<T, kMixed>& a, std::int64_t i, int,
+                                            const RandomBits& random) const {
 #pragma unroll
       for (int e = 0; e < kILP<T>; ++e) {
-        if (has(e)) store_one(a.s, p.sample_of(i + e), s.value[e]);
+        if (has(e)) store_one(a.s, p.sample_of(i + e), s.value[e], Stochastic<Rounded::kS>{random, i + e});
       }
     }
   };
@@ -134,7 +135,8 @@ struct NoElement {
     }
     __device__ __forceinline__ void widen(const Arrays<T, kMixed>& a) { x0 = widened(a.x0, x0); }
     __device__ __forceinline__ bool has(int) const { return false; }
-    __device__ __forceinline__ void store_s(const NoElement&, const Arrays<T, kMixed>&, std::int64_t, int) const {}
+    __device__ __forceinline__ void store_s(const NoElement&, const Arrays<T, kMixed>&, std::int64_t, int,
+                                            const RandomBits&) const {}
   };
 
   __device__ __forceinline__ NoElement(const Tensor&, const Chunk&) {}
@@ -173,7 +175,7 @@ __device__ __forceinline__ void store_positions(const Arrays<T, kMixed>& a, std:
 #pragma unroll
       for (int e = 0; e < kILP<T>; ++e) p.at.value[e] = p.origin.value[e] + p.at.value[e];
     } else if (a.stochastic) {
-      store<kFull>(a.x, i, count, p.at, Stochastic<false>{random, std::uint32_t(i)});
+      store<kFull>(a.x, i, count, p.at, Stochastic<Rounded::kX>{random, i});
       return;
     }
   }
@@ -206,8 +208,8 @@ __device__ __forceinline__ void update_pack(const Arrays<T, kMixed>& a, std::int
     moments(g, m.value[e], v.value[e], c);
     p.at.value[e] = step(p.at.value[e], p.x.value[e], m.value[e], v.value[e], c);
   }
-  sampled.store_s(sampling, a, i, count);
-  store<kFull>(a.v, i, count, v, Stochastic<true>{random, std::uint32_t(i)});
+  sampled.store_s(sampling, a, i, count, random);
+  store<kFull>(a.v, i, count, v, Stochastic<Rounded::kV>{random, i});
   if (!c.momentum) return;  // there is no m, and x is left to finish
   store<kFull>(a.m, i, count, m, Nearest());
   store_positions<kFull>(a, i, count, p, displaced, random);

@@ -37,27 +37,49 @@ PRODIGY_INLINE std::uint32_t mix(std::uint32_t h) {
   return h ^ h >> 16;
 }
 
+// Of a multiplicative generator (Steele and Vigna, "Computationally easy, spectrally good multipliers for congruential
+// pseudorandom number generators", 2021).
+constexpr std::uint32_t kFactor = 0xadb4a92du;
+// Elements that share a hash.
+constexpr int kEight = 8;
+
+// kFactor to the power 1 + e, for 0 <= e < kEight.
+PRODIGY_INLINE constexpr std::uint32_t power(std::uint32_t e) {
+  constexpr std::uint32_t k2 = kFactor * kFactor, k4 = k2 * k2;
+  return kFactor * (e & 1 ? kFactor : 1u) * (e & 2 ? k2 : 1u) * (e & 4 ? k4 : 1u);
+}
+
 // See Note [Random bits] of prodigy_fused/rounding.py. The part that the elements of a run have in common.
 struct RandomBits {
   std::uint32_t a, b;
 
-  // begin: the first of the elements, which must agree in all but the low 32 bits of their positions.
+  // begin: the first of the elements, which must agree in all but the low 35 bits of their positions.
   PRODIGY_INLINE RandomBits(std::uint32_t step, std::uint32_t tensor, Stream stream, std::int64_t begin) {
-    const std::uint32_t word = 2 * std::uint32_t(begin >> 32) + stream;
+    const std::uint32_t word = 2 * std::uint32_t(begin >> 35) + stream;
     a = mix(mix(mix(kSeed + step) + tensor) + word);
     b = mix(mix(mix(~kSeed + tensor) + word) + step);
   }
-  // low: the low 32 bits of the element's position. lowbias32 with `b` added between its two rounds.
-  PRODIGY_INLINE std::uint32_t of(std::uint32_t low) const {
-    std::uint32_t h = low ^ a;
+  // What the elements at positions 8 * eight to 8 * eight + 7 share; eight: the low 32 bits. lowbias32 with `b` added
+  // between its two rounds.
+  PRODIGY_INLINE std::uint32_t shared(std::uint32_t eight) const {
+    std::uint32_t h = eight ^ a;
     h = (h ^ h >> 16) * kFactor1;
     h = ((h ^ h >> 15) + b) * kFactor2;
     return h ^ h >> 16;
   }
+  PRODIGY_INLINE std::uint32_t of(std::int64_t position) const {
+    return shared(std::uint32_t(position >> 3)) * power(std::uint32_t(position) % kEight);
+  }
 };
 
-// Random bits for a second value of the same element (v, next to x).
-PRODIGY_INLINE std::uint32_t exchanged(std::uint32_t bits) { return bits << 16 | bits >> 16; }
+// Random bits for a second value of the same element (v, next to x): the halves, the lower one improved by the upper
+// one, exchanged.
+PRODIGY_INLINE std::uint32_t second(std::uint32_t bits) {
+  bits ^= bits >> 16;
+  return bits << 16 | bits >> 16;
+}
+// For a third value (s).
+PRODIGY_INLINE std::uint32_t third(std::uint32_t bits) { return bits * power(kEight - 1); }
 
 // -- bfloat16 and float16, as bits -----------------------------------------------------------------------------------
 

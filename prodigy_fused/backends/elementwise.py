@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..hyper import Hyper
 from ..options import SIXTEEN_BIT
-from ..rounding import exchanged, random_bits, stochastic
+from ..rounding import random_bits, second, stochastic, third
 from ..step import BucketKey, Slot
-from ..tensors import check_gradient
+from ..tensors import check_gradient, sampled
 
 
 class TensorPlan:
@@ -91,6 +91,8 @@ def store_state(slot: Slot, key: str, value: Tensor, k: Any) -> None:
     stored = slot.state[key]
     if stored is value:
         return
-    if key == "exp_avg_sq" and stored.dtype in SIXTEEN_BIT:
-        value = stochastic(value, stored.dtype, exchanged(random_bits(slot.param, k, slot.random_index)))
+    if key != "exp_avg" and stored.dtype in SIXTEEN_BIT:
+        bits = random_bits(slot.param, k, slot.random_index)
+        bits = second(bits) if key == "exp_avg_sq" else third(sampled(bits, slot.slice_p))
+        value = stochastic(value, stored.dtype, bits)
     stored.copy_(value)

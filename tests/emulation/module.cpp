@@ -44,7 +44,7 @@ void stochastic_all(std::uintptr_t from, std::uintptr_t to, long n, std::uint32_
                     bool correction, long begin) {
   const RandomBits random(step, tensor, correction ? kCorrectionStream : kStepStream, begin);
   for (long i = 0; i < n; ++i) {
-    pointer<std::uint16_t>(to)[i] = stochastic<kType>(pointer<float>(from)[i], random.of(std::uint32_t(begin + i)));
+    pointer<std::uint16_t>(to)[i] = stochastic<kType>(pointer<float>(from)[i], random.of(begin + i));
   }
 }
 
