@@ -221,4 +221,5 @@ class PlanSet:
 def _key(backend: str, p: Tensor, group: Group) -> BucketKey:
     dtype, state_format = (str(t).removeprefix("torch.") for t in (p.dtype, state.state_dtype(p, group)))
     sampled, counted = group["slice_p"] > 1 and not group["frozen"], not group["frozen"]
-    return BucketKey(backend, str(p.device), dtype, state_format, sampled, counted)
+    displaced = mode_of(p, group) == "displacement"
+    return BucketKey(backend, str(p.device), dtype, state_format, sampled, displaced, counted)

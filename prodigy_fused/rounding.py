@@ -63,7 +63,7 @@ def random_bits(p: Tensor, step: Any, tensor: int, stream: int = 0) -> Tensor:
     h = (h ^ h >> 16) * 0x7FEB352D & _WORD
     h = ((h ^ h >> 15) + b) * 0x846CA68B & _WORD
     powers = torch.tensor([pow(FACTOR, 1 + i, 1 << 32) for i in range(8)], device=p.device)
-    bits = ((h ^ h >> 16)[:, None] * powers & _WORD).flatten()[: p.numel()]
+    bits: Tensor = ((h ^ h >> 16)[:, None] * powers & _WORD).flatten()[: p.numel()]
     return bits.as_strided(p.shape, p.stride()) if is_dense(p) and p.numel() else bits.view(p.shape)
 
 

@@ -33,6 +33,7 @@ class BucketKey(NamedTuple):
     dtype: str  # of the parameters
     state_format: str  # the dtype of exp_avg, exp_avg_sq and s
     sampled: bool  # whether slice_p > 1
+    displaced: bool  # whether 16-bit parameters are kept as x0 + delta
     counted: bool  # whether this rank's elements enter the sums
 
 
