@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from . import estimate, hyper, options, state
+from .dtensor import index_map, is_dtensor, local
 from .estimate import COUNTERS, FIELDS, check_value
 from .options import OPTIONS, Group
 from .tensors import describe
@@ -32,16 +33,23 @@ class Verbatim:
     state: dict[str, Any]
 
 
-def export(state_dict: StateDict) -> StateDict:
-    """Returns ``Optimizer.state_dict()`` in the reference's format: flat ``s`` and ``p0``, numbers in the groups."""
+def export(own_groups: list[Group], state_dict: StateDict) -> StateDict:
+    """Returns ``Optimizer.state_dict()`` in the reference's format: flat ``s`` and ``p0``, numbers in the groups.
+
+    The state of DTensors is in DTensors, all of the parameter's shape.
+    """
     groups = []
     for group in state_dict["param_groups"]:
         numbers = {name: (int if name in COUNTERS else float)(group[name]) for name in FIELDS}
         groups.append({**group, **numbers})
     states = dict(state_dict["state"])  # also entries that belong to no parameter
-    for group in groups:
-        for i in group["params"]:
-            if state.is_there(states.get(i)):
+    for own, group in zip(own_groups, groups, strict=True):
+        for p, i in zip(own["params"], group["params"], strict=True):
+            if not state.is_there(states.get(i)):
+                continue
+            if is_dtensor(p):
+                states[i] = {"step": group["k"], **state.wrapped(p, states[i], group, index_map(p))}
+            else:
                 states[i] = _flat(states[i], group["k"])
     return {**state_dict, "state": states, "param_groups": groups}
 
@@ -128,7 +136,10 @@ def _import_state(index: int, p: Tensor, saved: dict[str, Any], group: dict[str,
     tensors = {key: value for key, value in saved.items() if key in state.KEYS}
     copies = {key: value.clone() if isinstance(value, Tensor) else value for key, value in tensors.items()}
     others = _for_others(p, {key: value for key, value in saved.items() if key not in state.KEYS})
-    own = state.adapted(index, p, copies, group)
+    where = index_map(p)
+    if is_dtensor(p):
+        copies = state.unwrapped(p, copies, group, where)
+    own = state.adapted(index, local(p), copies, group, where)
     if "p0" in own and own["p0"].dim() == 0 and p.dim() > 0 and own["p0"]:
         raise ValueError(f"the saved p0 of {describe(index, p)} is one number, {own['p0']:g}, and not zero")
     return {**others, "step": int(saved.get("step", group["k"])), **own}

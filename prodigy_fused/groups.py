@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from . import backends
+from .dtensor import index_map, local
 from .options import Group
 from .plans import parameters
 from .tensors import check_parameter, describe
@@ -36,9 +37,10 @@ def check_new(groups: list[Group], group: Group) -> None:
         if not (p.is_leaf or p.retains_grad):
             raise ValueError(f"{describe(index, p)} is not a leaf: optimize the tensor it was computed from")
         # All contiguous tensors of a kind have the same backend: a model of 100,000 is asked for a few of them.
-        kind = type(p), p.device, p.dtype, p.dim()
-        if kind not in kinds or not p.is_contiguous():
-            backends.choose(p, group)
+        mine = local(p)
+        kind = type(p), mine.device, p.dtype, p.dim()
+        if kind not in kinds or not mine.is_contiguous():
+            backends.choose(mine, group, index_map(p))
             kinds.add(kind)
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .options import SIXTEEN_BIT, Group
 from .step import Slot
-from .tensors import describe, sampled
+from .tensors import describe
 
 STUCK_AFTER_STEPS = 10  # steps after which rounding to nearest is looked at
 
@@ -48,9 +48,9 @@ def warn_if_stuck(slots: Iterable[Slot]) -> None:
     Waits for the device, once.
     """
     nearest = [slot for slot in slots if slot.low_precision == "nearest" and not slot.frozen]
-    watched = [slot for slot in nearest if slot.param.numel() > 0]
+    watched = [slot for slot in nearest if slot.param.numel() > 0 and slot.state["p0"].numel() > 0]
     flags = [
-        (sampled(slot.param.detach(), slot.slice_p) == slot.state["p0"]).all() & slot.state["exp_avg_sq"].any()
+        (slot.sampled(slot.param.detach()) == slot.state["p0"]).all() & slot.state["exp_avg_sq"].any()
         for slot in watched
     ]
     stuck = torch.stack([flag.to(flags[0].device) for flag in flags]).tolist() if flags else []

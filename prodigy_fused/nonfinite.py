@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from .dtensor import local
 from .step import Slot
-from .tensors import describe, sampled
+from .tensors import describe
 
 WARN_AFTER_STEPS = 10  # without a finite one among them
 
@@ -42,15 +43,21 @@ class NonfiniteWatch:
 def _culprit(slots: Sequence[Slot]) -> str:
     """Returns which parameter is to blame: where its gradient is 0, its value may be infinite."""
     for what in ("gradient", "value", "start"):
-        wrong = [slot for slot in slots if slot.param.grad is not None and not _is_finite(slot, slot.param.grad, what)]
+        wrong = [slot for slot in slots if (grad := _gradient(slot)) is not None and not _is_finite(slot, grad, what)]
         if wrong:
             more = f" (and those of {len(wrong) - 1} more)" if len(wrong) > 1 else ""
             return f"the {what} of {describe(wrong[0].index, wrong[0].param)}{more} has entries that are not finite"
     return "the gradients were not finite, or the sums overflow"
 
 
+def _gradient(slot: Slot) -> Tensor | None:
+    grad = (slot.param if slot.whole is None else slot.whole).grad
+    fits = grad is not None and local(grad).shape == slot.param.shape  # else it is still to be redistributed
+    return local(grad) if fits else None  # type: ignore[arg-type]
+
+
 def _is_finite(slot: Slot, grad: Tensor, what: str) -> bool:
-    g = sampled(grad, slot.slice_p)
-    values = {"gradient": grad, "value": sampled(slot.param.detach(), slot.slice_p), "start": slot.state.get("p0")}
+    g = slot.sampled(grad)
+    values = {"gradient": grad, "value": slot.sampled(slot.param.detach()), "start": slot.state.get("p0")}
     t = values[what]
     return t is None or bool((t.isfinite() | (g == 0 if what != "gradient" else False)).all())

@@ -14,6 +14,7 @@ from .estimate import FIELDS, initial
 from .groups import check_new, with_its_own_choice
 from .options import OPTIONS
 from .runtime import Runtime
+from .sharding import LOST, Span, holds_plain_parts
 
 
 class Prodigy(Optimizer):
@@ -36,8 +37,8 @@ class Prodigy(Optimizer):
         d_coef: factor of the estimate; the preferred way to tune the method (0.5 or 2).
         growth_rate: upper bound on d_new / d per step, but for the first growth; inf: unbounded. Forks' d_limiter is
             2 ** 0.25.
-        fsdp_in_use: add up the estimate's two sums over the ranks of ``torch.distributed``'s default group; for
-            parameters that are sharded and not replicated. Without a process group there is nothing to add.
+        fsdp_in_use: the (plain) tensors of this group are other tensors, or other parts of them, on each rank; for
+            shards cut by hand and ZeroRedundancyOptimizer. Of no effect on DTensors, and without a process group.
         slice_p: estimate d from every p-th element only, which saves memory; 11 is reasonable.
         d_limit: upper bound on d, which otherwise never falls again; inf: unbounded.
         split_groups: each parameter group has an estimate of its own, exactly as with one optimizer per group. ``d0``,
@@ -56,6 +57,9 @@ class Prodigy(Optimizer):
             parameters never move). None: "stochastic" for bfloat16, "displacement" for float16, or "stochastic" with
             slice_p > 1.
         backend: the name of a backend, for tests and benchmarks; never falls back.
+        process_group: the ranks that share the estimate, a ProcessGroup or a DeviceMesh, where the parameters do not
+            tell: stages of a pipeline, parameters that different ranks own. None: those of the parameters' meshes, if
+            they are DTensors (FSDP2, tensor parallel); else, with ``fsdp_in_use`` or FSDP1, all.
 
     Raises:
         ValueError: a hyper-parameter out of range or NaN, a conflict between groups, no or duplicate parameters, a
@@ -96,6 +100,7 @@ class Prodigy(Optimizer):
         state_dtype: str | torch.dtype | None = "float32",
         low_precision: str | None = None,
         backend: str | None = None,
+        process_group: Any = None,
     ) -> None:
         given = locals()
         defaults = {name: given[name] for name in OPTIONS}
@@ -103,7 +108,7 @@ class Prodigy(Optimizer):
         backends.check_choice(defaults)
         if isinstance(params, (set, frozenset)):
             raise TypeError("params is a set: its order, hence that of a checkpoint, is not reproducible; give a list")
-        self._runtime = Runtime()
+        self._runtime = Runtime(Span(process_group))
         super().__init__(params, {**options.stored(defaults), **initial(float(d0))})
         self._declare_amp_support()
 
@@ -138,6 +143,7 @@ class Prodigy(Optimizer):
         param_group.update({**plain, **{name: running[name] for name in (*FIELDS, "frozen")}})
         super().add_param_group(param_group)
         self._runtime.forget_plans()
+        self._declare_amp_support()
 
     # -- the step -----------------------------------------------------------------------------------------------------
 
@@ -220,6 +226,16 @@ class Prodigy(Optimizer):
         """The number of steps in which d moved, which need a second pass over the parameters."""
         return int(self._only("corrections"))
 
+    @property
+    def process_group(self) -> Any:
+        """The ranks that share the estimate, if they were given."""
+        return self._runtime.span.given
+
+    @process_group.setter
+    def process_group(self, process_group: Any) -> None:
+        self._runtime = Runtime(Span(process_group))
+        self._declare_amp_support()
+
     def _is_split(self) -> bool:
         return len(self.param_groups) > 1 and bool(self.param_groups[0]["split_groups"])
 
@@ -236,7 +252,9 @@ class Prodigy(Optimizer):
         Shares tensors with the optimizer where no conversion is needed, as torch's does; clone what must not change.
         """
         # Run first, so that user hooks see the reference's format.
-        first = self.register_state_dict_post_hook(lambda _, saved: checkpoint.export(saved), prepend=True)
+        first = self.register_state_dict_post_hook(
+            lambda opt, saved: checkpoint.export(opt.param_groups, saved), prepend=True
+        )
         try:
             return super().state_dict()
         finally:
@@ -259,14 +277,23 @@ class Prodigy(Optimizer):
         finally:
             last.remove()
 
+    def __getstate__(self) -> dict[str, Any]:
+        given = self.process_group is not None  # no copy or file can hold it
+        return {**super().__getstate__(), "_has_process_group": given}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        lost = state.pop("_has_process_group", False)
         super().__setstate__(state)  # also the end of load_state_dict, and of unpickling and deepcopy
         for p, value in self.state.items():
             if isinstance(value, checkpoint.Verbatim):
                 self.state[p] = value.state
-        self._runtime = Runtime()
+        there = self.__dict__.get("_runtime")
+        self._runtime = Runtime(there.span if there is not None else Span(LOST if lost else None))
         self._declare_amp_support()
 
     def _declare_amp_support(self) -> None:
-        # With fused=True GradScaler leaves unscaling and skipping to step(), as with torch's own fused optimizers.
-        self._step_supports_amp_scaling = self.defaults["fused"] is True
+        # With fused=True GradScaler leaves unscaling and skipping to step(), as with torch's own fused optimizers. Not
+        # with plain parts: each rank's scaler would look for infinities in its own, and the scales would drift apart.
+        parts = self.process_group is not None or any(map(holds_plain_parts, self.param_groups))
+        self._step_supports_amp_scaling = self.defaults["fused"] is True and not parts

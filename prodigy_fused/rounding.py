@@ -4,7 +4,8 @@ Note [Random bits]
 Stochastic rounding draws 32 bits per element from a counter, so that there is no generator's state and every backend
 has the same bits. The counter is ``(step, tensor, stream, element)``: ``k`` of the estimate before the step; the
 parameter's index in the optimizer; 0 for a step and 1 for what ``finish`` adds to an ``x`` that is rounded already;
-the element's position in memory (in row-major order, if there are gaps). Eight elements share a hash, ``mix`` is
+the element's position in memory (in row-major order, if there are gaps; of a shard, its row-major index in the whole
+tensor, see Note [Global index] in dtensor.py). Eight elements share a hash, ``mix`` is
 "lowbias32" (C. Wellons, "Prospecting for Hash Functions", 2018), and take the next eight numbers of a multiplicative
 generator from it (its factor is from G. Steele and S. Vigna, "Computationally easy, spectrally good multipliers for
 congruential pseudorandom number generators", 2021). With 32-bit integers that wrap around::
@@ -29,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .dtensor import IndexMap
 from .tensors import is_dense
 
 SEED = 0x9E3779B9
@@ -42,7 +44,7 @@ def _mix(h: Any) -> Any:
     return h ^ h >> 16
 
 
-def random_bits(p: Tensor, step: Any, tensor: int, stream: int = 0) -> Tensor:
+def random_bits(p: Tensor, step: Any, tensor: int, stream: int = 0, where: IndexMap | None = None) -> Tensor:
     """Returns the random bits of every element of ``p``, see Note [Random bits].
 
     Args:
@@ -50,12 +52,14 @@ def random_bits(p: Tensor, step: Any, tensor: int, stream: int = 0) -> Tensor:
         step: ``k``, a number or a 0-dim tensor.
         tensor: the parameter's index.
         stream: 0 for a step, 1 for a correction.
+        where: the index map, if ``p`` is a shard.
 
     Returns:
         int64, 0 to 2**32 - 1, of the shape of ``p``.
     """
-    eight = torch.arange(-(-p.numel() // 8), device=p.device)
-    word = 2 * (eight >> 32) + stream if p.numel() > 1 << 35 else stream
+    g = None if where is None else where.indices(p.device)
+    eight = torch.arange(-(-p.numel() // 8), device=p.device) if g is None else g >> 3
+    word = 2 * (eight >> 32) + stream if (p.numel() if where is None else where.whole) > 1 << 35 else stream
     step = step.to(torch.int64) & _WORD if isinstance(step, Tensor) else int(step) & _WORD
     a = _mix(_mix(_mix(SEED + step & _WORD) + tensor & _WORD) + word & _WORD)
     b = _mix(_mix(_mix((~SEED & _WORD) + tensor & _WORD) + word & _WORD) + step & _WORD)
@@ -63,7 +67,10 @@ def random_bits(p: Tensor, step: Any, tensor: int, stream: int = 0) -> Tensor:
     h = (h ^ h >> 16) * 0x7FEB352D & _WORD
     h = ((h ^ h >> 15) + b) * 0x846CA68B & _WORD
     powers = torch.tensor([pow(FACTOR, 1 + i, 1 << 32) for i in range(8)], device=p.device)
-    bits: Tensor = ((h ^ h >> 16)[:, None] * powers & _WORD).flatten()[: p.numel()]
+    if g is not None:
+        bits: Tensor = (h ^ h >> 16) * powers[g & 7] & _WORD
+        return bits
+    bits = ((h ^ h >> 16)[:, None] * powers & _WORD).flatten()[: p.numel()]
     return bits.as_strided(p.shape, p.stride()) if is_dense(p) and p.numel() else bits.view(p.shape)
 
 

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import backends, hyper, options, record, sharding
+from . import backends, hyper, options, record
 from .backends.gpu import capturing
 from .estimate import Estimates, check_changes, members
 from .hyper import EstimateOptions, Hyper
 from .low_precision import STUCK_AFTER_STEPS, warn_if_stuck
 from .nonfinite import NonfiniteWatch
 from .options import OPTIONS, Group, Scalar
-from .plans import PlanSet
+from .plans import PlanSet, check_all_are_stepped
+from .sharding import Span
 from .step import Slot, Step
 from .tensors import is_fake
 
@@ -26,9 +27,14 @@ class Runtime:
     """Takes the steps of one optimizer.
 
     Holds only what can be rebuilt on demand: an optimizer neither copies, pickles nor saves it.
+
+    Args:
+        span: the ranks that share the estimates.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, span: Span) -> None:
+        self.span = span
+        self._stepped: list[Tensor] = []  # the parameters of the last step
         self.plans: PlanSet | None = None
         self._estimates: Estimates | None = None
         self._estimate_options: list[EstimateOptions] | None = None
@@ -70,10 +76,11 @@ class Runtime:
             hypers, estimate_options = self._read_options(groups)
         check_changes(groups, self._estimates.published if self._estimates else [])  # before anything is changed
         plans = self._current_plans(groups, states)
-        if plans.sharded and found_inf is not None:
-            found_inf = sharding.agree(found_inf, plans.device)
+        if found_inf is not None:
+            found_inf = self.span.agree(found_inf, plans.device)
         # The only place that decides a skip on the host. On a device the kernels do, and take part in all that follows.
         if not (plans.reads_device and options.on_device(found_inf)) and found_inf:
+            self.span.gather(torch.zeros(plans.estimates, 2, dtype=torch.float64, device=plans.device))
             return
 
         scalars = _scalars(plans.reads_device, hypers, grad_scale, found_inf)
@@ -84,10 +91,9 @@ class Runtime:
         # In a captured graph every replay must find what the last one wrote.
         new_rows = rows if rows.is_cpu or plans.capturing() else torch.empty_like(rows)
         step = Step(scalars.hypers, estimate_options, rows, new_rows, scalars.grad_scale, scalars.found_inf)
-        step.sums = plans.update(step)
-        if plans.sharded:
-            step.sums = sharding.gather(step.sums)
+        step.sums = self.span.gather(plans.update(step))
         plans.finish(step)
+        self._stepped = plans.params
         estimates.publish(groups, step.new_rows)
         self._watch(plans, hypers)
         if rows.is_cpu:
@@ -159,7 +165,8 @@ class Runtime:
         plans = self.plans
         if plans is None or not plans.still_valid(groups, states):
             self.plans = None
-            self.plans = plans = PlanSet(groups, states)
+            check_all_are_stepped(self._stepped, groups, states)
+            self.plans = plans = PlanSet(groups, states, self.span)
         return plans
 
     def _current_estimates(self, groups: list[Group], plans: PlanSet) -> Estimates:

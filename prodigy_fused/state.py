@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .dtensor import IndexMap, is_dtensor, unwrap, wrap
 from .low_precision import mode_of
 from .options import Group
 from .tensors import check_memory, describe, is_dense, is_fake, same_layout, sampled
@@ -54,14 +55,20 @@ class Field(NamedTuple):
     in_reference: bool = True
     """Whether ``prodigyopt.Prodigy`` 1.1.2 has it, so that every checkpoint must; others are created late."""
 
-    def size(self, p: Tensor, group: Group) -> torch.Size:
-        """Returns the shape of the tensor."""
-        slice_p = group["slice_p"]
-        return p.shape if self.shape == "full" or slice_p == 1 else torch.Size([-(-p.numel() // slice_p)])
+    def slice_p(self, group: Group) -> int:
+        """Returns every which element the tensor has."""
+        return 1 if self.shape == "full" else int(group["slice_p"])
 
-    def like(self, p: Tensor, group: Group) -> Tensor:
+    def size(self, p: Tensor, group: Group, where: IndexMap | None) -> torch.Size:
+        """Returns the shape of the tensor."""
+        slice_p = self.slice_p(group)
+        if slice_p == 1:
+            return p.shape
+        return torch.Size([-(-p.numel() // slice_p) if where is None else where.sample_count(slice_p)])
+
+    def like(self, p: Tensor, group: Group, where: IndexMap | None) -> Tensor:
         """Returns the elements of ``p`` for which the tensor has one."""
-        return p if self.shape == "full" else sampled(p, group["slice_p"])
+        return sampled(p, self.slice_p(group), where)
 
 
 def _parameter_dtype(p: Tensor, group: Group) -> torch.dtype:
@@ -106,14 +113,19 @@ def is_there(state: State | None) -> bool:
     return bool(state) and any(key in state for key in KEYS)  # type: ignore[operator]
 
 
-def create(p: Tensor, group: Group, sharded: bool) -> State:
-    """Returns the state of a parameter that has not been stepped yet. Waits for one flag (is x0 all zero?)."""
-    # Under sharding the shape of the state must not depend on one rank's elements.
-    all_zero = not sharded and not is_fake(p) and not p.any()
+def create(p: Tensor, group: Group, is_part: bool, where: IndexMap | None = None) -> State:
+    """Returns the state of a parameter that has not been stepped yet. Waits for one flag (is x0 all zero?), unless it
+    is a part of one: the shape of the state must not depend on one rank's elements.
+
+    Args:
+        p: this rank's tensor.
+        where: the index map of a shard.
+    """
+    all_zero = not is_part and not is_fake(p) and not p.any()
     x = p.detach()
     state: State = {"step": 0}
     for field in fields_of(p, group):
-        like = field.like(x, group)
+        like = field.like(x, group, where)
         if field.key != "p0":
             state[field.key] = _zeros(like, field.dtype(p, group))
         else:
@@ -121,8 +133,12 @@ def create(p: Tensor, group: Group, sharded: bool) -> State:
     return state
 
 
-def adapted(index: int, p: Tensor, state: State, group: Group) -> State:
+def adapted(index: int, p: Tensor, state: State, group: Group, where: IndexMap | None = None) -> State:
     """Returns a state moved and cast to the device, dtype and memory format that its parameter has now.
+
+    Args:
+        p: this rank's tensor.
+        where: the index map of a shard.
 
     Returns:
         A new dictionary; tensors that need no change are shared.
@@ -135,9 +151,9 @@ def adapted(index: int, p: Tensor, state: State, group: Group) -> State:
     for field in fields_of(p, group):
         value: Any = state.get(field.key)
         if value is None and field.created_late:
-            value = _zeros(field.like(p, group), field.dtype(p, group))
+            value = _zeros(field.like(p, group, where), field.dtype(p, group))
         what = f"the state {field.key!r} of {describe(index, p)}"
-        size = field.size(p, group)
+        size = field.size(p, group, where)
         if isinstance(value, Tensor) and field.shape == "sampled" and value.shape == (size.numel(),) and p.dim() != 1:
             value = value.reshape(size)  # flat, as in a checkpoint
         fits = isinstance(value, Tensor) and (value.shape == size or (field.key == "p0" and value.dim() == 0))
@@ -148,6 +164,29 @@ def adapted(index: int, p: Tensor, state: State, group: Group) -> State:
             raise ValueError(f"{what} is sparse ({value.layout})")
         check_memory(what, value)
         new[field.key] = _like(value, p, field.dtype(p, group))
+    return new
+
+
+def wrapped(p: Tensor, state: State, group: Group, where: IndexMap | None) -> State:
+    """Returns the state of a DTensor with its tensors as DTensors, which torch.distributed.checkpoint can move to other
+    meshes. Samples are wrapped as tensors of the parameter's shape."""
+    new = dict(state)
+    for field in FIELDS:
+        value = state.get(field.key)
+        if isinstance(value, Tensor) and not is_dtensor(value):
+            slice_p = field.slice_p(group)
+            everywhere: Any = slice(None, None, slice_p) if where is None else where.samples(slice_p, value.device)
+            new[field.key] = wrap(value, p, everywhere if slice_p > 1 else None)
+    return new
+
+
+def unwrapped(p: Tensor, state: State, group: Group, where: IndexMap | None) -> State:
+    """Returns this rank's part of the state of a DTensor, of which a checkpoint has all; the rest is shared."""
+    new = dict(state)
+    for field in FIELDS:
+        value = state.get(field.key)
+        if isinstance(value, Tensor):
+            new[field.key] = unwrap(value, p, where, field.slice_p(group))
     return new
 
 

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .dtensor import IndexMap
 from .estimate import advance
 from .hyper import EstimateOptions, Hyper
 from .options import Group, Scalar
 from .record import pack
+from .tensors import sampled
 
 
 class BucketKey(NamedTuple):
@@ -34,7 +36,8 @@ class BucketKey(NamedTuple):
     state_format: str  # the dtype of exp_avg, exp_avg_sq and s
     sampled: bool  # whether slice_p > 1
     displaced: bool  # whether 16-bit parameters are kept as x0 + delta
-    counted: bool  # whether this rank's elements enter the sums
+    frozen: bool  # whether the estimate is fixed, and the state has no samples
+    counted: bool  # whether this rank's elements enter the sums (sharding.py); if not, they are summed and dropped
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Slot:
     """One parameter's place in a plan."""
 
     index: int  # among all parameters of the optimizer, for messages
-    param: Tensor
+    param: Tensor  # of a DTensor, this rank's tensor
     state: dict[str, Any]
     group: int
     slice_p: int
@@ -50,6 +53,12 @@ class Slot:
     estimate: int = 0  # whose sums the parameter enters
     frozen: bool = False  # enters none: the estimate is fixed, and the state has no samples
     random_index: int = 0  # among the parameters of its estimate, for random bits
+    where: IndexMap | None = None  # of a shard, where its elements are in the whole: for samples and random bits
+    whole: Tensor | None = None  # the DTensor, if it is one
+
+    def sampled(self, t: Tensor) -> Tensor:
+        """Returns the elements of ``t``, a tensor of the parameter's shape, that take part in the estimate."""
+        return sampled(t, self.slice_p, self.where)
 
 
 @dataclass

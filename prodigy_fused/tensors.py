@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
+from .dtensor import IndexMap, is_dtensor, is_partial, local, ready
 from .options import SIXTEEN_BIT
 
 PARAMETER_DTYPES = (torch.float32, torch.float64, *SIXTEEN_BIT)
@@ -56,23 +57,28 @@ def same_layout(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and (a.numel() == 0 or all(s == t for s, t, size in pairs if size > 1))
 
 
-def sampled(t: Tensor, slice_p: int) -> Tensor:
-    """Returns the elements of ``t`` that take part in the estimate: ``t`` itself, or a row-major sample of it."""
-    return t if slice_p == 1 else t.flatten()[::slice_p]
+def sampled(t: Tensor, slice_p: int, where: IndexMap | None = None) -> Tensor:
+    """Returns the elements of ``t`` that take part in the estimate: ``t`` itself, or a row-major sample of it; of a
+    shard, those of the whole tensor's sample."""
+    if slice_p == 1:
+        return t
+    return t.flatten()[slice(None, None, slice_p) if where is None else where.samples(slice_p, t.device)]
 
 
 def check_parameter(index: int, p: Tensor) -> None:
     """Raises if ``p`` cannot be optimized.
 
     Raises:
-        TypeError: a complex, integer, sharded (DTensor) or otherwise unsupported parameter.
+        TypeError: a complex, integer or otherwise unsupported parameter, or a DTensor of terms of a sum.
         ValueError: a sparse, meta, overlapping (expanded) or negated parameter, or one without memory.
     """
     if is_lazy(p):
         return  # has no shape yet; checked again when its first gradient arrives
     what = describe(index, p)
-    if hasattr(p, "device_mesh"):
-        raise TypeError(f"{what} is a DTensor: sharded parameters are not supported yet")
+    if is_dtensor(p):
+        if is_partial(p):
+            raise TypeError(f"{what} has partial values ({p.placements}): redistribute it")  # type: ignore[attr-defined]
+        p = local(p)
     if p.layout != torch.strided:
         raise ValueError(f"{what} is sparse ({p.layout}): Prodigy needs dense parameters")
     if p.dtype not in PARAMETER_DTYPES:
@@ -124,10 +130,14 @@ def check_gradient(index: int, p: Tensor, grad: Tensor) -> None:
         ValueError: of another shape or device, or neither of its dtype nor, for 16-bit parameters, float32.
     """
     what = f"the gradient of {describe(index, p)}"
+    if is_dtensor(grad) != is_dtensor(p):
+        raise ValueError(f"{what} is {'a' if is_dtensor(grad) else 'no'} DTensor, unlike the parameter")
+    if is_dtensor(p) and grad.device_mesh != p.device_mesh:  # type: ignore[attr-defined]
+        raise ValueError(f"{what} is on {grad.device_mesh}, the parameter on {p.device_mesh}")  # type: ignore[attr-defined]
     if grad.layout != torch.strided:
         raise RuntimeError(f"{what} is sparse ({grad.layout}): use a layer with sparse=False, or grad.to_dense()")
     for name in ("shape", "dtype", "device"):
         got, wanted = getattr(grad, name), getattr(p, name)
         if got != wanted and not (name == "dtype" and fits_dtype(grad, p)):
             raise ValueError(f"{what} has {name} {got}, the parameter {wanted}")
-    check_memory(what, grad)
+    check_memory(what, ready(local(grad)))

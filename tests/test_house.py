@@ -20,11 +20,11 @@ from prodigy_fused.options import OPTIONS
 ROOT = Path(__file__).parents[1]
 # From the ground up: a module imports only modules that stand before it.
 ORDER = (
-    "options", "hyper", "tensors", "sums", "rounding", "record", "estimate", "step", "low_precision", "nonfinite",
-    "state", "sharding", "backends.native", "backends.gpu", "backends.tensor_list", "backends.elementwise",
-    "backends.cpu", "backends.cuda", "backends.triton", "backends.foreach", "backends.reference", "backends", "plans",
-    "groups", "runtime", "checkpoint", "prodigy", "install", "", "report", "run", "__main__",
-    "stand_in.package.prodigyopt.prodigy", "stand_in.package.prodigyopt",
+    "options", "hyper", "dtensor", "tensors", "sums", "rounding", "record", "estimate", "step", "low_precision",
+    "nonfinite", "state", "sharding", "redistribute", "backends.native", "backends.gpu", "backends.tensor_list",
+    "backends.elementwise", "backends.cpu", "backends.cuda", "backends.triton", "backends.foreach",
+    "backends.reference", "backends", "plans", "groups", "runtime", "checkpoint", "prodigy", "install", "", "report",
+    "run", "__main__", "stand_in.package.prodigyopt.prodigy", "stand_in.package.prodigyopt",
 )  # fmt: skip
 SOURCES = ("prodigy_fused", "csrc", "triton_kernels")
 
@@ -106,7 +106,7 @@ def test_cited_notes_exist():
 
 def test_the_signature_is_the_table_of_options():
     parameters = inspect.signature(Prodigy.__init__).parameters
-    defaults = {name: p.default for name, p in parameters.items() if name not in ("self", "params")}
+    defaults = {name: p.default for name, p in parameters.items() if name not in ("self", "params", "process_group")}
     assert defaults == options.defaults()
     documented = re.findall(r"^        (\w+):", inspect.getdoc(Prodigy).replace("    ", "        "), re.MULTILINE)
     assert [name for name in OPTIONS if name not in documented] == []

@@ -7,7 +7,10 @@ from functools import cache
 
 from torch import Tensor
 
-from ..options import Group
+from ..dtensor import IndexMap
+from ..low_precision import mode_of
+from ..options import SIXTEEN_BIT, Group
+from ..state import state_dtype
 from ..step import Backend
 from . import cpu, cuda, foreach, native, reference, triton
 
@@ -60,6 +63,8 @@ def compiled() -> tuple[str, ...]:
     return tuple(name for name, backend in _BACKENDS.items() if backend.COMPILED)
 
 
+READ_INDEX_MAPS = {"foreach", "reference"}  # the backends that read ``Slot.where``
+
 register("cuda", cuda)
 register("triton", triton)
 register("cpu", cpu)
@@ -89,10 +94,14 @@ def _say_once(message: str) -> None:
     warnings.warn(message, stacklevel=2)
 
 
-def choose(p: Tensor, group: Group) -> str:
+def choose(p: Tensor, group: Group, where: IndexMap | None = None) -> str:
     """Returns the name of the backend for one parameter.
 
     ``backend=...`` and ``fused=True`` never fall back; ``fused=None`` takes the first compiled backend that can.
+
+    Args:
+        p: of a DTensor, this rank's tensor.
+        where: the index map of a shard.
 
     Raises:
         RuntimeError: the requested one cannot take this parameter; gives the reason and the remedy.
@@ -103,7 +112,7 @@ def choose(p: Tensor, group: Group) -> str:
             named = "reference"
         elif group["fused"] is False or group["foreach"]:
             named = "foreach"
-    reasons = {name: get(name).unsupported(p, group) for name in ([named] if named is not None else compiled())}
+    reasons = {name: _unfit(name, p, group, where) for name in ([named] if named is not None else compiled())}
     for name, reason in reasons.items():
         if reason is None:
             return name
@@ -113,6 +122,20 @@ def choose(p: Tensor, group: Group) -> str:
     requested = "fused=True" if named is None else f"backend={named!r}"
     why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     raise RuntimeError(f"{requested} cannot be used for a parameter of shape {tuple(p.shape)}: {why}")
+
+
+def _unfit(name: str, p: Tensor, group: Group, where: IndexMap | None) -> str | None:
+    """Returns why a backend cannot take a parameter; None if it can."""
+    reason = get(name).unsupported(p, group)
+    if reason is None and where is not None and name not in READ_INDEX_MAPS and _uses_indices(p, group):
+        return "it finds samples and random bits by the index within a shard, not within the whole: use fused=False"
+    return reason
+
+
+def _uses_indices(p: Tensor, group: Group) -> bool:
+    """Returns whether a step of ``p`` depends on where its elements are in the whole tensor."""
+    samples = group["slice_p"] > 1 and not group.get("frozen", False)
+    return samples or mode_of(p, group) == "stochastic" or state_dtype(p, group) in SIXTEEN_BIT
 
 
 def _say_what_is_missing(p: Tensor, group: Group) -> None:

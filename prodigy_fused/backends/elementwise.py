@@ -13,7 +13,7 @@ from ..hyper import Hyper
 from ..options import SIXTEEN_BIT
 from ..rounding import random_bits, second, stochastic, third
 from ..step import BucketKey, Slot
-from ..tensors import check_gradient, sampled
+from ..tensors import check_gradient
 
 
 class TensorPlan:
@@ -81,7 +81,7 @@ def apply_step(slot: Slot, step_of_x: Tensor, k: Any) -> None:
         delta.sub_(step_of_x)
         p.copy_(slot.state["p0"].float() + delta)
     elif slot.low_precision == "stochastic":
-        p.copy_(stochastic(p.float() - step_of_x, p.dtype, random_bits(p, k, slot.random_index)))
+        p.copy_(stochastic(p.float() - step_of_x, p.dtype, random_bits(p, k, slot.random_index, where=slot.where)))
     else:
         p.copy_(p.to(step_of_x.dtype) - step_of_x)
 
@@ -92,7 +92,7 @@ def store_state(slot: Slot, key: str, value: Tensor, k: Any) -> None:
     if stored is value:
         return
     if key != "exp_avg" and stored.dtype in SIXTEEN_BIT:
-        bits = random_bits(slot.param, k, slot.random_index)
-        bits = second(bits) if key == "exp_avg_sq" else third(sampled(bits, slot.slice_p))
+        bits = random_bits(slot.param, k, slot.random_index, where=slot.where)
+        bits = second(bits) if key == "exp_avg_sq" else third(slot.sampled(bits))
         value = stochastic(value, stored.dtype, bits)
     stored.copy_(value)

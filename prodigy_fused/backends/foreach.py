@@ -17,7 +17,7 @@ from ..hyper import Hyper
 from ..options import Group
 from ..step import Slot, Step
 from ..sums import stable_sum
-from ..tensors import is_fake, sampled
+from ..tensors import is_fake
 from .elementwise import TensorPlan, apply_step, arithmetic, bias_correction, current_x, finite_or_zero, store_state
 
 COMPILED = ONE_PASS = READS_DEVICE = False
@@ -80,7 +80,7 @@ class Run:
 
     def sampled(self, tensors: list[Tensor]) -> list[Tensor]:
         """Returns the elements of ``tensors``, one per slot, at the sampled positions."""
-        return [sampled(t, slot.slice_p) for t, slot in zip(tensors, self.slots, strict=True)]
+        return [slot.sampled(t) for t, slot in zip(tensors, self.slots, strict=True)]
 
     def gradients(self, grad_scale: float) -> list[Tensor]:
         """Returns ``g``, new tensors in the arithmetic's dtype: unscaled, of the minimised objective, with coupled

@@ -13,7 +13,7 @@ from ..hyper import Hyper
 from ..options import Group
 from ..step import Slot, Step
 from ..sums import stable_sum
-from ..tensors import is_fake, sampled
+from ..tensors import is_fake
 from .elementwise import TensorPlan, apply_step, arithmetic, bias_correction, current_x, finite_or_zero, store_state
 
 COMPILED = ONE_PASS = READS_DEVICE = False
@@ -49,7 +49,7 @@ class ReferencePlan(TensorPlan):
             d, lr, bc = old["d"], float(h.lr), bias_correction(h, old["k"])
             dlr = d * lr * bc
             if not slot.frozen:
-                dots[slot.estimate].append(lr * bc * stable_sum(_products(slot, sampled(g, slot.slice_p))).item())
+                dots[slot.estimate].append(lr * bc * stable_sum(_products(slot, slot.sampled(g))).item())
             g = finite_or_zero(g)  # the sum above still carries the NaN; the state must stay finite
 
             if h.beta1 > 0:
@@ -59,7 +59,7 @@ class ReferencePlan(TensorPlan):
             store_state(slot, "exp_avg_sq", h.beta2 * v + (1 - h.beta2) * (d * g) * (d * g), old["k"])
             if not slot.frozen:
                 weight = d / options.d0 * (d if h.safeguard_warmup else dlr)
-                s = options.beta3 * state["s"].to(g.dtype) + weight * sampled(g, slot.slice_p)
+                s = options.beta3 * state["s"].to(g.dtype) + weight * slot.sampled(g)
                 store_state(slot, "s", s, old["k"])
                 norms[slot.estimate].append(stable_sum(s.abs()).item())
         # Exactly rounded, so that the order of the tensors does not matter.
@@ -103,7 +103,7 @@ def _distance(slot: Slot) -> Tensor:
         delta: Tensor = slot.state["delta"]
         return -delta
     x0: Tensor = slot.state["p0"].to(x.dtype)
-    return x0 - sampled(x, slot.slice_p)
+    return x0 - slot.sampled(x)
 
 
 def _total(terms: list[float]) -> float:

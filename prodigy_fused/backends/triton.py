@@ -88,7 +88,9 @@ def problem(device: torch.device) -> str | None:
 def try_out(device: torch.device) -> None:
     """Compiles both kernels by running a step on an empty tensor; the compiled kernels are cached."""
     p = torch.empty(0, dtype=torch.float32, device=device)
-    key = BucketKey("triton", str(device), "float32", "float32", sampled=False, displaced=False, counted=True)
+    key = BucketKey(
+        "triton", str(device), "float32", "float32", sampled=False, displaced=False, frozen=False, counted=True
+    )
     plan = TritonPlan(key, [Slot(0, p, dict.fromkeys(KEYS, p), 0, 1)], 1)
     group = options.defaults()
     rows = torch.tensor([[*estimate.initial(1.0).values()]], dtype=torch.float64, device=device)
