@@ -10,6 +10,7 @@ from prodigy_fused import Prodigy, backends, record
 from prodigy_fused.estimate import FIELDS
 from prodigy_fused.hyper import estimate_options_of, hyper_of
 from prodigy_fused.plans import PlanSet
+from prodigy_fused.sharding import Span
 from prodigy_fused.step import Plan, Step
 
 CHUNK = 1 << 15  # csrc/prodigy/chunk.h
@@ -34,7 +35,7 @@ def ready(sizes: list[int], backend: str = "cpu") -> Prodigy:
 
 def build(optimizer: Prodigy) -> PlanSet:
     """Returns new plans for the optimizer's tensors."""
-    plans = PlanSet(optimizer.param_groups, optimizer.state)
+    plans = PlanSet(optimizer.param_groups, optimizer.state, Span())
     plans.build()
     return plans
 

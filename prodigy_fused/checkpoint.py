@@ -137,9 +137,7 @@ def _import_state(index: int, p: Tensor, saved: dict[str, Any], group: dict[str,
     copies = {key: value.clone() if isinstance(value, Tensor) else value for key, value in tensors.items()}
     others = _for_others(p, {key: value for key, value in saved.items() if key not in state.KEYS})
     where = index_map(p)
-    if is_dtensor(p):
-        copies = state.unwrapped(p, copies, group, where)
-    own = state.adapted(index, local(p), copies, group, where)
+    own = state.adapted(index, local(p), state.unwrapped(p, copies, group, where), group, where)
     if "p0" in own and own["p0"].dim() == 0 and p.dim() > 0 and own["p0"]:
         raise ValueError(f"the saved p0 of {describe(index, p)} is one number, {own['p0']:g}, and not zero")
     return {**others, "step": int(saved.get("step", group["k"])), **own}

@@ -159,8 +159,8 @@ def unwrap(value: Tensor, p: Tensor, where: IndexMap | None, slice_p: int) -> Te
 
     Args:
         value: of the parameter's shape, or flat; or the packed samples of the whole parameter; or one number.
-        p: the parameter, a DTensor.
-        where: its index map.
+        p: the parameter.
+        where: its index map, if it is a shard.
         slice_p: of a tensor that has samples only, else 1.
     """
     if is_dtensor(value):
@@ -172,12 +172,13 @@ def unwrap(value: Tensor, p: Tensor, where: IndexMap | None, slice_p: int) -> Te
     packed = value.shape == (-(-p.numel() // slice_p),)
     if value.dim() == 0 or not (packed or value.numel() == p.numel()):
         return value
-    flat = value.flatten()
-    g = torch.arange(p.numel(), device=value.device) if where is None else where.indices(value.device).flatten()
-    if slice_p > 1:
-        g = g[_samples(where, slice_p, value.device)]
-        return flat[g // slice_p if packed else g]
-    return flat[g].view(local(p).shape)
+    if where is None:
+        return value if packed or slice_p == 1 else value.flatten()[::slice_p]
+    g = where.indices(value.device).flatten()
+    if slice_p == 1:
+        return value.flatten()[g].view(where.shape)
+    g = g[where.samples(slice_p, value.device)]
+    return value.flatten()[g // slice_p if packed else g]
 
 
 def _samples(where: IndexMap | None, slice_p: int, device: torch.device) -> slice | Tensor:

@@ -109,6 +109,7 @@ class Prodigy(Optimizer):
         if isinstance(params, (set, frozenset)):
             raise TypeError("params is a set: its order, hence that of a checkpoint, is not reproducible; give a list")
         self._runtime = Runtime(Span(process_group))
+        self._step_supports_amp_scaling = False
         super().__init__(params, {**options.stored(defaults), **initial(float(d0))})
         self._declare_amp_support()
 
@@ -143,7 +144,7 @@ class Prodigy(Optimizer):
         param_group.update({**plain, **{name: running[name] for name in (*FIELDS, "frozen")}})
         super().add_param_group(param_group)
         self._runtime.forget_plans()
-        self._declare_amp_support()
+        self._step_supports_amp_scaling &= not holds_plain_parts(param_group)
 
     # -- the step -----------------------------------------------------------------------------------------------------
 
@@ -295,5 +296,5 @@ class Prodigy(Optimizer):
     def _declare_amp_support(self) -> None:
         # With fused=True GradScaler leaves unscaling and skipping to step(), as with torch's own fused optimizers. Not
         # with plain parts: each rank's scaler would look for infinities in its own, and the scales would drift apart.
-        parts = self.process_group is not None or any(map(holds_plain_parts, self.param_groups))
-        self._step_supports_amp_scaling = self.defaults["fused"] is True and not parts
+        whole = self.process_group is None and not any(map(holds_plain_parts, self.param_groups))
+        self._step_supports_amp_scaling = self.defaults["fused"] is True and whole

@@ -181,7 +181,8 @@ def wrapped(p: Tensor, state: State, group: Group, where: IndexMap | None) -> St
 
 
 def unwrapped(p: Tensor, state: State, group: Group, where: IndexMap | None) -> State:
-    """Returns this rank's part of the state of a DTensor, of which a checkpoint has all; the rest is shared."""
+    """Returns this rank's part of a parameter's state, of which a checkpoint has all, perhaps as DTensors, and samples
+    perhaps in tensors of the parameter's shape; what is no tensor of the state is shared."""
     new = dict(state)
     for field in FIELDS:
         value = state.get(field.key)

@@ -31,7 +31,7 @@ from sharded import (
     world,
 )
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, ShardingStrategy
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -228,6 +228,14 @@ def _() -> None:
         equal_on_all_ranks(opt.d.hex())
     assert abs(opt.d / theirs.d - 1) < 1e-11 and theirs.d > 2 * D0
     close([p.full_tensor() for p in params], [p for name, p in alone.named_parameters() if name in names])
+
+
+@case("replicas of FSDP2", 4)
+def _() -> None:
+    """The ranks of one replica share the estimate; they are a mesh of two dimensions, which has no group yet."""
+    mesh = init_device_mesh("cpu", (2, 1, 2), mesh_dim_names=("replica", "one", "dp"))
+    model = fsdp2(net(), mesh=mesh["dp"])
+    compare(model, Prodigy(model.parameters(), d0=D0, process_group=mesh["one", "dp"]))
 
 
 # -- what a step exchanges ---------------------------------------------------------------------------------------------
