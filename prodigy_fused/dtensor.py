@@ -22,10 +22,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+_PLAIN = (torch.nn.Parameter, Tensor)
+
 
 def is_dtensor(t: Tensor) -> bool:
     """Returns whether a tensor is a DTensor."""
-    return hasattr(t, "device_mesh") and hasattr(t, "placements")
+    return type(t) not in _PLAIN and hasattr(t, "device_mesh") and hasattr(t, "placements")
 
 
 def local(t: Tensor) -> Tensor:
@@ -103,6 +105,11 @@ class IndexMap:
         return len(range(*which.indices(self.shape.numel()))) if isinstance(which, slice) else len(which)
 
 
+def samples_of(where: IndexMap | None, slice_p: int, device: torch.device) -> slice | Tensor:
+    """Returns which elements of a flattened tensor are samples; ``where`` is its index map, if it is a shard."""
+    return slice(None, None, slice_p) if where is None else where.samples(slice_p, device)
+
+
 def index_map(p: Tensor) -> IndexMap | None:
     """Returns where this rank's elements of a parameter are in the whole one; None if it has all of them."""
     if not is_dtensor(p):
@@ -152,6 +159,10 @@ def wrap(value: Tensor, p: Tensor, samples: slice | Tensor | None) -> Tensor:
     )
 
 
+def _placed(t: Any) -> Any:
+    return (t.device_mesh, t.placements) if is_dtensor(t) else None
+
+
 def unwrap(value: Tensor, p: Tensor, where: IndexMap | None, slice_p: int) -> Tensor:
     """Returns this rank's part of a state tensor that a checkpoint has as a whole, or as a DTensor.
 
@@ -164,10 +175,9 @@ def unwrap(value: Tensor, p: Tensor, where: IndexMap | None, slice_p: int) -> Te
         slice_p: of a tensor that has samples only, else 1.
     """
     if is_dtensor(value):
-        placed: Any = (value.device_mesh, value.placements)  # type: ignore[attr-defined]
-        if value.shape == p.shape and placed == (p.device_mesh, p.placements):  # type: ignore[attr-defined]
+        if value.shape == p.shape and _placed(value) == _placed(p):
             part = local(value)
-            return part if slice_p == 1 else part.flatten()[_samples(where, slice_p, part.device)]
+            return part if slice_p == 1 else part.flatten()[samples_of(where, slice_p, part.device)]
         value = value.full_tensor()  # type: ignore[attr-defined]
     packed = value.shape == (-(-p.numel() // slice_p),)
     if value.dim() == 0 or not (packed or value.numel() == p.numel()):
@@ -179,7 +189,3 @@ def unwrap(value: Tensor, p: Tensor, where: IndexMap | None, slice_p: int) -> Te
         return value.flatten()[g].view(where.shape)
     g = g[where.samples(slice_p, value.device)]
     return value.flatten()[g // slice_p if packed else g]
-
-
-def _samples(where: IndexMap | None, slice_p: int, device: torch.device) -> slice | Tensor:
-    return slice(None, None, slice_p) if where is None else where.samples(slice_p, device)

@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .dtensor import IndexMap, is_dtensor, unwrap, wrap
+from .dtensor import IndexMap, is_dtensor, samples_of, unwrap, wrap
 from .low_precision import mode_of
 from .options import Group
 from .tensors import check_memory, describe, is_dense, is_fake, same_layout, sampled
@@ -175,8 +175,7 @@ def wrapped(p: Tensor, state: State, group: Group, where: IndexMap | None) -> St
         value = state.get(field.key)
         if isinstance(value, Tensor) and not is_dtensor(value):
             slice_p = field.slice_p(group)
-            everywhere: Any = slice(None, None, slice_p) if where is None else where.samples(slice_p, value.device)
-            new[field.key] = wrap(value, p, everywhere if slice_p > 1 else None)
+            new[field.key] = wrap(value, p, None if slice_p == 1 else samples_of(where, slice_p, value.device))
     return new
 
 

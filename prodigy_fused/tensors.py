@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
-from .dtensor import IndexMap, is_dtensor, is_partial, local, ready
+from .dtensor import IndexMap, is_dtensor, is_partial, local, ready, samples_of
 from .options import SIXTEEN_BIT
 
 PARAMETER_DTYPES = (torch.float32, torch.float64, *SIXTEEN_BIT)
@@ -60,9 +60,7 @@ def same_layout(a: Tensor, b: Tensor) -> bool:
 def sampled(t: Tensor, slice_p: int, where: IndexMap | None = None) -> Tensor:
     """Returns the elements of ``t`` that take part in the estimate: ``t`` itself, or a row-major sample of it; of a
     shard, those of the whole tensor's sample."""
-    if slice_p == 1:
-        return t
-    return t.flatten()[slice(None, None, slice_p) if where is None else where.samples(slice_p, t.device)]
+    return t if slice_p == 1 else t.flatten()[samples_of(where, slice_p, t.device)]
 
 
 def check_parameter(index: int, p: Tensor) -> None:

@@ -34,7 +34,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, ShardingStrategy
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from prodigy_fused import Prodigy
 
@@ -294,8 +294,6 @@ def _() -> None:
 @case("gradients that are still to be added up", 2)
 def _() -> None:
     """All in one collective; the gradients themselves stay as they are."""
-    from torch.distributed.tensor import DTensor, Partial
-
     mesh = world()
     values = [torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     placements = [Replicate(), Shard(0), Shard(1)]
@@ -317,6 +315,37 @@ def _() -> None:
         assert all(torch.equal(p.grad.to_local(), g) for p, g in zip(params, kept, strict=True))
     assert abs(opt.d / theirs.d - 1) < 1e-11 and theirs.d > D0
     close([p.full_tensor() for p in params], alone)
+
+
+def _refused(error: type[Exception], words: str, act: Callable[[], Any]) -> None:
+    try:
+        act()
+    except error as raised:
+        assert words in str(raised), raised
+    else:
+        raise AssertionError(f"not refused: {words}")
+
+
+@case("what is refused", 2)
+def _() -> None:
+    mesh, other = world(), DeviceMesh("cpu", [1, 0])
+    whole = torch.ones(4, 3, dtype=torch.float64)
+    terms = nn.Parameter(DTensor.from_local(whole, mesh, [Partial()], run_check=False))
+    _refused(TypeError, "parameter 0 of shape (4, 3) has partial values", lambda: Prodigy([terms]))
+    sharded, plain = nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)])), nn.Parameter(whole.clone())
+    opt = Prodigy([sharded], d0=D0)
+    sharded.grad = distribute_tensor(whole, other, [Shard(0)])
+    _refused(ValueError, "the gradient of parameter 0 of shape (4, 3) is on DeviceMesh", opt.step)
+    sampled = Prodigy([sharded], d0=D0, slice_p=2)
+    assert sampled.param_groups[0]["fused"] is None
+    _refused(RuntimeError, "the index within a shard", lambda: Prodigy([sharded], fused=True, slice_p=2))
+    mixed = Prodigy([plain, sharded], d0=D0)
+    plain.grad, sharded.grad = whole, distribute_tensor(whole, mesh, [Shard(0)])
+    mixed.step()
+    assert len(mixed.state) == 2
+    sharded._local_tensor = sharded._local_tensor.clone()  # as FSDP2 does in its first forward, and module.to()
+    mixed.step()
+    assert torch.equal(sharded.full_tensor(), plain) and not torch.equal(plain, whole)
 
 
 # -- indices -----------------------------------------------------------------------------------------------------------

@@ -93,9 +93,10 @@ def _() -> None:
         opt, other = (Prodigy(model.parameters(), d0=D0, **options) for _ in range(2))
         train(model, opt)
         saved = copy.deepcopy(opt.state_dict())
-        assert all(
-            state["p0"].shape == p.shape for state, p in zip(saved["state"].values(), model.parameters(), strict=True)
-        )
+        for p, state in zip(model.parameters(), saved["state"].values(), strict=True):
+            assert state["p0"].shape == state["s"].shape == p.shape
+            # Whatever this rank's elements are: on rank 0 those of the head's bias are all zero.
+            assert opt.state[p]["p0"].numel() == opt.state[p]["s"].numel()
         other.load_state_dict(saved)
         goes_on(model, other, wanted)
 

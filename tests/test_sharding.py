@@ -79,6 +79,7 @@ RUNS = [
     ("one collective a step", 2),
     ("an inf on one rank", 2),
     ("gradients that are still to be added up", 2),
+    ("what is refused", 2),
     ("16 bits", 2),
     ("16 bits", 4),
     ("full state dict", 2),

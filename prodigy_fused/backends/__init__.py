@@ -118,7 +118,7 @@ def choose(p: Tensor, group: Group, where: IndexMap | None = None) -> str:
             return name
     if named is None and group["fused"] is None:
         _say_what_is_missing(p, group)
-        return "foreach"
+        return "foreach" if _unfit("foreach", p, group, where) is None else "reference"
     requested = "fused=True" if named is None else f"backend={named!r}"
     why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     raise RuntimeError(f"{requested} cannot be used for a parameter of shape {tuple(p.shape)}: {why}")
