@@ -180,7 +180,7 @@ def unwrap(value: Tensor, p: Tensor, where: IndexMap | None, slice_p: int) -> Te
             return part if slice_p == 1 else part.flatten()[samples_of(where, slice_p, part.device)]
         value = value.full_tensor()  # type: ignore[attr-defined]
     packed = value.shape == (-(-p.numel() // slice_p),)
-    if value.dim() == 0 or not (packed or value.numel() == p.numel()):
+    if value.dim() == 0 or value.layout != torch.strided or not (packed or value.numel() == p.numel()):
         return value
     if where is None:
         return value if packed or slice_p == 1 else value.flatten()[::slice_p]
