@@ -56,7 +56,7 @@ def run_rank(rank: int, ranks: int, folder: str, names: list[str]) -> None:
     """Runs the cases on one rank, and writes of each whether it passed."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    limit = datetime.timedelta(seconds=60)  # a rank missing in a collective is an error, not a hang
+    limit = datetime.timedelta(seconds=240)  # a rank missing in a collective is an error, not a hang
     dist.init_process_group("gloo", f"file://{folder}/store", limit, ranks, rank)
     for name in names:
         try:
