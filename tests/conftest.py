@@ -33,6 +33,7 @@ class Backend:
     dense_only: bool = False  # refuses tensors with gaps or more than 8 dimensions
     small: bool = False  # too slow for more than a few steps and elements (an interpreter)
     crawls: bool = False  # slower still: by default only a few variants of each test
+    views: bool = False  # publishes views of a device's memory, not numbers
 
     def __str__(self) -> str:
         return self.name
@@ -47,12 +48,12 @@ class Backend:
 GPU = torch.cuda.is_available()
 TRAITS = {
     "cpu": {"one_pass": True, "dense_only": True},
-    "cuda": {"device": "cuda", "one_pass": True, "dense_only": True},
-    "emulated": {"one_pass": True, "dense_only": True, "small": True},
+    "cuda": {"device": "cuda", "one_pass": True, "dense_only": True, "views": True},
+    "emulated": {"one_pass": True, "dense_only": True, "small": True, "views": True},
     "triton": {
         "one_pass": True,
         "dense_only": True,
-        **({"device": "cuda"} if GPU else {"small": True, "crawls": True}),
+        **({"device": "cuda", "views": True} if GPU else {"small": True, "crawls": True}),
     },
 }
 BACKENDS = [Backend(name, **TRAITS.get(name, {})) for name in backends.names()]
