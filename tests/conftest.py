@@ -90,14 +90,26 @@ CRAWLING = {
 }  # fmt: skip
 
 
+# Files of hundreds of variants that run the same lines: coverage, which slows a test by a half, looks away.
+VARIANTS = {
+    "edges", "emulation", "examples", "fuzz", "numbers", "reproducible", "rounding", "shapes", "split_groups",
+    "torch_gradients", "torch_hooks", "torch_optim", "torch_state", "torch_tools",
+}  # fmt: skip
+
+
 def pytest_collection_modifyitems(items) -> None:
     crawling = {backend.name for backend in BACKENDS if backend.crawls}
-    variants: dict[str, list[pytest.Item]] = {}
+    variants: dict[tuple[Path, str, str], list[pytest.Item]] = {}
     for item in items:
-        name = str(getattr(item, "callspec", None) and item.callspec.params.get("backend"))
-        if name in crawling:
-            item.add_marker("no_cover")  # traced, an interpreter is slower still
-            variants.setdefault(f"{item.path}:{item.originalname}", []).append(item)
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        many = item.path.stem.removeprefix("test_") in VARIANTS
+        role = next((role for role, value in params.items() if str(value) in crawling), None)
+        if role is not None:
+            variants.setdefault((item.path, item.originalname, role), []).append(item)
+        if many or role is not None:  # traced, an interpreter is slower still
+            item.add_marker("no_cover")
+        if many and "emulated" in map(str, params.values()):
+            item.add_marker("sanitized")
     for same in variants.values():
         kept = None if same[0].originalname in CRAWLING else same[len(same) // 2]
         for item in same:

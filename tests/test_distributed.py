@@ -31,9 +31,9 @@ SCENARIOS = {
     "rank 1 has lr 0": ({}, {0: EVERY, 1: EVERY}, {(1, 2): 0.0, (1, 3): 0.0, (1, 7): 0.0}),
     "an inf on one rank": ({}, {0: EVERY, 1: EVERY}, {}, {0: (5,), 1: (0, 3, 5)}),
 }
-# An interpreter is too slow for all of them.
+# An interpreter is too slow for more than one of them.
 RUNS = [(name, backend) for name in SCENARIOS for backend in ON_CPU if backend != "triton"]
-RUNS += [(name, "triton") for name in ("plain", "rank 1 pauses", "an inf on one rank") if "triton" in ON_CPU]
+RUNS += [("rank 1 pauses", "triton")] if "triton" in ON_CPU else []
 
 
 def shards(rank):
@@ -134,13 +134,14 @@ def test_ranks_agree_with_one_process(outcomes, name, backend):
     assert ranks[0]["trace"] == ranks[1]["trace"], "the ranks' d drift apart"
     for (d, k, kind), (wanted, steps) in zip(ranks[0]["trace"], trace, strict=True):
         assert d == pytest.approx(wanted, rel=TIGHT)
-        assert (k, kind) == (steps, "Tensor" if backend == "emulated" else "float")
+        assert k == steps
+        assert kind == "float" or backend == "emulated"
     for rank, wanted in zip(ranks, params, strict=True):
         for p, q in zip(rank["params"], wanted, strict=True):
             assert torch.allclose(p, q, rtol=0, atol=TIGHT * q.abs().max().item())
 
 
-@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("backend", [backend for name, backend in RUNS if name == "plain"])
 def test_shapes_of_the_state_do_not_depend_on_a_shards_values(outcomes, backend):
     ranks = [torch.load(outcomes / f"plain-{backend}-{rank}.pt") for rank in range(WORLD)]
     assert ranks[0]["p0"] == ranks[1]["p0"] == [(2, 3), (3,), (1, 5)]

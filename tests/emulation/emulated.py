@@ -75,7 +75,8 @@ def publish_views():
 
     def current_estimates(self, groups, plans):
         estimates = current(self, groups, plans)
-        if {key.backend for key in plans.keys} == {"emulated"} and not isinstance(estimates.rows, DeviceRows):
+        asked = all(group["backend"] == "emulated" for group in groups)
+        if asked and not isinstance(estimates.rows, DeviceRows):
             estimates.rows = estimates.rows.as_subclass(DeviceRows)
         return estimates
 
