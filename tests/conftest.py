@@ -90,6 +90,12 @@ CRAWLING = {
 }  # fmt: skip
 
 
+# They take their time each, most in a process of their own: first, so that no worker is left with one at the end.
+LONG = {
+    "test_kernels_compile_to_16_byte_accesses_and_exact_arithmetic",
+    "test_nothing_that_changes_between_steps_compiles_anew", "test_wheel", "test_editable_install", "test_demo",
+    "test_runs_and_learns", "test_dry_run_emulates_and_lists_the_rest", "test_ranks_agree_with_one_process",
+}  # fmt: skip
 # Files of hundreds of variants that run the same lines: coverage, which slows a test by a half, looks away.
 VARIANTS = {
     "edges", "emulation", "examples", "fuzz", "numbers", "reproducible", "rounding", "shapes", "split_groups",
@@ -98,6 +104,7 @@ VARIANTS = {
 
 
 def pytest_collection_modifyitems(items) -> None:
+    items.sort(key=lambda item: getattr(item, "originalname", None) not in LONG)
     crawling = {backend.name for backend in BACKENDS if backend.crawls}
     variants: dict[tuple[Path, str, str], list[pytest.Item]] = {}
     for item in items:
