@@ -45,7 +45,8 @@ def test_registers_and_spills(capsys):
     with capsys.disabled():
         for row in rows:
             print("\n  sm_{}: {:19} {:3} registers, {} bytes of local memory".format(*row), end="")
-    assert {(a, k) for a, k, *_ in rows} == {(a, k) for a in ARCHITECTURES for k in KERNELS}
+    built = set(ARCHITECTURES) if REQUIRED else {a for a, *_ in rows}  # perhaps for the GPU at hand alone
+    assert {(a, k) for a, k, *_ in rows} == {(a, k) for a in built for k in KERNELS}
     assert [row for row in rows if row[3] > 0 or row[2] > KERNELS[row[1]]] == []
 
 
@@ -54,7 +55,10 @@ def test_registers_and_spills(capsys):
     [("update_kernelIfLb0", "v4.f32"), ("update_kernelIdLb0", "v2.f64"), ("update_kernelIfLb1", "v4.f32")],
 )
 def test_16_byte_accesses_to_global_memory(kernel, kind):
-    body = next(part for part in dump("-ptx").split(".entry")[1:] if kernel in part.split("(")[0])
+    bodies = dump("-ptx").split(".entry")[1:]
+    if not bodies and not REQUIRED:
+        pytest.skip("built for the GPU at hand alone, without PTX")
+    body = next(part for part in bodies if kernel in part.split("(")[0])
     # x, grad, m, v, s, x0, and the four that are written; and once more x, grad, m, v for slice_p > 1.
     assert len(re.findall(rf"ld\.global\.{kind}", body)) >= 10
     assert len(re.findall(rf"st\.global\.{kind}", body)) >= 7
