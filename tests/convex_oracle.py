@@ -8,7 +8,7 @@ Note [open loop] in oracle.py) is the product alone: its gradients are recorded 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -162,13 +162,15 @@ def options_of(method: str, d0: float, G: float = 0.0, D: float = 1.0, f_star: f
 
 @dataclass(frozen=True)
 class Problem:
-    """A convex f of one vector, with a minimiser; ``f`` is written in torch, and autograd gives the subgradients."""
+    """A convex f of one vector, a subgradient g of it, and a minimiser."""
 
     name: str
     f: Callable[[Tensor], Tensor]
+    g: Callable[[Tensor], Tensor]
     x0: Tensor
     solution: Tensor
-    G: float = field(default=1.0)  # bounds the norm of every subgradient
+    G: float = 1.0  # bounds the norm of every subgradient
+    G_inf: float = 1.0  # bounds every coordinate
 
     @cached_property
     def least(self) -> float:
@@ -189,21 +191,37 @@ def normal(seed: int, *shape: int) -> Tensor:
 
 def problems() -> list[Problem]:
     """Seven, whose minimum is known because the data were made from the solution."""
-    A, x, x0 = normal(1, 40, 9), 3 * normal(2, 9), normal(3, 9)
-    rows, scale = A.norm(dim=1), torch.arange(1.0, 10.0, dtype=torch.float64)
-    faces = torch.cat([A, -A])
+    A, x, x0, one = normal(1, 40, 9), 3 * normal(2, 9), normal(3, 9), torch.ones(1, dtype=torch.float64)
+    rows, largest, scale = A.norm(dim=1), A.abs().mean(dim=0).max().item(), torch.arange(1.0, 10.0).double()
+    faces, corners = torch.cat([A, -A]), torch.cat([scale.diag(), -scale.diag()])
     labels = (A @ x).sign()
     planted = x / (labels * (A @ x)).min()
-    one = torch.zeros(1, dtype=torch.float64)
+    signed = labels[:, None] * A
+
+    def face(of: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda y: of[(of @ (y - x)).argmax()]
+
     return [
-        Problem("abs", lambda y: (y - 4).abs().sum(), one, one + 4),
-        Problem("norm", lambda y: (y - x).norm(), x0, x),
-        Problem("lad", lambda y: (A @ (y - x)).abs().mean(), x0, x, float(rows.mean())),
-        Problem("l1", lambda y: (scale * (y - x)).abs().sum(), x0, x, float(scale.norm())),
-        Problem("linf", lambda y: (scale * (y - x)).abs().max(), x0, x, 9.0),
-        Problem("polyhedral", lambda y: (faces @ (y - x)).max(), x0, x, float(rows.max())),
-        Problem("hinge", lambda y: (1 - labels * (A @ y)).clamp(min=0).mean(), x0, planted, float(rows.mean())),
-    ]
+        Problem("abs", lambda y: (y - 4).abs().sum(), lambda y: (y - 4).sign(), 0 * one, 4 * one),
+        Problem("norm", lambda y: (y - x).norm(), lambda y: nn.functional.normalize(y - x, dim=0), x0, x),
+        Problem(
+            "lad", lambda y: (A @ (y - x)).abs().mean(), lambda y: A.T @ (A @ (y - x)).sign() / 40, x0, x,
+            float(rows.mean()), largest,
+        ),
+        Problem(
+            "l1", lambda y: (scale * (y - x)).abs().sum(), lambda y: scale * (y - x).sign(), x0, x,
+            float(scale.norm()), 9.0,
+        ),
+        Problem("linf", lambda y: (scale * (y - x)).abs().max(), face(corners), x0, x, 9.0, 9.0),
+        Problem(
+            "polyhedral", lambda y: (faces @ (y - x)).max(), face(faces), x0, x,
+            float(rows.max()), float(A.abs().max()),
+        ),
+        Problem(
+            "hinge", lambda y: (1 - signed @ y).clamp(min=0).mean(),
+            lambda y: -signed.T @ (signed @ y < 1).double() / 40, x0, planted, float(rows.mean()), largest,
+        ),
+    ]  # fmt: skip
 
 
 def split(x: Tensor) -> list[nn.Parameter]:

@@ -133,11 +133,10 @@ class Base(torch.optim.Optimizer):
         params = parameters(self.param_groups)
         for index, p in enumerate(params):
             if p.grad is not None:
-                check_parameter(index, p)
                 check_gradient(index, p, p.grad)
-            for name, vector in self.state[p].items() if p in self.state else ():
-                if vector.shape != p.shape:
-                    raise ValueError(f"{describe(index, p)} had shape {tuple(vector.shape)} before ({name})")
+            if p in self.state and self.state[p][self.VECTORS[0]].shape != p.shape:
+                before = tuple(self.state[p][self.VECTORS[0]].shape)
+                raise ValueError(f"{describe(index, p)} had shape {before} at the last step")
         if any(p.grad is not None for p in params):
             self._take(params, loss)
         return loss

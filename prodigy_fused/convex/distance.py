@@ -129,10 +129,13 @@ class NormalizedSubgradient(Told):
     x_{k+1}   = x_k - eta_k g_k,  eta_k = D / (sqrt(k + 1) |g_k|),  k = 0, 1, ...
     average() = sum eta_k x_k / sum eta_k
     ```
+
+    Where ``g_k`` is 0, ``x_k`` is a solution: it stays, and its weight is made of the last norm that was not 0.
     """
 
     def _rule(self, at: Iterate, g: Vector, gg: float) -> float:
-        eta = ratio(at.d, math.sqrt((at.k + 1) * gg))
+        at.squares = gg or at.squares
+        eta = ratio(at.d, math.sqrt((at.k + 1) * at.squares))
         at.z = plus(at.z, -eta, g)
         return eta
 

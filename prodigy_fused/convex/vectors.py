@@ -17,6 +17,8 @@ Vector: TypeAlias = list[Tensor]
 def total(parts: Vector) -> float:
     """Returns the sum of the elements of all tensors. Waits for the device, once."""
     sums = [stable_sum(part) for part in parts]
+    if all(each.is_cpu for each in sums):
+        return sum(map(float, sums))
     return float(torch.stack([each.to(sums[0].device) for each in sums]).sum())
 
 
