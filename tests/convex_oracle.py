@@ -1,8 +1,8 @@
 """The methods of prodigy_fused.convex once more: brute force over the whole history, in long double; and problems with
 known solutions.
 
-Each formula is written out from docs/convex.md, and sums all its terms anew at every step. Closed loop (see
-Note [open loop] in oracle.py) is the product alone: its gradients are recorded and given to the oracle.
+Each formula is written out from docs/convex.md, and sums all its terms anew at every step. The product runs by
+itself, and its gradients are given to the oracle: a difference in the last bit then does not grow.
 """
 
 from __future__ import annotations

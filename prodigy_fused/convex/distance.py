@@ -61,7 +61,8 @@ class LDoG(DoG):
     """DoG for each parameter by itself, as its paper recommends for networks: ``d_k``, the sum of ``|g_i|^2`` and the
     average's weights are each parameter's own, and so is ``1 + |x0|`` in the first distance. No theorem.
 
-    ``opt.d`` is the norm of the parameters' distances.
+    ``opt.d`` is the norm of the parameters' distances. Arguments and errors are those of :class:`DoG`; each parameter
+    starts with ``d0``.
     """
 
     LAYERWISE = True
@@ -76,6 +77,8 @@ class DoWG(DoG):
     x_{k+1}   = x_k - eta_k g_k
     average() = sum d_k^2 x_k / sum d_k^2
     ```
+
+    Arguments and errors are those of :class:`DoG`.
     """
 
     def _rule(self, at: Iterate, g: Vector, gg: float) -> float:
@@ -87,15 +90,7 @@ class DoWG(DoG):
 
 
 class Told(SubgradientMethod):
-    """A method that is told the distance, and so is no parameter-free one.
-
-    Args:
-        params: the parameters, or groups of them; float64, float32, or 16 bits; any shapes.
-        D: the distance ``|x0 - x*|``, or a guess, in the parameters' unit, from 1e-100 to 1e100; ``opt.d`` is it.
-
-    Raises:
-        ValueError: an argument out of range, which is named, or a parameter that cannot be optimized.
-    """
+    """A method that is told the distance, and so is not parameter-free."""
 
     OPTIONS: ClassVar[dict[str, Option]] = {"D": DISTANCE}
 
@@ -113,6 +108,13 @@ class AdagradNorm(Told):
     x_{k+1}   = x_k - eta_k g_k,  eta_k = D / sqrt(sum_{i<=k} |g_i|^2)
     average() = sum eta_k x_k / sum eta_k
     ```
+
+    Args:
+        params: the parameters, or groups of them; float64, float32, or 16 bits; any shapes.
+        D: the distance ``|x0 - x*|``, or a guess, in the parameters' unit, from 1e-100 to 1e100; ``opt.d`` is it.
+
+    Raises:
+        ValueError: an argument out of range, which is named, or a parameter that cannot be optimized.
     """
 
     def _rule(self, at: Iterate, g: Vector, gg: float) -> float:
@@ -131,6 +133,7 @@ class NormalizedSubgradient(Told):
     ```
 
     Where ``g_k`` is 0, ``x_k`` is a solution: it stays, and its weight is made of the last norm that was not 0.
+    Arguments and errors are those of :class:`AdagradNorm`.
     """
 
     def _rule(self, at: Iterate, g: Vector, gg: float) -> float:

@@ -113,6 +113,8 @@ class ProdigyDA(Estimating):
     x_{k+1}   = x0 - s_{k+1} / sqrt(d_{k+1}^2 G^2 + sum_{i<=k} d_i^2 |g_i|^2)
     average() = sum d_k^2 x_k / sum d_k^2
     ```
+
+    Arguments and errors are those of :class:`ProdigyGD`, but there are no ``weights``.
     """
 
     VECTORS = DUAL
@@ -190,17 +192,19 @@ class ProdigyCoordinate(Estimating):
     x_{k+1}   = x0 - s_{k+1} / sqrt(d_{k+1}^2 G^2 + a_{k+1}^2)
     average() = sum d_k^2 x_k / sum d_k^2
     ```
+
+    Arguments and errors are those of :class:`ProdigyGD`, but there are no ``weights``.
     """
 
-    VECTORS = (*DUAL, "squares_of")
+    VECTORS = (*DUAL, "a2")
 
     def _rule(self, at: Iterate, g: Vector, gg: float) -> float:
         weight = at.d**2
         at.s = plus(at.s, weight, g)
-        at.squares_of = plus(at.squares_of, weight, squared(g))
+        at.a2 = plus(at.a2, weight, squared(g))
         at.inner -= weight * dot(g, at.z)
         d = at.estimate(ratio(at.inner, norm1(at.s)))
-        roots = torch._foreach_sqrt(torch._foreach_add(at.squares_of, d**2 * self._option("G") ** 2))
+        roots = torch._foreach_sqrt(torch._foreach_add(at.a2, d**2 * self._option("G") ** 2))
         at.z = [torch.where(root > 0, -s / root, 0.0) for s, root in zip(at.s, roots, strict=True)]
         return weight
 
@@ -215,6 +219,8 @@ class DAdaptGD(Estimating):
     d_{k+1}   = max(d_k, d_hat)
     average() = sum eta_k x_k / sum eta_k
     ```
+
+    Arguments and errors are those of :class:`ProdigyGD`, but there are no ``weights``.
     """
 
     def _rule(self, at: Iterate, g: Vector, gg: float) -> float:
@@ -236,6 +242,8 @@ class DAdaptDA(Estimating):
     x_{k+1}   = x0 - s_{k+1} / sqrt(G^2 + sum_{i<=k} |g_i|^2)
     average() = sum d_k x_k / sum d_k
     ```
+
+    Arguments and errors are those of :class:`ProdigyGD`, but there are no ``weights``.
     """
 
     VECTORS = DUAL

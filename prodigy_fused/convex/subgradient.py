@@ -21,7 +21,7 @@ class Iterate:
     z: Vector  # x_k - x0
     mean: Vector  # average of x_i - x0, over i < k
     s: Vector  # weighted sum of the gradients, if the rule needs it
-    squares_of: Vector  # weighted sum of the gradients' squares, element by element, if the rule needs it
+    a2: Vector  # the same of the gradients' squares, element by element
     d: float
     d_hat: float = 0.0
     k: int = 0
@@ -117,7 +117,7 @@ class SubgradientMethod(Base):
         estimates = self.param_groups[0]["estimates"]
         for index, block in enumerate(self._blocks(params)):
             old: dict[str, Any] = {name: [self._kept(p, name) for p in block] for name in self.VECTORS}
-            for name in ("s", "squares_of"):
+            for name in ("s", "a2"):
                 old.setdefault(name, [])
             # Exactly 0 unless the parameters were changed from outside.
             rounded = [sum_.to(p.dtype) for p, sum_ in zip(block, plus(old["x0"], 1, old["z"]), strict=True)]
