@@ -243,7 +243,7 @@ def test_growth(method):
     if factor is not None:
         assert d[-1] / d[-2] == pytest.approx(factor, rel=1e-9)
     reach = np.maximum.accumulate(x)
-    assert (reach[1:] < 2 * reach[:-1]).all()  # at most a doubling: the lower bound for such methods is sharp
+    assert (reach[1:] < 2 * reach[:-1]).all()  # less than a doubling in a step
 
 
 @pytest.mark.parametrize(
