@@ -90,8 +90,10 @@ constexpr std::uint32_t kOneHalf = 126u << 23;
 constexpr std::uint32_t kHalfNormal = 113u << 23, kHalfInfinity = 143u << 23;
 // The difference of the exponents' biases, 127 - 15, in the place of float32's exponent.
 constexpr std::uint32_t kRebias = 112u << 23;
-// Of float16, without the sign. Adding kQuiet to a NaN of bfloat16 keeps it one when its low bits are cut off.
-constexpr std::uint32_t kHalfNaN = 0x7e00u, kHalfInf = 0x7c00u, kQuiet = 0x40u;
+// Of float16, without the sign.
+constexpr std::uint32_t kHalfNaN = 0x7e00u, kHalfInf = 0x7c00u;
+// Makes a NaN of anything, also when its low bits are cut off.
+constexpr std::uint32_t kBFloatNaN = 0x7fff0000u;
 
 // float16: after Fabian Giesen's half_to_float_fast4 (https://gist.github.com/rygorous/2144712), without its branches.
 template <Type kType>
@@ -108,8 +110,8 @@ template <Type kType>
 PRODIGY_INLINE std::uint16_t nearest(float value) {
   const std::uint32_t bits = bits_as<std::uint32_t>(value), size = bits & ~kSign;
   if constexpr (kType == Type::kBFloat16) {
-    const std::uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-    return std::uint16_t(size > kInfinity ? bits >> 16 | kQuiet : rounded);
+    const std::uint32_t nan = size > kInfinity ? kBFloatNaN : 0u;
+    return std::uint16_t(((bits + 0x7fffu + (bits >> 16 & 1u)) | nan) >> 16);
   }
   const std::uint32_t normal = (size - kRebias + 0xfffu + (size >> 13 & 1u)) >> 13;
   // The last place of a float32 in [1/2, 1) is 2^-24, the unit of float16's subnormal numbers: this addition rounds to
@@ -126,7 +128,8 @@ template <Type kType>
 PRODIGY_INLINE std::uint16_t stochastic(float value, std::uint32_t random) {
   const std::uint32_t bits = bits_as<std::uint32_t>(value), size = bits & ~kSign;
   if constexpr (kType == Type::kBFloat16) {
-    return size < kInfinity ? std::uint16_t((bits + (random >> 16)) >> 16) : nearest<kType>(value);
+    const std::uint32_t nan = size > kInfinity ? kBFloatNaN : 0u;
+    return std::uint16_t(((bits + (random >> 16)) | nan) >> 16);
   }
   const std::uint32_t up = size + (random >> 19);
   const std::uint32_t normal = up >= kHalfInfinity ? kHalfInf : (up - kRebias) >> 13;
