@@ -11,9 +11,6 @@
 
 namespace prodigy::cpu {
 
-// Elements per block; also the number of terms that float32 sums have to hold.
-constexpr int kBlock = 1024;
-
 // What a loop may find in memory: float, double, or bfloat16 as bits.
 using Bits16 = std::uint16_t;
 

@@ -13,13 +13,14 @@ PRODIGY_INLINE void each(int n, Visit visit) {
   for (int i = 0; i < n; ++i) visit(i);
 }
 
+// First the hashes, in whole vectors of them.
 struct Random {
   static PRODIGY_INLINE void run(RandomBits random, std::uint32_t eight, int n, std::uint32_t* __restrict bits) {
-    std::uint32_t* __restrict at = bits;
-    for (int i = 0; i < n; i += kEight, ++eight, at += kEight) {
-      const std::uint32_t shared = random.shared(eight);
-      PRODIGY_VECTORIZE
-      for (std::uint32_t e = 0; e < kEight; ++e) at[e] = shared * power(e);
+    alignas(64) std::uint32_t shared[kBlock / kEight];
+    const int eights = (n + kEight - 1) / kEight;
+    each(eights, [&](int j) { shared[j] = random.shared(eight + std::uint32_t(j)); });
+    for (int j = 0; j < eights; ++j) {
+      for (std::uint32_t e = 0; e < kEight; ++e) bits[j * kEight + e] = shared[j] * power(e);
     }
   }
 };

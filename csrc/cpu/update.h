@@ -39,7 +39,6 @@ struct LaneSums {
 template <class Stored>
 PRODIGY_INLINE void fetch(const Stored* array, int i, bool write) {
 #if defined(__GNUC__)
-  if (array == nullptr) return;
   void* at = reinterpret_cast<void*>(std::uintptr_t(array) + i * sizeof(Stored));
   write ? __builtin_prefetch(at, 1) : __builtin_prefetch(at);
 #endif
@@ -51,8 +50,9 @@ struct UpdateBlock {
   using T = Wide<X>;
   static constexpr bool kRoundsX = std::is_same_v<X, Bits16>, kRoundsState = std::is_same_v<S, Bits16>;
 
-  static PRODIGY_INLINE S rounded_state(T value, std::uint32_t bits) {
-    if constexpr (kRoundsState) return stochastic<Type::kBFloat16>(value, bits);
+  // random: 16 bits.
+  static PRODIGY_INLINE S rounded_state(T value, std::uint32_t random) {
+    if constexpr (kRoundsState) return stochastic_bfloat16(value, random);
     return S(value);
   }
 
@@ -69,11 +69,11 @@ struct UpdateBlock {
     if constexpr (kSampled == Sampled::kAll) {
       T s = load(a.s[i]);
       sums.add(lane, sample(g, kDelta ? -at : x0 - x, s, c));
-      a.s[i] = rounded_state(s, third(bits));
+      a.s[i] = rounded_state(s, third(bits) >> 16);
     }
     T m = kMomentum ? load(a.m[i]) : T(0), v = load(a.v[i]);
     moments(g, m, v, c);
-    a.v[i] = rounded_state(v, second(bits));
+    a.v[i] = rounded_state(v, upper_half_of_second(bits));
     if constexpr (!kMomentum) return;
     if constexpr (kRoundsState) {
       a.m[i] = nearest<Type::kBFloat16>(m);
@@ -85,7 +85,7 @@ struct UpdateBlock {
       a.delta[i] = at;
       if constexpr (kRoundsX) a.x[i] = nearest<Type::kBFloat16>(x0 + at);
     } else if constexpr (kRoundsX) {
-      a.x[i] = stochastic<Type::kBFloat16>(at, bits);
+      a.x[i] = stochastic_bfloat16(at, bits >> 16);
     } else {
       a.x[i] = at;
     }
@@ -127,7 +127,7 @@ struct UpdateBlock {
     const auto one = [&](int j, int lane) {
       T s = load(a.s[j]);
       sums.add(lane, sample(gradient(grad[j], x[j], c), load(a.x0[j]) - x[j], s, c));
-      a.s[j] = rounded_state(s, kRoundsState ? third(bits[j]) : 0u);
+      a.s[j] = rounded_state(s, kRoundsState ? third(bits[j]) >> 16 : 0u);
     };
     int j = 0;
     for (; j + kLanes <= samples.count; j += kLanes) {
