@@ -78,6 +78,8 @@ PRODIGY_INLINE std::uint32_t second(std::uint32_t bits) {
   bits ^= bits >> 16;
   return bits << 16 | bits >> 16;
 }
+// second(bits) >> 16, in fewer operations.
+PRODIGY_INLINE std::uint32_t upper_half_of_second(std::uint32_t bits) { return (bits ^ bits >> 16) & 0xffffu; }
 // For a third value (s).
 PRODIGY_INLINE std::uint32_t third(std::uint32_t bits) { return bits * power(kEight - 1); }
 
@@ -90,8 +92,8 @@ constexpr std::uint32_t kOneHalf = 126u << 23;
 constexpr std::uint32_t kHalfNormal = 113u << 23, kHalfInfinity = 143u << 23;
 // The difference of the exponents' biases, 127 - 15, in the place of float32's exponent.
 constexpr std::uint32_t kRebias = 112u << 23;
-// Of float16, without the sign. Adding kQuiet to a NaN of bfloat16 keeps it one when its low bits are cut off.
-constexpr std::uint32_t kHalfNaN = 0x7e00u, kHalfInf = 0x7c00u, kQuiet = 0x40u;
+// Of float16, without the sign.
+constexpr std::uint32_t kHalfNaN = 0x7e00u, kHalfInf = 0x7c00u;
 
 // float16: after Fabian Giesen's half_to_float_fast4 (https://gist.github.com/rygorous/2144712), without its branches.
 template <Type kType>
@@ -103,13 +105,22 @@ PRODIGY_INLINE float widen(std::uint16_t stored) {
   return bits_as<float>(sign | (size < 1u << 23 ? bits_as<std::uint32_t>(subnormal) : normal));
 }
 
+// The bfloat16 of `value` whose rounded bits are in the upper half of `bits`: a NaN stays one, whatever was added to it.
+PRODIGY_INLINE std::uint16_t upper_half(float value, std::uint32_t bits) {
+  return std::uint16_t((bits | (value == value ? 0u : ~0u)) >> 16);
+}
+
+// random: 16 bits. Adding them cannot change infinity, whose lower half is zero.
+PRODIGY_INLINE std::uint16_t stochastic_bfloat16(float value, std::uint32_t random) {
+  return upper_half(value, bits_as<std::uint32_t>(value) + random);
+}
+
 // Ties to even.
 template <Type kType>
 PRODIGY_INLINE std::uint16_t nearest(float value) {
   const std::uint32_t bits = bits_as<std::uint32_t>(value), size = bits & ~kSign;
   if constexpr (kType == Type::kBFloat16) {
-    const std::uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-    return std::uint16_t(size > kInfinity ? bits >> 16 | kQuiet : rounded);
+    return upper_half(value, bits + 0x7fffu + (bits >> 16 & 1u));
   }
   const std::uint32_t normal = (size - kRebias + 0xfffu + (size >> 13 & 1u)) >> 13;
   // The last place of a float32 in [1/2, 1) is 2^-24, the unit of float16's subnormal numbers: this addition rounds to
@@ -126,7 +137,7 @@ template <Type kType>
 PRODIGY_INLINE std::uint16_t stochastic(float value, std::uint32_t random) {
   const std::uint32_t bits = bits_as<std::uint32_t>(value), size = bits & ~kSign;
   if constexpr (kType == Type::kBFloat16) {
-    return size < kInfinity ? std::uint16_t((bits + (random >> 16)) >> 16) : nearest<kType>(value);
+    return stochastic_bfloat16(value, random >> 16);
   }
   const std::uint32_t up = size + (random >> 19);
   const std::uint32_t normal = up >= kHalfInfinity ? kHalfInf : (up - kRebias) >> 13;

@@ -3,7 +3,7 @@
 
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
-#include "cpu/walk.h"
+#include "cpu/vector.h"
 #include "cuda/launch.h"
 #include "python/bind_tensors.h"
 #include "python/cuda_plan.h"
@@ -97,8 +97,10 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled backends of prodigy_fused; see prodigy_fused/backends for their use.";
   add_layout(m);
   m.def("threading", &cpu::threading, "Returns whose threads the CPU backend uses: \"OpenMP\" or \"std::thread\".");
-  m.def("instruction_set", &cpu::instruction_set,
-        "Returns the instruction set that the CPU backend's calls are dispatched to.");
+  m.def("instruction_set", &cpu::instruction_set_name,
+        "Returns the instruction set that the CPU backend uses: the best that this machine has.");
+  m.def("use_instruction_set", &cpu::use_instruction_set, py::arg("name"),
+        "Chooses another instruction set, for tests. Returns False if this machine does not have it.");
   bind_tensors<CpuPlan>(m, "CpuPlan", "The tensors of one bucket on the CPU, and the phases of a step over them.")
       .def("update", &CpuPlan::update, py::arg("record"), py::arg("threads"), py::arg("row"), py::arg("sums"),
            kUpdateDoc)
