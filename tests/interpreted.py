@@ -55,17 +55,21 @@ def register():
 def _hasten(interpreter):
     """Without what takes two thirds of the interpreter's time, and says nothing about kernels."""
 
-    # A launch prepares the language for our kernels; once is enough, not again for every function they call.
+    # A launch prepares the language for our kernels; once is enough, not again for every function they call. For each
+    # of Triton's own it has to be prepared, once a launch.
     def call(self, *args, **kwargs):
-        if self.fn.__module__.startswith("triton."):
+        if self.fn.__module__.startswith("triton.") and self.fn not in prepared:
             interpreter._patch_lang(self.fn)
+            prepared.add(self.fn)
         return self.rewrite()(*args, **kwargs)
 
     # NumPy warns of what IEEE arithmetic is for: x / 0, inf - inf.
     def launch(self, *args, **kwargs):
+        prepared.clear()
         with np.errstate(all="ignore"):
             return original(self, *args, **kwargs)
 
+    prepared = set()
     original = interpreter.GridExecutor.__call__
     if getattr(original, "hastened", False):
         return
