@@ -95,6 +95,7 @@ LONG = {
     "test_kernels_compile_to_16_byte_accesses_and_exact_arithmetic",
     "test_nothing_that_changes_between_steps_compiles_anew", "test_wheel", "test_editable_install", "test_demo",
     "test_runs_and_learns", "test_dry_run_emulates_and_lists_the_rest", "test_ranks_agree_with_one_process",
+    "test_an_example_that_does_not_learn_fails",
 }  # fmt: skip
 # Files of hundreds of variants that run the same lines: coverage, which slows a test by a half, looks away.
 VARIANTS = {
