@@ -14,8 +14,8 @@ constexpr int kLanes = 16;
 // Elements between the one that is used and the one that is fetched: ten streams are more than the hardware prefetches
 // by itself. On one core of a Zen 5, 8 million elements: 1.47 ns per element; 128: 1.55; 2048: 1.66; without: 1.59.
 constexpr int kFetchAhead = 512;
-// Where samples come first, from here and there in the block, it is the whole next block: on a Zen 4 with AVX2, bfloat16
-// state, 1.06 instead of 1.19 ns per element.
+// Where samples come first, from here and there in the block, it is the whole next block: on a Zen 4 with AVX2,
+// bfloat16 state, 1.06 instead of 1.19 ns per element.
 constexpr int kFetchSampled = kBlock;
 
 // Which elements of a block have samples: all, those in its row-major arrays, those of another memory order, or none.

@@ -105,7 +105,8 @@ PRODIGY_INLINE float widen(std::uint16_t stored) {
   return bits_as<float>(sign | (size < 1u << 23 ? bits_as<std::uint32_t>(subnormal) : normal));
 }
 
-// The bfloat16 of `value` whose rounded bits are in the upper half of `bits`: a NaN stays one, whatever was added to it.
+// The bfloat16 of `value` whose rounded bits are in the upper half of `bits`: a NaN stays one, whatever was added to
+// it.
 PRODIGY_INLINE std::uint16_t upper_half(float value, std::uint32_t bits) {
   return std::uint16_t((bits | (value == value ? 0u : ~0u)) >> 16);
 }
