@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate, chain
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,29 +21,17 @@ from torch.nn.parameter import is_lazy
 from . import backends, sharding, state
 from .backends.gpu import GpuPlan, capturing
 from .backends.native import count_steps, read_gradients, same_objects
+from .buckets import Bucket, key_of
 from .estimate import members
 from .low_precision import mode_of
 from .options import Group
-from .step import BucketKey, Plan, Slot, Step
+from .step import BucketKey, Slot, Step
 from .tensors import check_apart, check_gradient, check_parameter, describe
 
 
 def parameters(groups: list[Group]) -> list[Tensor]:
     """Returns all parameters, in the order in which messages and checkpoints number them."""
     return list(chain.from_iterable(group["params"] for group in groups))
-
-
-class Bucket(NamedTuple):
-    """The parameters that one plan steps."""
-
-    plan: Plan
-    slots: list[Slot]  # in the order of the optimizer's parameters, as the next two are
-    params: list[Tensor]
-    states: list[dict[str, Any]]
-
-
-def _bucket(plan: Plan, slots: list[Slot]) -> Bucket:
-    return Bucket(plan, slots, [slot.param for slot in slots], [slot.state for slot in slots])
 
 
 class PlanSet:
@@ -76,7 +64,7 @@ class PlanSet:
 
     def _participants(self) -> list[int]:
         """Returns the indices of the parameters that have a gradient or a state; the others are waiting."""
-        found = []
+        found: list[int] = []
         seen: set[int] = set()
         for index, p in enumerate(self.params):
             if id(p) in seen:  # twice in one group, of which torch has warned: one step
@@ -88,8 +76,8 @@ class PlanSet:
                     "construct the optimizer afterwards, or call torch.__future__."
                     "set_swap_module_params_on_conversion(True) before the model is"
                 )
-            takes_part = p.grad is not None or state.is_there(self.states.get(p))
-            (found if takes_part else self.waiting).append(index)
+            has_part = p.grad is not None or state.is_there(self.states.get(p))
+            (found if has_part else self.waiting).append(index)
         return found
 
     def _take_up(self, indices: Sequence[int]) -> None:
@@ -133,7 +121,7 @@ class PlanSet:
         for index in self._new:
             p, group = self.params[index], self.groups[self.owners[index]]
             self._give_state(p, group, adapted.get(index))
-            buckets.setdefault(_key(self._chosen[index], p, group), []).append(self._slot(index))
+            buckets.setdefault(key_of(self._chosen[index], p, group), []).append(self._slot(index))
         self.state_keys, self.state_values = list(self.states.keys()), list(self.states.values())
         for key, slots in buckets.items():
             self._add(key, slots)
@@ -163,11 +151,11 @@ class PlanSet:
             plan = self.plans[at].plan
             slots = sorted([*self.plans[at].slots, *slots], key=attrgetter("index"))
             plan.extend(slots)
-            self.plans[at] = _bucket(plan, slots)
+            self.plans[at] = Bucket.of(plan, slots)
         else:
             plan = backends.get(key.backend).make_plan(key, slots, self.estimates)
             self.keys.insert(at, key)
-            self.plans.insert(at, _bucket(plan, slots))
+            self.plans.insert(at, Bucket.of(plan, slots))
 
     def _give_state(self, p: Tensor, group: Group, adapted: dict[str, Any] | None) -> None:
         """Creates the state of a parameter, or replaces what had to be adapted."""
@@ -285,7 +273,7 @@ class PlanSet:
             taking = bucket
             if missing or not all(active):
                 pairs = zip(bucket.slots, grads, strict=True)
-                taking = _bucket(bucket.plan, [slot for slot, g in pairs if g is not None and active[slot.group]])
+                taking = Bucket.of(bucket.plan, [slot for slot, g in pairs if g is not None and active[slot.group]])
             params += taking.params
             states += taking.states
         count_steps(states)
@@ -300,10 +288,3 @@ class PlanSet:
     def captured(self) -> list[Any]:
         """Returns what CUDA graphs, in which the plans take steps, read and write."""
         return [kept for bucket in self.plans if isinstance(bucket.plan, GpuPlan) for kept in bucket.plan.captured]
-
-
-def _key(backend: str, p: Tensor, group: Group) -> BucketKey:
-    dtype, state_format = (str(t).removeprefix("torch.") for t in (p.dtype, state.state_dtype(p, group)))
-    sampled, counted = group["slice_p"] > 1 and not group["frozen"], not group["frozen"]
-    displaced = mode_of(p, group) == "displacement"
-    return BucketKey(backend, str(p.device), dtype, state_format, sampled, displaced, counted)

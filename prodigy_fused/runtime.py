@@ -214,9 +214,7 @@ class _Scalars(NamedTuple):
     found_inf: Scalar
 
 
-def _scalars(
-    groups: list[Group], reads_device: bool, hypers: list[Hyper], grad_scale: Any, found_inf: Any
-) -> _Scalars:
+def _scalars(groups: list[Group], reads_device: bool, hypers: list[Hyper], grad_scale: Any, found_inf: Any) -> _Scalars:
     """Returns the scalars of a step, checked: tensors if they are on a device and the plans read them there, else
     numbers, for which the host waits.
 

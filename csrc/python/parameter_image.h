@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <array>
+#include <memory>
 #include <vector>
 
 #include "python/state.h"
@@ -18,15 +19,22 @@ class ParameterImage {
   using Needs = std::array<bool, kStates>;
   using Keys = std::array<pybind11::str, kStates>;
 
-  // Takes the images of a parameter that was found to be unchanged. Does so a few times only, or the images of tensors
-  // some of whose words change in every step would be taken again and again.
-  void take(const pybind11::handle& param, const pybind11::handle& state, const Needs& needs, const Keys& keys,
-            const TensorReader& reader, const pybind11::handle& tensor_class);
+  // Both are borrowed, see TensorList. There are no images yet.
+  ParameterImage(const pybind11::handle& param, const pybind11::handle& state)
+      : param_(param.ptr()), state_(state.ptr()) {}
+
+  // Takes the images of what was found to be unchanged. Does so a few times only, or the images of tensors some of
+  // whose words change in every step would be taken again and again.
+  void take(const Needs& needs, const Keys& keys, const TensorReader& reader, const pybind11::handle& tensor_class);
+  // Has the image share what is the same in another one: the memory of that is in the cache more often.
+  void share(const ParameterImage& other) {
+    if (items_ && other.items_ && *items_ == *other.items_) items_ = other.items_;
+  }
   // To be called when the parameter has changed.
   void forget() { valid_ = false, tries_ = 0; }
 
   // Whether the parameter and its state are, word for word, what they were. False if no image may or could be taken.
-  bool shows(const pybind11::handle& param, const pybind11::handle& state) const;
+  bool shows() const;
 
   // See Note [Fetching ahead].
   void fetch() const;
@@ -41,17 +49,21 @@ class ParameterImage {
   struct Item {
     pybind11::object key;
     int which;
-  };
 
-  bool take_items(const pybind11::handle& state, const Needs& needs, const Keys& keys, const TensorReader& reader,
-                  const pybind11::handle& tensor_class);
+    bool operator==(const Item& other) const { return key.is(other.key) && which == other.which; }
+  };
+  using Items = std::vector<Item>;  // in the dictionary's order
+
+  bool take_states(const Needs& needs, const Keys& keys, const TensorReader& reader,
+                   const pybind11::handle& tensor_class);
 
   bool valid_ = false;
   int tries_ = 0;
-  const void *dict_ = nullptr, *dict_keys_ = nullptr;
-  std::vector<Item> items_;  // in the dictionary's order
-  TensorImage param_;
-  std::array<TensorImage, kStates> states_;
+  PyObject *param_, *state_;
+  const void* state_keys_ = nullptr;    // where the dictionary keeps its keys
+  std::shared_ptr<const Items> items_;  // the same of many parameters
+  TensorImage param_image_;
+  std::array<TensorImage, kStates> state_images_;
 };
 
 }  // namespace prodigy

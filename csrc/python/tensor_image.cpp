@@ -1,26 +1,19 @@
 #include "python/tensor_image.h"
 
-#include <algorithm>
-
 namespace prodigy {
 namespace py = pybind11;
 
 namespace {
 
-std::uintptr_t cdata(const py::handle& object) {
-  return py::getattr(object, "_cdata", py::int_(0)).cast<std::uintptr_t>();
-}
+const void* address(const py::handle& integer) { return reinterpret_cast<const void*>(integer.cast<std::uintptr_t>()); }
 
-template <class Words>
-bool contains(const Words& words, std::uintptr_t value) {
-  return std::find(words.begin(), words.end(), value) != words.end();
-}
+const void* cdata(const py::handle& object) { return address(py::getattr(object, "_cdata", py::int_(0))); }
 
 }  // namespace
 
-int TensorImage::find(const void* object, std::size_t begin, std::size_t end, Word value) {
-  for (auto i = begin; i < end; ++i) {
-    if (word(object, int(i)) == value) return int(i);
+int TensorImage::find(const void* object, int begin, int end, const void* value) {
+  for (int i = begin; i < end; ++i) {
+    if (word(object, i) == reinterpret_cast<std::uintptr_t>(value)) return i;
   }
   return 0;
 }
@@ -28,26 +21,27 @@ int TensorImage::find(const void* object, std::size_t begin, std::size_t end, Wo
 bool TensorImage::take(const py::handle& tensor, const TensorView& view, const py::handle& tensor_class) {
   const py::object storage = tensor.attr("untyped_storage")();
   object_ = tensor.ptr();
-  type_ = Py_TYPE(tensor.ptr());
-  impl_ = reinterpret_cast<const void*>(cdata(tensor));
-  storage_ = reinterpret_cast<const void*>(cdata(storage));
+  impl_ = cdata(tensor);
+  storage_ = cdata(storage);
   // A class that dispatches to Python may answer as it likes.
   const char* dispatch = "__torch_dispatch__";
   const bool plain = py::type::of(tensor).attr(dispatch).is(tensor_class.attr(dispatch));
   if (!plain || impl_ == nullptr || storage_ == nullptr || view.data == nullptr) return false;
 
-  impl_at_ = find(object_, sizeof(PyObject) / sizeof(Word),
-                  reinterpret_cast<const PyTypeObject*>(tensor_class.ptr())->tp_basicsize / sizeof(Word), Word(impl_));
-  storage_at_ = find(impl_, kSkipped, kSkipped + impl_words_.size(), Word(storage_));
-  if (impl_at_ == 0 || storage_at_ == 0) return false;
-  copy(impl_, impl_words_);
-  copy(storage_, storage_words_);
-  const auto inside = [&](const std::int64_t* array) {
-    const auto offset = Word(array) - Word(begin(impl_, impl_words_));
-    return offset + view.dims * sizeof(*array) <= sizeof(impl_words_) && offset <= sizeof(impl_words_);
+  const auto words = [](std::size_t bytes) { return int(bytes / sizeof(void*)); };
+  const auto size = words(reinterpret_cast<const PyTypeObject*>(tensor_class.ptr())->tp_basicsize);
+  impl_at_ = find(object_, words(sizeof(PyObject)), size, impl_);
+  storage_at_ = find(impl_, kBegin, kImplEnd, storage_);
+  data_at_ = find(storage_, kBegin, kStorageEnd, address(storage.attr("data_ptr")()));
+  if (impl_at_ == 0 || storage_at_ == 0 || data_at_ == 0) return false;
+  data_ = word(storage_, data_at_);
+  digest_ = digest();
+  const auto is_inside = [&](const std::int64_t* array) {
+    const auto* begin = static_cast<const std::int64_t*>(impl_) + kBegin;
+    const auto* end = static_cast<const std::int64_t*>(impl_) + kImplEnd;
+    return begin <= array && array + view.dims <= end;
   };
-  return inside(view.shape) && inside(view.strides) &&
-         contains(storage_words_, storage.attr("data_ptr")().cast<Word>());
+  return sizeof(void*) == sizeof(std::int64_t) && is_inside(view.shape) && is_inside(view.strides);
 }
 
 }  // namespace prodigy

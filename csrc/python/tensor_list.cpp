@@ -70,19 +70,28 @@ TensorList::TensorList(const py::list& slots, py::type tensor_class, const std::
 void TensorList::extend(const py::list& slots) {
   std::vector<Entry> new_entries, entries;
   std::vector<Tensor> new_table, table;
+  std::vector<ParameterImage> images;
   read_new(slots, new_entries, new_table);
   if (entries_.size() + new_entries.size() != slots.size()) throw py::value_error("a slot is missing, or moved");
   // Nothing but memory can fail from here on.
   entries.reserve(slots.size());
   table.reserve(slots.size());
+  images.reserve(slots.size());
   std::size_t known = 0, added = 0;
   for (const py::handle slot : slots) {
-    const bool is_known = known < entries_.size() && entries_[known].slot.is(slot);
-    entries.push_back(std::move(is_known ? entries_[known] : new_entries[added]));
-    table.push_back(is_known ? table_[known++] : new_table[added++]);
+    if (known < entries_.size() && entries_[known].slot.is(slot)) {
+      entries.push_back(std::move(entries_[known]));
+      images.push_back(std::move(images_[known]));
+      table.push_back(table_[known++]);
+    } else {
+      images.emplace_back(new_entries[added].param, new_entries[added].state);
+      entries.push_back(std::move(new_entries[added]));
+      table.push_back(new_table[added++]);
+    }
   }
   entries_ = std::move(entries);
   table_ = std::move(table);
+  images_ = std::move(images);
   release_gradients();
 }
 
@@ -189,11 +198,11 @@ bool TensorList::fits_type(Type type, int which) const {
 
 bool TensorList::unchanged() {
   for (std::size_t i = 0; i < entries_.size(); ++i) {
-    if (i + kFetchAhead < entries_.size()) entries_[i + kFetchAhead].image.fetch();
-    Entry& entry = entries_[i];
-    if (entry.image.shows(entry.param, entry.state)) continue;
-    if (!is_unchanged(entry, table_[i])) return false;
-    entry.image.take(entry.param, entry.state, entry.needs(), keys_, reader_, tensor_class_);
+    if (i + kFetchAhead < entries_.size()) images_[i + kFetchAhead].fetch();
+    if (images_[i].shows()) continue;
+    if (!is_unchanged(entries_[i], table_[i])) return false;
+    images_[i].take(entries_[i].needs(), keys_, reader_, tensor_class_);
+    if (i > 0) images_[i].share(images_[i - 1]);
   }
   return true;
 }
@@ -213,11 +222,10 @@ bool TensorList::is_unchanged(const Entry& entry, const Tensor& tensor) const {
 
 bool TensorList::mend() {
   for (std::size_t i = 0; i < entries_.size(); ++i) {
-    Entry& entry = entries_[i];
-    if (entry.image.shows(entry.param, entry.state)) continue;
-    entry.image.forget();
+    if (images_[i].shows()) continue;
+    images_[i].forget();
     try {
-      read_addresses(entry, table_[i]);
+      read_addresses(entries_[i], table_[i]);
     } catch (const py::value_error&) {
       return false;
     }
@@ -226,8 +234,10 @@ bool TensorList::mend() {
   return true;
 }
 
-void TensorList::fetch_rest(PyObject* object) const {
-  if (reader_.is_tensor(object)) TensorImage::fetch_rest(object);
+void TensorList::fetch_gradient(PyObject* grad, const Entry& entry) const {
+  if (reader_.is_tensor(grad)) TensorImage::fetch_rest(grad);
+  fetch_lines(entry.layout.shape.data(), 1);
+  fetch_lines(entry.layout.strides.data(), 1);
 }
 
 bool TensorList::read_gradient(PyObject* object, const Entry& entry, Gradient& gradient) const {
@@ -243,7 +253,9 @@ long TensorList::load_gradients(const py::list& grads) {
   if (grads.size() != entries_.size()) throw py::value_error("one gradient, or None, per tensor");
   grads_.assign(entries_.size(), Gradient{});
   for (std::size_t i = 0; i < entries_.size(); ++i) {
-    if (i + kFetchAhead < entries_.size()) fetch_rest(PyList_GET_ITEM(grads.ptr(), i + kFetchAhead));
+    if (i + kFetchAhead < entries_.size()) {
+      fetch_gradient(PyList_GET_ITEM(grads.ptr(), i + kFetchAhead), entries_[i + kFetchAhead]);
+    }
     PyObject* grad = PyList_GET_ITEM(grads.ptr(), i);
     if (grad == Py_None || read_gradient(grad, entries_[i], grads_[i])) continue;
     release_gradients();

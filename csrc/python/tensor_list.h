@@ -60,7 +60,6 @@ class TensorList {
     std::array<void*, kStates> states;  // their addresses
     bool displaced;                     // there must be a delta
     bool frozen;                        // there need be no s, and no x0 unless displaced
-    ParameterImage image;               // what unchanged() looks at first
 
     ParameterImage::Needs needs() const;  // a state that is not needed is ignored
   };
@@ -77,12 +76,14 @@ class TensorList {
   void* read_state(const Entry& entry, const Tensor& tensor, int which) const;
   bool fits_type(Type type, int which) const;
   bool is_unchanged(const Entry& entry, const Tensor& tensor) const;
-  void fetch_rest(PyObject* object) const;
+  // See Note [Fetching ahead].
+  void fetch_gradient(PyObject* grad, const Entry& entry) const;
   // The gradient's address; false if it is not laid out as its parameter.
   bool read_gradient(PyObject* object, const Entry& entry, Gradient& gradient) const;
 
   pybind11::type tensor_class_;
   TensorReader reader_;
+  std::vector<ParameterImage> images_;  // what unchanged() looks at first; of the tensors of `entries_`
   std::vector<Entry> entries_;
   std::vector<Tensor> table_;
   std::vector<Gradient> grads_;  // empty unless loaded

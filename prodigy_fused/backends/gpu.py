@@ -20,7 +20,6 @@ from .native import NativePlan
 SPARES = 8  # captures without a step between them that need not allocate pinned memory
 
 
-
 def capturing(device: torch.device) -> bool:
     """Returns whether a CUDA graph is being captured on the current stream; always False for other devices."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

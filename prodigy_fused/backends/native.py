@@ -70,7 +70,7 @@ def images_are_right(shows: Callable[[Tensor, type, Callable[[Tensor], Any]], bo
         lambda t: t.set_(t.untyped_storage(), 0, (3, 3), (1, 3)),
         lambda t: t.set_(t.untyped_storage(), 0, (3, 2), (3, 1)),
         lambda t: t.resize_(9),
-        lambda t: torch.utils.swap_tensors(t, t.clone()),
+        lambda t: torch.utils.swap_tensors(t, t.clone()),  # type: ignore[no-untyped-call]
     ]
     harmless: list[Callable[[Tensor], Any]] = [lambda t: None, lambda t: t.mul_(2)]
     try:

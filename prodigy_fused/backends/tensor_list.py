@@ -34,6 +34,7 @@ class TensorList:
     """The tensors of a plan as they were when it was built, and the gradients of a step."""
 
     def __init__(self, slots: Sequence[Slot], tensor_class: type, state_format: str, estimates: int) -> None:
+        self._known: list[list[Any]] = []
         self.extend(slots)
 
     def unchanged(self) -> bool:
@@ -77,7 +78,7 @@ class TensorList:
         """Returns each gradient's address and the bits of an element, 8 bytes each, 0 for None."""
         return self._words.tobytes()
 
-    def _look(self) -> list[Any]:
+    def _look(self) -> list[list[Any]]:
         states = [[slot.state.get(key) for key in KEYS] for slot in self._slots]
         return [list(map(_where, [slot.param, *state])) for slot, state in zip(self._slots, states, strict=True)]
 
