@@ -16,6 +16,7 @@ class CudaPlan {
         plan_(list_.table(), list_.type(), list_.state_type(), estimates) {}
 
   TensorList& list() { return list_; }
+  void table_changed() { plan_ = cuda::Plan(list_.table(), list_.type(), list_.state_type(), list_.estimates()); }
 
   py::bytes gradient_words() const {
     const std::vector<Gradient>& grads = list_.gradients();

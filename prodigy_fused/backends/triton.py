@@ -122,9 +122,14 @@ class TritonPlan(GpuPlan):
         words = {"T": str(arithmetic(p)).removeprefix("torch."), "X": key.dtype, "S": key.state_format}
         self._types = {name: getattr(self._kernels.tl, word) for name, word in words.items()}
         self._block = SIZES.block * 4 // arithmetic(p).itemsize
+        self._estimates = estimates
+        self.upload_tables()
+
+    def upload_tables(self) -> None:
+        slots = self.slots
         rows, owners = self._rows(slots)
         self._chunks = len(owners)
-        ranges = _ranges(slots, estimates).tobytes()
+        ranges = _ranges(slots, self._estimates).tobytes()
         self._ranges = self._upload_table(len(ranges), lambda to: memmove(to, ranges, len(ranges))).view(torch.int64)
         table = (rows + owners).tobytes()
         table_on_device = self._upload_table(len(table), lambda to: memmove(to, table, len(table))).view(torch.int64)
