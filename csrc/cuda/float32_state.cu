@@ -3,5 +3,6 @@
 
 namespace prodigy::cuda {
 template KernelFunction update_function<Stored<BFloat16, float>>(int);
+template KernelFunction finish_function<Stored<BFloat16, float>>(int);
 template KernelFunction update_function<Stored<Float16, float>>(int);
 }  // namespace prodigy::cuda

@@ -140,7 +140,7 @@ using UpdatePolicies = List<
     Policy<Stored<BFloat16, BFloat16>, EveryPth,     256, 3, 16, 4>,
     Policy<Stored<BFloat16, BFloat16>, NoElement,    128, 6, 16>,
     Policy<Displaced<BFloat16>,        EveryElement, 128, 4,  8>,
-    Policy<Stored<Float16, float>,     EveryElement, 128, 5,  8>,
+    Policy<Stored<Float16, float>,     EveryElement, 128, 4,  8>,
     Policy<Stored<Float16, float>,     EveryPth,     256, 3,  8, 4>,
     Policy<Displaced<Float16>,         EveryElement, 128, 4,  8>,
     Policy<Stored<float, BFloat16>,    EveryElement, 128, 5,  8>,
@@ -148,9 +148,11 @@ using UpdatePolicies = List<
     Policy<AnyStorage,                 AnySampling,  256, 2,  8>>;
 
 using FinishPolicies = List<
-    Policy<Stored<float, float>,       AnySampling,  256, 2, 8>,
-    Policy<Stored<double, double>,     AnySampling,  256, 2, 8>,
-    Policy<AnyStorage,                 AnySampling,  256, 2, 8>>;
+    Policy<Stored<float, float>,       AnySampling,  256, 2,  8>,
+    Policy<Stored<double, double>,     AnySampling,  256, 2,  8>,
+    Policy<Stored<BFloat16, float>,    AnySampling,  256, 2,  8>,
+    Policy<Stored<BFloat16, BFloat16>, AnySampling,  256, 2,  8>,
+    Policy<AnyStorage,                 AnySampling,  256, 2,  8>>;
 // clang-format on
 
 // Calls visit(policy) with the policy of that number.
@@ -165,13 +167,16 @@ bool fits(const Kind& kind) {
   return fits_storage<typename Policy::Storage>(kind) && fits_sampling<typename Policy::Sampling>(kind);
 }
 
-// The number of the first policy that fits all tensors; -1 if none does.
+// The number of the first policy that fits all tensors; -1 if none does. Those without elements have no addresses, and
+// need no kernel.
 template <class... Policies>
 int fitting_policy(List<Policies...>, const std::vector<Tensor>& tensors) {
   int n = -1;
   const auto fits_all = [&](auto policy) {
+    using P = decltype(policy);
     ++n;
-    return std::all_of(tensors.begin(), tensors.end(), [](const Tensor& t) { return fits<decltype(policy)>(Kind(t)); });
+    return std::all_of(tensors.begin(), tensors.end(),
+                       [](const Tensor& t) { return t.numel == 0 || fits<P>(Kind(t)); });
   };
   return (... || fits_all(Policies())) ? n : -1;
 }

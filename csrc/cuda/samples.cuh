@@ -13,50 +13,54 @@
 
 namespace prodigy::cuda {
 
+// A sample: where it is in the chunk, and its number among those of the tensor.
+struct Found {
+  int at;
+  std::int64_t index;
+};
+
+// In another memory order than row-major, an element has to be asked whether it is a sample. Returns the first from `at`
+// on, in steps of kThreads; at least `size` if there is none. Not inline: it is rare, and would take registers.
+template <int kThreads>
+__device__ __noinline__ Found search(const Tensor& t, std::int64_t begin, int at, int size) {
+  for (; at < size; at += kThreads) {
+    const std::int64_t position = row_major(t.order, begin + at), index = position / t.slice_p;
+    if (index * t.slice_p == position) return {at, index};
+  }
+  return {at, 0};
+}
+
+// The quotient, rounded up. A 64-bit division takes longer than all else that is done for a sample.
+__device__ __forceinline__ std::int64_t divided_up(std::int64_t number, std::int64_t by) {
+  if (((number | by) >> 31) != 0) return (number + by - 1) / by;
+  return (std::uint32_t(number) + std::uint32_t(by) - 1) / std::uint32_t(by);
+}
+
 // This thread's samples of a chunk, in the order of their positions.
 template <int kThreads>
 struct Samples {
   const Tensor& tensor;
   std::int64_t begin;
-  int size;                // of the chunk
-  int period = 0;          // from a sample to the next, at most `size`
-  int at;                  // where the sample is in the chunk; at least `size` if there is none left
-  std::int64_t index = 0;  // the sample's among those of the tensor
+  int size;        // of the chunk
+  int period = 0;  // from a sample to the next, at most `size`; 0: not row-major
+  Found now;       // `at` is at least `size` if there is none left
 
   __device__ __forceinline__ Samples(const Tensor& t, const Chunk& chunk)
       : tensor(t), begin(chunk.begin), size(int(chunk.end - chunk.begin)) {
     if (t.order.dims > 0) {
-      at = int(threadIdx.x) - kThreads;
-      search();
+      now = search<kThreads>(t, begin, int(threadIdx.x), size);
       return;
     }
     const std::int64_t first = divided_up(begin, t.slice_p), distance = first * t.slice_p - begin;
     period = t.slice_p < size ? int(t.slice_p) : size;
-    at = (distance < size ? int(distance) : size) + int(threadIdx.x) * period;
-    index = first + threadIdx.x;
+    now = {(distance < size ? int(distance) : size) + int(threadIdx.x) * period, first + threadIdx.x};
   }
   __device__ __forceinline__ void next() {
-    if (tensor.order.dims > 0) {
-      search();
+    if (period == 0) {
+      now = search<kThreads>(tensor, begin, now.at + kThreads, size);
     } else {
-      at += kThreads * period;
-      index += kThreads;
+      now = {now.at + kThreads * period, now.index + kThreads};
     }
-  }
-
- private:
-  // In another memory order than row-major, an element has to be asked whether it is a sample.
-  __device__ __forceinline__ void search() {
-    for (at += kThreads; at < size; at += kThreads) {
-      const std::int64_t position = row_major(tensor.order, begin + at);
-      index = position / tensor.slice_p;
-      if (index * tensor.slice_p == position) return;
-    }
-  }
-  // The quotient, rounded up. A 64-bit division takes longer than all else that is done for a sample.
-  static __device__ __forceinline__ std::int64_t divided_up(std::int64_t number, std::int64_t by) {
-    const bool small = ((number | by) >> 31) == 0;
-    return small ? (std::uint32_t(number) + std::uint32_t(by) - 1) / std::uint32_t(by) : (number + by - 1) / by;
   }
 };
 
@@ -64,15 +68,15 @@ struct Samples {
 template <class Storage, int kThreads, class T>
 __device__ __forceinline__ void take_samples(const Arrays<Storage>& a, Samples<kThreads>& samples, int end,
                                              const Coefficients<T>& c, const RandomBits& random, Sums<T>& sums) {
-  for (; samples.at < end; samples.next()) {
-    const std::int64_t i = samples.begin + samples.at;
+  for (; samples.now.at < end; samples.next()) {
+    const std::int64_t i = samples.begin + samples.now.at, index = samples.now.index;
     const T grad = load_one<T>(a.grad, i), x = load_one<T>(a.x, i);
-    T s = load_one<T>(a.s, samples.index);
-    const T x0 = a.x0.data != nullptr ? load_one<T>(a.x0, samples.index) : T(0);
+    T s = load_one<T>(a.s, index);
+    const T x0 = a.x0.data != nullptr ? load_one<T>(a.x0, index) : T(0);
     const Sums<T> term = sample(gradient(grad, x, c), x0 - x, s, c);
     sums.dot += term.dot;
     sums.norm += term.norm;
-    store_one(a.s, samples.index, s, Storage::kRounds ? third(random.of(i)) : 0);
+    store_one(a.s, index, s, Storage::kRounds ? third(random.of(i)) : 0);
   }
 }
 
