@@ -37,6 +37,12 @@ ESTIMATES = tl.constexpr(128)  # that a program looks at at a time
 
 
 @triton.jit
+def load_owner(owners, n, chunk_count):
+    """Returns the index of chunk n's tensor; 0 if there is no such chunk."""
+    return tl.load(owners + n, n < chunk_count, 0)
+
+
+@triton.jit
 def is_last_program(arrived):
     """Returns whether this is the last program of the launch to arrive; it then sees all the others' writes."""
     tl.debug_barrier()  # all threads of this program have finished their loads and stores
@@ -93,8 +99,10 @@ def prodigy_update_kernel(
     grad_scale = load_grad_scale(record)
     group = tl.full([], 0, tl.int64)
     c = group_in_update(groups, row, group, grad_scale, T)
+    next_owner = load_owner(owners, tl.program_id(0), chunk_count)
     for n in tl.range(tl.program_id(0), chunk_count, tl.num_programs(0)):
-        owner = tl.load(owners + n)
+        owner = next_owner
+        next_owner = load_owner(owners, n + tl.num_programs(0), chunk_count)  # ahead of its use
         # Nothing else of the tensor is loaded before, and would have to be kept meanwhile.
         if load_group(tensors, owner) != group:
             group = load_group(tensors, owner)
@@ -193,7 +201,7 @@ def prodigy_finish_kernel(
         group = tl.full([], 0, tl.int64)
         c, how = group_in_finish(groups, row, sums, group, grad_scale, T)
         for n in tl.range(tl.program_id(0), chunk_count, tl.num_programs(0)):
-            owner = tl.load(owners + n)
+            owner = load_owner(owners, n, chunk_count)
             if load_group(tensors, owner) != group:
                 group = load_group(tensors, owner)
                 c, how = group_in_finish(groups, row, sums, group, grad_scale, T)

@@ -23,11 +23,26 @@ from .rule import (
 from .samples import sample_walk
 
 
+THREADS = tl.constexpr(128)  # of a program
+
+
 @triton.jit
 def fold(terms):
     """Returns the sums of neighbours."""
     left, right = tl.split(tl.reshape(terms, [terms.shape[0] // 2, 2]))
     return left + right
+
+
+@triton.jit
+def folded(terms):
+    """Returns the sums of the neighbours that one thread has, in an order that does not depend on which it has."""
+    if terms.shape[0] >= 8 * THREADS:
+        terms = fold(terms)
+    if terms.shape[0] >= 4 * THREADS:
+        terms = fold(terms)
+    if terms.shape[0] >= 2 * THREADS:
+        terms = fold(terms)
+    return terms
 
 
 @triton.jit
@@ -55,8 +70,8 @@ def update_walk(
     s, x0 = array(t.s, begin, S, ALIGNED), array(t.x0, begin, X, ALIGNED)
     delta = array(t.delta, begin, tl.float32, ALIGNED)
     decay, dlr = without_step(c.decay, c), without_step(c.dlr, c)
-    dot = tl.zeros([BLOCK // 4], c.d.dtype)
-    norm = tl.zeros([BLOCK // 4], c.d.dtype)
+    dot = tl.zeros([THREADS], c.d.dtype)
+    norm = tl.zeros([THREADS], c.d.dtype)
     size = size_of(t, begin, CHUNK, ALIGNED)
     for first in tl.range(0, size, BLOCK):
         i = first + tl.arange(0, BLOCK)
@@ -75,8 +90,8 @@ def update_walk(
         bits = draw(random, i) if X.primitive_bitwidth == 16 or S.primitive_bitwidth == 16 else 0
         if SAMPLES == ALL:
             new_s, dot_terms, norm_terms = sample(g, distance, old_s, c)
-            dot += fold(fold(dot_terms))  # 0 where it is masked
-            norm += fold(fold(norm_terms))
+            dot += folded(dot_terms)  # 0 where it is masked
+            norm += folded(norm_terms)
             store(s + i, new_s, mask, S, True, third(bits) if S.primitive_bitwidth == 16 else 0)
         new_m, new_v = moments(g, old_m, old_v, c)
         position = step(position, old_x, new_m, new_v, decay, dlr, c.d_eps)
@@ -102,7 +117,7 @@ def update_chunk(
     dot, norm = tl.zeros([], tl.float64), tl.zeros([], tl.float64)
     if SAMPLES == SOME:
         size = size_of(t, begin, CHUNK, False)
-        dot, norm = sums_of(*sample_walk(order, t, grad, random, begin, size, c, X, S, G, CHUNK, BLOCK // 2))
+        dot, norm = sums_of(*sample_walk(order, t, grad, random, begin, size, c, X, S, G, CHUNK, 2 * THREADS))
         tl.debug_barrier()  # the walk overwrites the x of the samples
     if is_aligned(t, grad, SAMPLES, DISPLACED):
         all_dot, all_norm = update_walk(t, grad, random, begin, c, X, S, G, SAMPLES, DISPLACED, CHUNK, BLOCK, True)

@@ -61,6 +61,11 @@ def sizes(key: BucketKey) -> Sizes:
     return Sizes(chunk, 2048 // widest, resident=5 if widest == 2 or key.sampled else 6)
 
 
+def registers(size: Sizes) -> int:
+    """Returns how many registers a thread may have for so many programs to be resident, on an NVIDIA GPU."""
+    return REGISTERS // (32 * size.warps * size.resident) // 8 * 8
+
+
 def missing(device: torch.device) -> str | None:
     """Returns what would have to be installed to use Triton on this GPU; None if nothing, or if this is no GPU."""
     return problem(device) if device.type in ("cuda", "xpu") else None
@@ -135,7 +140,7 @@ class TritonPlan(GpuPlan):
         self._kernels = _kernels()
         self._sizes = sizes(key)
         self._constants = self._constants_of(key, str(arithmetic(p)).removeprefix("torch."))
-        rows, owners = self._rows(slots)
+        rows, owners = _rows(slots, self._sizes.chunk)
         self._chunks = len(owners)
         ranges = _ranges(slots, estimates, self._sizes.chunk).tobytes()
         self._ranges = self._upload_table(len(ranges), lambda to: memmove(to, ranges, len(ranges))).view(torch.int64)
@@ -161,34 +166,6 @@ class TritonPlan(GpuPlan):
             "CHUNK": self._sizes.chunk,
             "BLOCK": self._sizes.block,
         }
-
-    def _rows(self, slots: Sequence[Slot]) -> tuple[array[int], array[int]]:
-        """Returns the rows of all tensors; and of every chunk, the tensor it belongs to."""
-        from ..triton_kernels import tables
-
-        rows, owners = array("Q"), array("Q")  # unsigned, as in tensor_list.py
-        for i, slot in enumerate(slots):
-            p, state, order = slot.param, slot.state, memory_order(slot.param)
-            x0 = state.get("p0")
-            stands_for_zero = x0 is not None and x0.dim() == 0 and (slot.slice_p > 1 or p.dim() > 0)
-            row = tables.Tensor(
-                x=p.data_ptr(),
-                m=_address(state.get("exp_avg")),
-                v=_address(state["exp_avg_sq"]),
-                s=_address(state.get("s")),  # none: no samples
-                x0=0 if stands_for_zero else _address(x0),
-                delta=_address(state["delta"]) if slot.low_precision == "displacement" else 0,
-                numel=p.numel(),
-                slice_p=slot.slice_p,
-                group=slot.group,
-                first_chunk=len(owners),
-                index=slot.random_index,
-                stochastic=slot.low_precision == "stochastic",
-                dims=len(order),
-            )
-            rows.extend(tables.tensor_row(row, order))
-            owners.extend([i] * _chunks(slot, self._sizes.chunk))
-        return rows, owners
 
     def update(self, step: Step) -> None:
         with self._guard():
@@ -235,10 +212,7 @@ class TritonPlan(GpuPlan):
 
     def _options(self) -> dict[str, int]:
         """Returns the options that only compilers for NVIDIA's GPUs know."""
-        if not _is_nvidia(self.device):
-            return {}
-        registers = REGISTERS // (32 * self._sizes.warps * self._sizes.resident)
-        return {"maxnreg": registers // 8 * 8}
+        return {"maxnreg": registers(self._sizes)} if _is_nvidia(self.device) else {}
 
     def _keep_launcher(self, key: tuple[Any, Any], compiled: Any) -> None:
         """Keeps what launches a compiled kernel without Triton's looking for it, with as many programs as fit."""
@@ -251,6 +225,35 @@ class TritonPlan(GpuPlan):
 
 def _is_nvidia(device: torch.device) -> bool:
     return device.type == "cuda" and not torch.version.hip
+
+
+def _rows(slots: Sequence[Slot], chunk: int) -> tuple[array[int], array[int]]:
+    """Returns the rows of all tensors; and of every chunk, the tensor it belongs to."""
+    from ..triton_kernels import tables
+
+    rows, owners = array("Q"), array("Q")  # unsigned, as in tensor_list.py
+    for i, slot in enumerate(slots):
+        p, state, order = slot.param, slot.state, memory_order(slot.param)
+        x0 = state.get("p0")
+        stands_for_zero = x0 is not None and x0.dim() == 0 and (slot.slice_p > 1 or p.dim() > 0)
+        row = tables.Tensor(
+            x=p.data_ptr(),
+            m=_address(state.get("exp_avg")),
+            v=_address(state["exp_avg_sq"]),
+            s=_address(state.get("s")),  # none: no samples
+            x0=0 if stands_for_zero else _address(x0),
+            delta=_address(state["delta"]) if slot.low_precision == "displacement" else 0,
+            numel=p.numel(),
+            slice_p=slot.slice_p,
+            group=slot.group,
+            first_chunk=len(owners),
+            index=slot.random_index,
+            stochastic=slot.low_precision == "stochastic",
+            dims=len(order),
+        )
+        rows.extend(tables.tensor_row(row, order))
+        owners.extend([i] * _chunks(slot, chunk))
+    return rows, owners
 
 
 def _chunks(slot: Slot, chunk: int) -> int:
