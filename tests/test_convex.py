@@ -148,6 +148,16 @@ def test_the_first_distance_is_relative(method):
     assert float((joined(params) - before).detach().norm()) == pytest.approx(np.linalg.norm(wanted), rel=1e-9)
 
 
+def test_polyak_does_not_climb():
+    """Below a minimum that was too high, it stays."""
+    opt = start("Polyak", f_star=2.0)
+    feed(opt, 0)
+    opt.step(lambda: 1.0)
+    assert torch.equal(joined(parameters(opt)), normal(3, 9))
+    opt.step(lambda: 3.0)
+    assert not torch.equal(joined(parameters(opt)), normal(3, 9))
+
+
 def test_a_change_from_outside_is_kept():
     opt, twin = start("ProdigyGD"), start("ProdigyGD")
     for k in range(6):
