@@ -16,7 +16,7 @@ ASAN_CPU = fuzz or memory or rounding or selection or shapes
 ASAN_TESTS ?= -k "not ranks and (emulated or emulation or (cpu and ($(ASAN_CPU))))"
 
 # Hundreds of variants that run the same lines: coverage, which slows a test by a half, looks at the other files.
-VARIANTS = $(patsubst %,tests/test_%.py,edges emulation examples fuzz numbers reproducible rounding shapes \
+VARIANTS = $(patsubst %,tests/test_%.py,edges emulated_policies emulation examples fuzz numbers reproducible rounding shapes \
 	split_groups torch_gradients torch_hooks torch_optim torch_state torch_tools)
 
 # Lists what the named extras ask for: the package itself is installed after them, with the build tools among them.
