@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
+
+NEEDED = (r"LDG?\.E\.128", r"STG?\.E\.128")  # a loop over packs has both
+# Ways that a round seldom takes: packs that are not whole, which are moved by less at a time; the calls of subroutines
+# for subnormal roots and quotients.
+SELDOM = re.compile(r"(LDG?|STG?)\.E(?!\.128|\.64\b)|CALL|BAR|EXIT|RET")
 
 
 class Instruction(NamedTuple):
@@ -13,12 +19,13 @@ class Instruction(NamedTuple):
 
     @property
     def name(self) -> str:
-        """``LDG.E.128``, without the predicate."""
-        return re.sub(r"^@!?U?P\w+ ", "", self.text).split(" ")[0].rstrip(";")
+        """For instance ``LDG.E.128``, without the predicate."""
+        return re.sub(r"^@!?U?P\w+ ", "", self.text).split(" ")[0]
 
     @property
     def target(self) -> int | None:
-        found = re.search(r"^(?:@!?U?P\w+ )?BRA(?:\.\w+)* .*?(0x[0-9a-f]+)", self.text)
+        """The address that a branch leads to."""
+        found = re.search(r"^(?:@!?U?P\w+ )?BRA\b.*?(0x[0-9a-f]+)", self.text)
         return int(found.group(1), 16) if found else None
 
     @property
@@ -27,79 +34,58 @@ class Instruction(NamedTuple):
         return not (always and self.name.split(".")[0] in ("BRA", "EXIT", "RET", "BRX"))
 
 
-def kernels(text: str) -> Iterator[tuple[str, str, list[Instruction]]]:
-    """Yields (architecture, mangled name, instructions)."""
-    architecture = ""
-    for part in re.split(r"(?=Fatbin elf code:|\t\tFunction : |code for sm_)", text):
-        if found := re.search(r"code for sm_(\d+)", part):
-            architecture = found.group(1)
-        if found := re.match(r"\t\tFunction : (\S+)", part):
-            lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.+?) ;", part)
-            yield architecture, found.group(1), [Instruction(int(a, 16), " ".join(t.split())) for a, t in lines]
+class Block(NamedTuple):
+    code: list[Instruction]
+    after: list[int]  # the addresses of the blocks that may follow
+    has: int  # a bit for each of NEEDED
+    seldom: bool
 
 
-def blocks(code: list[Instruction]) -> dict[int, list[Instruction]]:
-    """Basic blocks by address."""
+def kernels(text: str) -> Iterator[tuple[str, list[Instruction]]]:
+    """Yields the mangled name and the instructions of each kernel."""
+    for part in re.split(r"(?=\t\tFunction : )", text)[1:]:
+        lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(\S.*?) ;", part)
+        yield part.split()[2], [Instruction(int(a, 16), " ".join(t.split())) for a, t in lines]
+
+
+def blocks(code: list[Instruction]) -> dict[int, Block]:
+    """Returns the basic blocks by address."""
     starts = {code[0].address} | {t for i in code if (t := i.target) is not None}
-    starts |= {b.address for a, b in zip(code, code[1:], strict=False) if a.target is not None or not a.falls_through}
-    found: dict[int, list[Instruction]] = {}
+    starts |= {b.address for a, b in itertools.pairwise(code) if a.target is not None or not a.falls_through}
+    parts: dict[int, list[Instruction]] = {}
     for instruction in code:
         if instruction.address in starts:
-            current = found.setdefault(instruction.address, [])
+            current = parts.setdefault(instruction.address, [])
         current.append(instruction)
+    following = dict(itertools.pairwise(sorted(parts)))
+    found = {}
+    for start, part in parts.items():
+        to = [part[-1].target, following.get(start) if part[-1].falls_through else None]
+        has = sum(1 << n for n, what in enumerate(NEEDED) if any(re.match(what, i.name) for i in part))
+        found[start] = Block(part, [t for t in to if t is not None], has, any(SELDOM.match(i.name) for i in part))
     return found
 
 
-def longest_round(code: list[Instruction], needs=(r"LDG?\.E\.128", r"STG?\.E\.128")) -> int:
-    """Returns the most instructions of one round of the loop that has 16-byte loads and stores.
-
-    Left out are the ways that a round seldom takes: those of packs that are not whole, which load less at a time, and
-    the calls of subroutines, for subnormal roots and quotients.
-    """
-    whole = blocks(code)
-    order = sorted(whole)
-    usual = {
-        start: block
-        for start, block in whole.items()
-        if not any(re.match(r"(LDG?|STG?)\.E(?!\.128|\.64\b)|CALL|BAR|EXIT|RET", i.name) for i in block)
-    }
-    after = {
-        start: [t for t in (block[-1].target, next((s for s in order if s > start), None) if block[-1].falls_through else None)
-                if t is not None]
-        for start, block in whole.items()
-    }
-    best = 0
-    for head in usual:
-        latches = [start for start in usual if head in after[start] and start >= head]
-        if latches:
-            best = max(best, _longest(head, set(latches), usual, after, needs))
-    return best
+def longest_round(code: list[Instruction]) -> int:
+    """Returns the most instructions of one round of the loop that has 16-byte loads and stores; 0 if there is none."""
+    usual = {start: block for start, block in blocks(code).items() if not block.seldom}
+    heads = {to for start, block in usual.items() for to in block.after if to <= start and to in usual}
+    return max((_longest(head, usual) for head in heads), default=0)
 
 
-def _longest(head, latches, usual, after, needs) -> int:
-    """The longest way from the head of a loop to a jump back to it, along which there is all that is needed."""
-    # By address and what has been met; ways lead forward but for the jump back.
-    has = {s: sum(1 << n for n, what in enumerate(needs) if any(re.match(what, i.name) for i in b)) for s, b in usual.items()}
-    lengths = {(head, has[head]): len(usual[head])}
-    todo = [head]
-    best = 0
-    seen = {head}
-    # Blocks out of line lie behind the loop: relax until nothing changes, without the head.
+def _longest(head: int, usual: dict[int, Block]) -> int:
+    """The longest way from the head of a loop to a jump back to it that has all that is needed; 0 if it has a loop."""
+    lengths = {(head, usual[head].has): len(usual[head].code)}
     for _ in range(len(usual)):
         changed = False
-        for (start, met), length in list(lengths.items()):
-            for to in after[start]:
+        for (start, has), length in list(lengths.items()):
+            for to in usual[start].after:
                 if to == head or to not in usual:
                     continue
-                key = (to, met | has[to])
-                if lengths.get(key, 0) < length + len(usual[to]) <= 20000:
-                    lengths[key] = length + len(usual[to])
-                    changed = True
+                key, longer = (to, has | usual[to].has), length + len(usual[to].code)
+                if lengths.get(key, 0) < longer:
+                    lengths[key], changed = longer, True
         if not changed:
-            break
-    else:
-        return 0  # an inner loop
-    for (start, met), length in lengths.items():
-        if start in latches and met == (1 << len(needs)) - 1:
-            best = max(best, length)
-    return best
+            rounds = [n for (s, has), n in lengths.items() if has == (1 << len(NEEDED)) - 1 and head in usual[s].after]
+            return max(rounds, default=0)
+    return 0

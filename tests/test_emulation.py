@@ -49,7 +49,7 @@ def start(backend, sizes=None, name=None, **options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_bits_do_not_depend_on_the_grid_or_the_order_of_blocks(monkeypatch, backend, options, dtype):
     seen = []
-    for grid in [(1, 0), (2, 2), (1000, 6), *([(1, 1), (3, 3), (7, 4), (7, 5)] if backend == "emulated" else [])]:
+    for grid in [(1, 0), (2, 2), (1000, 6)]:
         monkeypatch.setattr(emulated, "grid", grid)
         monkeypatch.setattr(triton, "PROGRAMS_PER_MULTIPROCESSOR", grid[0])
         seen.append(snapshot(train(start(backend, dtype=dtype, **options))))

@@ -126,7 +126,7 @@ struct List {
 };
 
 // Of the update, the first that fits is taken; a step whose gradients have another type than the parameters runs in the
-// last one. docs/design.md, "The kernels' policies", says what the numbers rest on.
+// last one. docs/design.md, "The CUDA kernels", says what the numbers rest on.
 // clang-format off
 using UpdatePolicies = List<
     Policy<Stored<float, float>,       EveryElement, 256, 3,  8>,

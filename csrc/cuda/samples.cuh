@@ -6,7 +6,7 @@
 // copy does. Instead, a chunk is walked in tiles, small enough that what one tile reads is still in the cache when it
 // is read again. First the threads deal the tile's samples among themselves: their s and x0 lie side by side, and their
 // g and x come into the cache. After a barrier, because x is about to change, the packs are walked as if there were no
-// samples. 90 % (docs/design.md, "The kernels' policies").
+// samples. 90 % (docs/design.md, "The CUDA kernels").
 #pragma once
 
 #include "cuda/pack.cuh"
@@ -19,8 +19,8 @@ struct Found {
   std::int64_t index;
 };
 
-// In another memory order than row-major, an element has to be asked whether it is a sample. Returns the first from `at`
-// on, in steps of kThreads; at least `size` if there is none. Not inline: it is rare, and would take registers.
+// In another memory order than row-major, an element has to be asked whether it is a sample. Returns the first from
+// `at` on, in steps of kThreads; at least `size` if there is none. Not inline: it is rare, and would take registers.
 template <int kThreads>
 __device__ __noinline__ Found search(const Tensor& t, std::int64_t begin, int at, int size) {
   for (; at < size; at += kThreads) {

@@ -1,8 +1,7 @@
 // What the .cu files of the storages have in common: each instantiates the kernels of its storages, so that they are
-// compiled side by side.
+// compiled side by side. entry.h, which must not be included here, declares what this defines.
 #pragma once
 
-#include "cuda/entry.h"
 #include "cuda/kernels.cuh"
 
 namespace prodigy::cuda {
