@@ -121,8 +121,9 @@ def test_gradients_of_either_type_give_the_same_bits(slice_p):
 
 @needs_triton
 def test_only_whole_aligned_eights_are_taken_in_16_bytes():
-    from prodigy_fused.triton_kernels import elements
     from prodigy_fused.triton_kernels.tables import TENSOR_FIELDS, Gradient, Tensor
+
+    from prodigy_fused.triton_kernels import elements
 
     tensor = Tensor(**{**dict.fromkeys(TENSOR_FIELDS, 1 << 10), "numel": 1 << 4})
     aligned = getattr(elements.is_aligned, "fn", elements.is_aligned)
