@@ -119,11 +119,30 @@ def test_gradients_of_either_type_give_the_same_bits(slice_p):
     assert same(seen[0], seen[1]) and same(seen[0], seen[2])
 
 
+@needs_triton
+def test_only_whole_aligned_eights_are_taken_in_16_bytes():
+    from prodigy_fused.triton_kernels.tables import TENSOR_FIELDS, Gradient, Tensor
+
+    from prodigy_fused.triton_kernels import elements
+
+    tensor = Tensor(**{**dict.fromkeys(TENSOR_FIELDS, 1 << 10), "numel": 1 << 4})
+    aligned = getattr(elements.is_aligned, "fn", elements.is_aligned)
+    arrays = {"x", "m", "v", "numel"}
+    for samples, displaced, more in ((elements.SOME, False, set()), (elements.ALL, False, {"s", "x0"}),
+                                     (elements.NONE, True, {"x0", "delta"})):  # fmt: skip
+        assert aligned(tensor, Gradient(1 << 10, 32), samples, displaced)
+        assert not aligned(tensor, Gradient(1 << 3, 32), samples, displaced)
+        for field in {"x", "m", "v", "s", "x0", "delta", "numel"}:
+            moved = tensor._replace(**{field: (1 << 10) + 4})
+            assert aligned(moved, Gradient(1 << 10, 32), samples, displaced) == (field not in arrays | more)
+
+
 def laid_out(t):
     """The same elements as tensors of several layouts: tails, other memory orders, misaligned."""
     order = {"memory_format": torch.channels_last}
-    tensors = [t[:1029], t[:360].view(3, 8, 3, 5).to(**order), t[:1320].view(40, 33).t(), t[:8].view(2, 4), t[0]]
-    return [*map(torch.clone, tensors), at_offset(t[:1032], 1), at_offset(t, 2)]
+    transposed = torch.cat([t[:1320], t.new_full((512,), 7.25)])[:1320].view(40, 33).t()  # before other memory
+    tensors = [t[:1029], t[:360].view(3, 8, 3, 5).to(**order), t[:8].view(2, 4), t[0]]
+    return [*map(torch.clone, tensors), transposed, at_offset(t[:1032], 1), at_offset(t, 2)]
 
 
 @pytest.mark.skipif(device_of("triton") != "cpu", reason="the kernels are not run by the CPU here")
