@@ -15,7 +15,7 @@ class CudaPlan {
       : list_(slots, tensor_class, state_format, estimates), plan_(list_.table(), estimates) {}
 
   TensorList& list() { return list_; }
-  void table_changed() { plan_ = cuda::Plan(list_.table(), list_.type(), list_.state_type(), list_.estimates()); }
+  void table_changed() { plan_ = cuda::Plan(list_.table(), list_.estimates()); }
 
   py::bytes gradient_words() const {
     const std::vector<Gradient>& grads = list_.gradients();

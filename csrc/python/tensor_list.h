@@ -27,7 +27,6 @@ class TensorList {
 
   const std::vector<Tensor>& table() const { return table_; }
   Type type() const { return type_; }  // of the parameters
-  Type state_type() const { return state_type_; }
   int device() const { return device_; }
   std::size_t estimates() const { return estimates_; }
   // Throws std::invalid_argument, a ValueError in Python, if the record lacks a group or an estimate of the tensors.
