@@ -105,8 +105,8 @@ constexpr int kFewerThreads = 1, kShorterChunks = 1;
 #endif
 
 // A kernel: what it is for, and the geometry of its launch. threads: of a block. blocks: for which a multiprocessor
-// must have registers. chunk: elements of a chunk, in thousands of 1,024; tile: of a part of it, see Note [Samples
-// first].
+// must have registers. chunk: elements of a chunk, in thousands of 1,024; tile: of a part of it, see
+// Note [Samples first].
 template <class StorageT, class SamplingT, int threads, int blocks, int chunk, int tile = chunk>
 struct Policy {
   using Storage = StorageT;
