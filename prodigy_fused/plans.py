@@ -9,9 +9,8 @@ the plans built anew.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -21,12 +20,12 @@ from torch.nn.parameter import is_lazy
 from . import backends, sharding, state
 from .backends.gpu import GpuPlan, capturing
 from .backends.native import count_steps, read_gradients, same_objects
-from .buckets import Bucket, key_of
+from .buckets import Bucket, key_of, merged
 from .estimate import members
 from .low_precision import mode_of
 from .options import Group
 from .step import BucketKey, Slot, Step
-from .tensors import check_apart, check_gradient, check_parameter, describe
+from .tensors import MemoryRuns, check_gradient, check_parameter, describe
 
 
 def parameters(groups: list[Group]) -> list[Tensor]:
@@ -58,6 +57,7 @@ class PlanSet:
         self.keys: list[BucketKey] = []  # of the plans
         self.built = False
         self._chosen: dict[int, str] = {}  # the backend of each parameter that takes part, by index
+        self._memory = MemoryRuns()  # of those that are stepped in one pass
         self._new: list[int] = []  # take part, but have no plan yet
         self._gradients: list[tuple[list[Tensor | None], int]] = []  # of each plan, and how many of them are None
         self._take_up(self._participants())
@@ -88,14 +88,14 @@ class PlanSet:
             if p.grad is not None:
                 check_gradient(index, p, p.grad)
             self._chosen[index] = backends.choose(p, self.groups[self.owners[index]])
-        self._check_apart()
+        self._check_apart(indices)
         # Whether no plan needs scalars on the host.
-        self.reads_device = bool(self._chosen) and all(backends.get(n).READS_DEVICE for n in self._chosen.values())
+        self.reads_device = bool(self._chosen) and all(backends.get(n).READS_DEVICE for n in set(self._chosen.values()))
         self._new += indices
 
-    def _check_apart(self) -> None:
-        one_pass = {name for name in set(self._chosen.values()) if backends.get(name).ONE_PASS}
-        check_apart({i: self.params[i] for i, name in self._chosen.items() if name in one_pass})
+    def _check_apart(self, indices: Iterable[int]) -> None:
+        one_pass = (index for index in indices if backends.get(self._chosen[index]).ONE_PASS)
+        self._memory.add({index: self.params[index] for index in one_pass})
 
     # -- building ------------------------------------------------------------------------------------------------------
 
@@ -125,7 +125,7 @@ class PlanSet:
         self.state_keys, self.state_values = list(self.states.keys()), list(self.states.values())
         for key, slots in buckets.items():
             self._add(key, slots)
-        self.slots = sorted(chain(self.slots, *buckets.values()), key=attrgetter("index"))
+        self.slots = merged(self.slots, list(chain.from_iterable(buckets.values())))
         self._new = []
         self.built = True
 
@@ -148,10 +148,7 @@ class PlanSet:
         """Gives new tensors to the plan of their bucket, or to a new one."""
         at = bisect_left(self.keys, key)
         if self.keys[at : at + 1] == [key]:
-            plan = self.plans[at].plan
-            slots = sorted([*self.plans[at].slots, *slots], key=attrgetter("index"))
-            plan.extend(slots)
-            self.plans[at] = Bucket.of(plan, slots)
+            self.plans[at].extend(slots)
         else:
             plan = backends.get(key.backend).make_plan(key, slots, self.estimates)
             self.keys.insert(at, key)
@@ -209,7 +206,8 @@ class PlanSet:
             return False  # there is something to set up
         for slot in chain.from_iterable(bucket.slots for bucket in buckets):
             check_parameter(slot.index, slot.param)
-        self._check_apart()
+        self._memory = MemoryRuns()
+        self._check_apart(self._chosen)
         return all(bucket.plan.mend() for bucket in buckets)
 
     # -- a step --------------------------------------------------------------------------------------------------------
