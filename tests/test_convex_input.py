@@ -180,6 +180,17 @@ def test_a_bad_gradient_changes_nothing(method, what):
     assert same(opt, twin)
 
 
+@pytest.mark.parametrize("method", [*ESTIMATING, *DISTANCE])
+def test_a_parameter_that_is_not_finite_changes_nothing(method):
+    opt = start(method)
+    step(opt, 0)
+    feed(opt, 1)
+    with torch.no_grad():
+        parameters(opt)[1][0] = float("inf")
+    with refused(opt, ValueError, "not finite"):
+        opt.step()
+
+
 def test_a_sparse_gradient_and_another_shape():
     opt = start("ProdigyGD")
     step(opt, 0)
