@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "options", "hyper", "tensors", "sums", "rounding", "record", "estimate", "step", "low_precision", "nonfinite",
     "state", "sharding", "backends.native", "backends.gpu", "backends.tensor_list", "backends.elementwise",
+    "backends.flat", "backends.pieces",
     "backends.cpu", "backends.cuda", "backends.triton", "backends.foreach", "backends.reference", "backends", "plans",
     "groups", "runtime", "checkpoint", "prodigy", "install", "", "report", "run", "__main__",
     "stand_in.package.prodigyopt.prodigy", "stand_in.package.prodigyopt",
