@@ -22,7 +22,7 @@ def compiled() -> tuple[Callable[..., None], Callable[..., None]]:
 
 
 class CompiledForeachPlan(foreach.ForeachPlan):
-    """A foreach plan with compiled functions, called once for all of the same options: fused loops have no temporaries to keep small."""
+    """A foreach plan with compiled functions, called once for all tensors: fused loops have no temporaries."""
 
     def on_host(self, step: Any) -> bool:
         """Returns False: numbers would be compiled in."""

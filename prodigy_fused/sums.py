@@ -24,16 +24,17 @@ def stable_sum(t: Tensor) -> Tensor:
 
 
 def row_sums(t: Tensor) -> Tensor:
-    """Returns the sum, in float64, of each ``ROW`` elements; a row's sum does not depend on the other rows.
-
-    Args:
-        t: flat, a multiple of ``ROW`` elements.
-    """
-    rows = t.view(-1, ROW)
-    missing = _LEAST_ROWS - len(rows)
-    if t.is_cpu or missing <= 0:
-        return rows.sum(1).double()
-    return torch.nn.functional.pad(rows, (0, 0, 0, missing)).sum(1).double()
+    """Returns the sum, in float64, of each ``ROW`` elements of a flat tensor, as if zeros followed the last ones; a
+    row's sum does not depend on the other rows."""
+    whole = t.numel() // ROW * ROW
+    if t.is_cpu:
+        parts = [t[:whole]] if whole else []
+        if whole < t.numel():
+            parts.append(torch.nn.functional.pad(t[whole:], (0, whole + ROW - t.numel())))
+        sums = [part.view(-1, ROW).sum(1) for part in parts]
+        return (sums[0] if len(sums) == 1 else torch.cat(sums)).double()
+    missing = max(whole + ROW * (whole < t.numel()), _LEAST_ROWS * ROW) - t.numel()
+    return (torch.nn.functional.pad(t, (0, missing)) if missing else t).view(-1, ROW).sum(1).double()
 
 
 def sum_of_any_order(parts: list[Tensor]) -> Tensor:

@@ -2,47 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from ..sums import ROW
+from ..sums import ROW, row_sums
 
 
 class Grid:
-    """How the elements of some tensors lie in a flat one: each tensor begins a row, and zeros fill its last one."""
+    """How the elements of some tensors lie in a flat one: one after the other, or each from the beginning of a row.
 
-    def __init__(self, like: list[Tensor]) -> None:
-        self.rows = [-(-t.numel() // ROW) for t in like]
-        self._gaps = [rows * ROW - t.numel() for rows, t in zip(self.rows, like, strict=True)]
-        self._like = self._padded(like)
+    Args:
+        like: tensors of their shapes.
+        fills: whether zeros fill the last row of each tensor.
+    """
 
-    def _padded(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Returns the tensors with zeros after each, if there are gaps to fill."""
-        if not any(self._gaps):
-            return tensors
+    def __init__(self, like: list[Tensor], fills: bool) -> None:
+        self._like = like
+        self.sizes = [t.numel() for t in like]
+        self.rows = [-(-size // ROW) for size in self.sizes]
+        self._gaps = [rows * ROW - size for rows, size in zip(self.rows, self.sizes, strict=True)]
+        self._has_gaps = len(like) > 1 and any(self._gaps)
+        self._is_filled = fills and self._has_gaps
+        if self._is_filled:
+            self._like = self._filled(like)
+
+    def _filled(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the tensors, each with the zeros that follow it."""
         zeros = torch.zeros(ROW, dtype=tensors[0].dtype, device=tensors[0].device)
         fillings = {gap: zeros[:gap] for gap in set(self._gaps)}
-        padded = [t for t in tensors for _ in range(2)]
-        padded[1::2] = map(fillings.__getitem__, self._gaps)
-        return padded
+        filled = [t for t in tensors for _ in range(2)]
+        filled[1::2] = map(fillings.__getitem__, self._gaps)
+        return filled
 
     def flat(self, tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
         """Returns the elements of the tensors, which need not have the shapes, in a new flat tensor."""
-        padded = self._padded(tensors)
-        if len(padded) == 1:
-            return padded[0].reshape(-1).to(dtype, copy=True)
-        joined: Tensor = _flatten_dense_tensors(padded)
+        if len(tensors) == 1:
+            return tensors[0].reshape(-1).to(dtype, copy=True)
+        tensors = self._filled(tensors) if self._is_filled else tensors
+        joined: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
         return joined.to(dtype)
 
     def parts(self, flat: Tensor) -> list[Tensor]:
         """Returns views of a flat tensor, with the tensors' shapes."""
-        views = list(_unflatten_dense_tensors(flat, self._like))
-        return views[::2] if any(self._gaps) else views
+        views = list(_unflatten_dense_tensors(flat, self._like))  # type: ignore[no-untyped-call]
+        return views[::2] if self._is_filled else views
+
+    def row_sums(self, flat: Tensor) -> Tensor:
+        """Returns the sums of rows of a flat tensor, each tensor beginning a row."""
+        if self._has_gaps and not self._is_filled:
+            flat = torch.cat(self._filled(torch.split(flat, self.sizes)))
+        return row_sums(flat)
+
+    def of_rows(self, rows: Tensor) -> Tensor:
+        """Returns the elements of whole rows, without those beyond the tensors' unless zeros fill their place."""
+        if self._is_filled:
+            return rows
+        if self._has_gaps:
+            sizes_and_gaps = [n for pair in zip(self.sizes, self._gaps, strict=True) for n in pair]
+            return torch.cat(torch.split(rows, sizes_and_gaps)[::2])
+        return rows[: sum(self.sizes)]
 
 
 class Values:
-    """Values in the precision of the arithmetic: a flat tensor, or the tensors of the state themselves."""
+    """Values in the precision of the arithmetic: a flat tensor, or one tensor for each of a grid."""
 
     def __init__(self, grid: Grid, flat: Tensor | None = None, parts: list[Tensor] | None = None) -> None:
         self.grid, self.flat, self._parts = grid, flat, parts
@@ -60,20 +85,17 @@ class Values:
             return self.grid.flat(self.parts, self.parts[0].dtype)
         return self.flat
 
+    def apply(self, name: str, *operands: Values | float, **options: float) -> Values:
+        """Calls an operation, by its name as a method of a tensor: on the flat tensors, or ``torch._foreach_`` one.
 
-def lists(*values: Values) -> list[list[Tensor]]:
-    """Returns a list of tensors for each of the values, to be used with each other in ``torch._foreach_*``."""
-    flats = [[value.flat] for value in values if value.flat is not None]
-    return flats if len(flats) == len(values) else [value.parts for value in values]
-
-
-def write(tensors: list[Tensor], values: Values) -> None:
-    """Writes values to tensors, if they are not those."""
-    if values.flat is not None:
-        flat = values.flat.to(tensors[0].dtype)
-        torch._foreach_copy_(tensors, values.parts if flat is values.flat else values.grid.parts(flat))
-
-
-def finite_or_zero_(t: Tensor) -> Tensor:
-    """Sets elements that are not finite to 0, in place."""
-    return t.nan_to_num_(0.0, 0.0, 0.0)
+        Returns:
+            What it returns; itself if it works in place.
+        """
+        others = [value for value in operands if isinstance(value, Values)]
+        if self.flat is None or any([value.flat is None for value in others]):
+            lists = [value.parts if isinstance(value, Values) else value for value in operands]
+            parts = getattr(torch, f"_foreach_{name}")(self.parts, *lists, **options)
+            return Values(self.grid, parts=parts) if parts else self
+        flats = [value.flat if isinstance(value, Values) else value for value in operands]
+        flat = getattr(self.flat, name)(*flats, **options)
+        return self if flat is self.flat else Values(self.grid, flat)

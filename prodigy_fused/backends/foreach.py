@@ -18,16 +18,17 @@ from ..estimate import FIELDS
 from ..hyper import EstimateOptions, Hyper
 from ..options import Group
 from ..step import BucketKey, Slot, Step
-from ..sums import row_sums, sum_of_any_order
+from ..sums import sum_of_any_order
 from ..tensors import is_fake
 from .elementwise import TensorPlan, bias_correction
-from .flat import Values, finite_or_zero_, lists
+from .flat import Values
 from .pieces import Piece, RowTable, Run, pieces_of
 
 COMPILED = ONE_PASS = READS_DEVICE = False
-# A run has at most this many elements, so that its temporaries do not grow with the model. On a CPU, where an operation
-# costs no launch, they stay in the cache of each thread: torch gives a thread no less than these.
-RUN_ELEMENTS, RUN_ELEMENTS_PER_THREAD = 1 << 23, 1 << 15
+# A run has at most this many elements, so that its temporaries do not grow with the model; on a CPU they fit a cache.
+RUN_ELEMENTS, RUN_ELEMENTS_PER_THREAD = 1 << 23, 1 << 18
+# On a CPU torch takes the tensors of a list one by one; smaller ones are copied to a flat one and back.
+SMALL = 1 << 13
 
 
 def missing(device: torch.device) -> str | None:
@@ -49,33 +50,48 @@ class Numbers(NamedTuple):
     k: Any
     d: Any
     lr: Any  # with the bias correction
-    weight: Any  # of g in s
+    weight: Any  # of g in s, divided by 1 - beta3
     beta3: float
     grad_scale: float
     d_new: Any = None
     decay: Any = None
-    shrink: Any = None  # sqrt(v) * shrink + shift is what m is divided by
+    shrink: Any = None  # m is multiplied by dlr and divided by shrink * sqrt(v) + shift
     shift: Any = None
+    dlr: float = 1.0  # or it is in the last two
 
 
 def numbers_of(h: Hyper, options: EstimateOptions, old: Any, grad_scale: float) -> Numbers:
     """Returns the scalars of the first phase."""
     d, lr = old["d"], float(h.lr) * bias_correction(h, old["k"])
-    weight = d / options.d0 * (d if h.safeguard_warmup else d * lr)
+    weight = d / options.d0 * (d if h.safeguard_warmup else d * lr) / (1 - options.beta3)
     return Numbers(old["k"], d, lr, weight, options.beta3, grad_scale)
 
 
 def with_new_estimate(numbers: Numbers, h: Hyper, new: Any) -> Numbers:
     """Adds the scalars of the second phase."""
     dlr, d_new = numbers.d * numbers.lr, new["d"]
-    decay = h.weight_decay * dlr if h.decouple else 0.0
+    numbers = numbers._replace(d_new=d_new, decay=h.weight_decay * dlr)
     if not isinstance(dlr, Tensor):
-        dlr = max(dlr, LEAST_DLR)
-        return numbers._replace(d_new=d_new, decay=decay, shrink=1 / dlr, shift=d_new * h.eps / dlr)
+        return numbers._replace(shift=d_new * h.eps, dlr=dlr)
     is_step = new["k"] != numbers.k  # else every gradient has been zero, and x stays
     dlr = dlr.clamp(min=LEAST_DLR)
     shrink, shift = torch.where(is_step, 1 / dlr, 0.0), torch.where(is_step, d_new * h.eps / dlr, math.inf)
-    return numbers._replace(d_new=d_new, decay=decay * is_step, shrink=shrink, shift=shift)
+    return numbers._replace(decay=numbers.decay * is_step, shrink=shrink, shift=shift)
+
+
+def product(values: Values, factor: Any) -> tuple[Values, float]:
+    """Returns values and a number, whose product is that of ``values`` and ``factor``."""
+    if isinstance(factor, Tensor):
+        return Values(values.grid, values.joined() * factor), 1.0
+    return values, factor
+
+
+def average(old: Values, new: Values, beta: float, factor: float) -> None:
+    """Sets ``old`` to ``beta * old + (1 - beta) * factor * new``."""
+    if factor == 1:
+        old.apply("lerp_", new, 1 - beta)
+    else:
+        old.apply("mul_", beta).apply("add_", new, alpha=(1 - beta) * factor)
 
 
 class ForeachPlan(TensorPlan):
@@ -91,29 +107,32 @@ class ForeachPlan(TensorPlan):
 
     def most(self) -> int:
         """Returns how many elements a run may have."""
-        return RUN_ELEMENTS_PER_THREAD * max(torch.get_num_threads(), 2) if self.sums.is_cpu else RUN_ELEMENTS
+        return RUN_ELEMENTS_PER_THREAD * torch.get_num_threads() if self.sums.is_cpu else RUN_ELEMENTS
 
     def runs(self, step: Step) -> Iterator[Run]:
         """Yields the tensors that have a gradient and a learning rate, in runs."""
-        most, gathers = self.most(), self.on_host(step)
-        waiting: list[Piece] = []
-        elements, key = 0, None
+        most, on_host = self.most(), self.on_host(step)
+        small = SMALL if on_host else 0
+        kinds: dict[Any, int] = {}
+        kind_of: dict[int, int] = {}  # by group
+        waiting: dict[tuple[int, bool], tuple[int, list[Piece]]] = {}
         for slot, grad in zip(self.slots, self._grads, strict=True):
             h = step.hypers[slot.group]
             if grad is None or h.lr == 0 or grad.numel() == 0:
                 continue
-            if key != (slot.estimate, slot.slice_p, slot.low_precision, h):
-                if waiting:
-                    yield Run(waiting, key[-1], gathers, self._tables)
-                waiting, elements, key = [], 0, (slot.estimate, slot.slice_p, slot.low_precision, h)
+            if slot.group not in kind_of:
+                kind_of[slot.group] = kinds.setdefault((h, slot.estimate, slot.slice_p, slot.low_precision), len(kinds))
             for piece in pieces_of(slot, grad, most):
-                if waiting and elements + piece.size > most:
-                    yield Run(waiting, h, gathers, self._tables)
-                    waiting, elements = [], 0
-                waiting.append(piece)
-                elements += piece.size
-        if waiting:
-            yield Run(waiting, key[-1], gathers, self._tables)
+                size = piece.x.numel()
+                key = kind_of[slot.group], size < small
+                elements, pieces = waiting.get(key, (0, []))
+                if pieces and elements + size > most:
+                    yield Run(pieces, step.hypers[pieces[0].slot.group], on_host, key[1], self._tables)
+                    elements, pieces = 0, []
+                pieces.append(piece)
+                waiting[key] = elements + size, pieces
+        for (_, copies), (_, pieces) in waiting.items():
+            yield Run(pieces, step.hypers[pieces[0].slot.group], on_host, copies, self._tables)
 
     def update(self, step: Step) -> None:
         zero = self.sums.new_zeros(1)
@@ -146,50 +165,56 @@ class ForeachPlan(TensorPlan):
         if run.displaced:
             run.mend_displacement()
         g = run.gradients(numbers.grad_scale)
+        clean = False
         if not run.slot.frozen:
             samples = run.sampled(g)
-            products = run.distances().mul_(samples)
-            # Where g is 0, x or x0 need not be finite. On a CPU this is so slow that a look comes before.
-            if not isinstance(numbers.d, float) or not products.sum().isfinite():
-                products.masked_fill_(samples == 0, 0.0)
-            dots.append(row_sums(products) * numbers.lr)
-            del products, samples
-        finite_or_zero_(g)  # the sum above still carries the NaN; the state must stay finite
+            sums, clean = _products(run, samples)
+            dots.append(sums * numbers.lr)
+            clean = clean and samples is g
+        if not clean:
+            g = run.finite(g)  # the sum above still carries the NaN; the state must stay finite
         if not run.slot.frozen:
-            s = run.state("s")
-            averages, scaled = lists(s, Values(s.grid, run.sampled(g) * (numbers.weight / (1 - numbers.beta3))))
-            torch._foreach_lerp_(averages, scaled, 1 - numbers.beta3)
-            del averages, scaled
+            s = run.values("s")
+            terms, factor = product(run.sampled(g), numbers.weight)
+            average(s, terms, numbers.beta3, factor)
+            del terms
             run.store("s", s, k)
-            norms.append(row_sums(s.joined().abs_()))
+            norms.append(s.grid.row_sums(s.apply("abs").joined()))
             del s
 
-        gs = Values(run.grid, g.mul_(numbers.d))
+        g, factor = product(g, numbers.d)
         if h.beta1 > 0:
-            m = run.state("exp_avg")
-            averages, terms = lists(m, gs)
-            torch._foreach_lerp_(averages, terms, 1 - h.beta1)
+            m = run.values("exp_avg")
+            average(m, g, h.beta1, factor)
             run.store("exp_avg", m, k)
             del m
-        v = run.state("exp_avg_sq")
-        averages, terms = lists(v, gs)
-        torch._foreach_mul_(averages, h.beta2)
-        torch._foreach_addcmul_(averages, terms, terms, value=1 - h.beta2)
+        v = run.values("exp_avg_sq")
+        v.apply("mul_", h.beta2).apply("addcmul_", g, g, value=(1 - h.beta2) * factor * factor)
         run.store("exp_avg_sq", v, k)
 
     @staticmethod
     def step_run(run: Run, numbers: Numbers) -> None:
         """Updates x of a run."""
         if run.h.beta1 > 0:
-            m = run.values(run.grid, run.stored("exp_avg"))
+            m, factor = run.values("exp_avg"), 1.0
         else:
-            m = Values(run.grid, finite_or_zero_(run.gradients(numbers.grad_scale)).mul_(numbers.d_new))
-        root = run.flat(run.stored("exp_avg_sq")).sqrt_()
-        if isinstance(numbers.shrink, Tensor):
-            root = torch.addcmul(numbers.shift, root, numbers.shrink)
+            m, factor = product(run.finite(run.gradients(numbers.grad_scale)), numbers.d_new)
+        root = run.values("exp_avg_sq").apply("sqrt")
+        if numbers.shrink is None:
+            root.apply("add_", numbers.shift)
         else:
-            root.mul_(numbers.shrink).add_(numbers.shift)
-        run.subtract(m, root, numbers.decay, numbers.k)
+            root = Values(run.grid, torch.addcmul(numbers.shift, root.joined(), numbers.shrink))
+        run.subtract(m, root, factor * numbers.dlr, numbers.decay, numbers.k)
+
+
+def _products(run: Run, samples: Values) -> tuple[Tensor, bool]:
+    """Returns the sums of rows of ``g * (x0 - x)``, and whether they are known to be finite, as g then is, too."""
+    grid, products = samples.grid, run.distances().apply("mul_", samples).joined()
+    sums = grid.row_sums(products)
+    if run.on_host and math.isfinite(sums.sum().item()):
+        return sums, True
+    # Where g is 0, x or x0 need not be finite. On a CPU this takes longer than all of the above.
+    return grid.row_sums(products.masked_fill_(samples.joined() == 0, 0.0)), False
 
 
 make_plan = ForeachPlan

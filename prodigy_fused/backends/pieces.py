@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,74 +12,67 @@ from torch import Tensor
 from ..hyper import Hyper
 from ..options import SIXTEEN_BIT
 from ..rounding import EIGHTS, row_bits, second, stochastic, third
+from ..state import KEYS
 from ..step import Slot
 from ..sums import ROW
 from ..tensors import is_dense, same_layout, sampled
 from .elementwise import arithmetic
-from .flat import Grid, Values, finite_or_zero_, lists, write
+from .flat import Grid, Values
 
 RowTable = tuple[Tensor, Tensor]
+SAMPLED = ("s", "p0")
 
 
 class Piece(NamedTuple):
-    """A parameter with its gradient, or a range of its elements in the order of memory."""
+    """A parameter, or a range of its elements in the order of memory."""
 
     slot: Slot
+    x: Tensor
     grad: Tensor
-    permuted: bool  # dense, with the dimensions in another order (channels_last): taken in the order of memory
+    state: Mapping[str, Tensor]
     begin: int = 0  # a multiple of ROW * slice_p
-    end: int | None = None  # None: the piece is the whole tensor
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return self.grad.numel() if self.end is None else self.end - self.begin
-
-    def of(self, t: Tensor) -> Tensor:
-        """Returns the piece's elements of a tensor that has the parameter's shape and layout, a view."""
-        if self.permuted:
-            t = t.as_strided((t.numel(),), (1,), t.storage_offset())
-        return t if self.end is None else t.view(-1)[self.begin : self.end]
+    loose: bool = False  # has gaps
+    permuted: bool = False  # dense, with the dimensions in another order (channels_last)
 
     def sampled(self, elements: Tensor) -> Tensor:
-        """Returns the sampled ones among the elements that :meth:`of` returned, or other values of those."""
+        """Returns those that are sampled among elements in the order of ``x``."""
         if self.slot.slice_p > 1 and self.permuted:  # samples are counted in row-major order
             p = self.slot.param
             elements = elements.as_strided(p.shape, p.stride(), elements.storage_offset())
         return sampled(elements, self.slot.slice_p)
 
-    def samples(self, key: str, like: Tensor) -> Tensor:
-        """Returns the piece's elements of a state tensor that has one per sample.
 
-        Args:
-            like: as many elements as the piece has samples.
-        """
-        t: Tensor = self.slot.state[key]
-        if t.dim() == 0:  # x0 is zero everywhere
-            return t.expand(like.shape)
-        if self.slot.slice_p == 1:
-            return self.of(t)
-        first = self.begin // self.slot.slice_p
-        return t if self.end is None else t[first : first + like.numel()]
-
-
-def pieces_of(slot: Slot, grad: Tensor, most: int) -> list[Piece]:
-    """Returns a parameter in pieces of at most ``most`` elements, if it can be cut.
+def pieces_of(slot: Slot, grad: Tensor, most: int) -> Iterator[Piece]:
+    """Yields a parameter in pieces of at most ``most`` elements, if it can be cut.
 
     They begin at multiples of whole rows of samples, so that the sums of rows do not depend on ``most``.
     """
     p = slot.param
     contiguous = p.is_contiguous()
+    if contiguous and p.numel() <= most:
+        yield Piece(slot, p, grad, slot.state)
+        return
     permuted = not contiguous and is_dense(p)
     if permuted and not same_layout(grad, p):
         grad = torch.empty_like(p, dtype=grad.dtype).copy_(grad)
+    tensors = {"x": p, "grad": grad} | {key: slot.state[key] for key in KEYS if key in slot.state}
+    if permuted:
+        for key, t in tensors.items():
+            if t.shape == p.shape:
+                tensors[key] = t.as_strided((t.numel(),), (1,))
     if p.numel() <= most or not (contiguous or (permuted and slot.slice_p == 1)):
-        return [Piece(slot, grad, permuted)]
-    if contiguous:
-        grad = grad.contiguous()
+        yield Piece(slot, tensors["x"], tensors["grad"], tensors, 0, not (contiguous or permuted), permuted)
+        return
     unit = ROW * slot.slice_p
     size = max(most // unit, 1) * unit
-    return [Piece(slot, grad, permuted, i, min(i + size, p.numel())) for i in range(0, p.numel(), size)]
+    cut: dict[str, Sequence[Tensor]] = {}
+    for key, t in tensors.items():
+        if t.dim() > 0:
+            cut[key] = torch.split(t.reshape(-1), size // slot.slice_p if key in SAMPLED else size)
+        else:
+            cut[key] = [t] * -(-p.numel() // size)
+    for i, (x, grad, *state) in enumerate(zip(*cut.values(), strict=True)):
+        yield Piece(slot, x, grad, dict(zip(list(cut)[2:], state, strict=True)), i * size, False, permuted)
 
 
 def row_table(pieces: list[Piece], rows: list[int], device: torch.device) -> RowTable:
@@ -85,145 +80,152 @@ def row_table(pieces: list[Piece], rows: list[int], device: torch.device) -> Row
     by 8, both int64. Does not wait for the device."""
     counts = torch.tensor(rows)
     index, begin = torch.tensor([(piece.slot.random_index, piece.begin // 8) for piece in pieces]).T
-    begin -= (counts.cumsum(0) - counts) * EIGHTS
+    begin = begin - (counts.cumsum(0) - counts) * EIGHTS
     index, begin = (t.repeat_interleave(counts) for t in (index, begin))
     begin += torch.arange(len(begin)) * EIGHTS
     return index.to(device, non_blocking=True), begin.to(device, non_blocking=True)
 
 
 class Run:
-    """Pieces of tensors with the same options, which are stepped together."""
+    """Pieces of tensors with the same options, which are stepped together.
 
-    def __init__(self, pieces: list[Piece], h: Hyper, gathers: bool, tables: dict[Any, RowTable]) -> None:
+    The state is changed where it is, if it has the precision for it; what is made for the step is flat where operations
+    need it.
+    """
+
+    def __init__(self, pieces: list[Piece], h: Hyper, on_host: bool, copies: bool, tables: dict[Any, RowTable]) -> None:
         """Takes the pieces.
 
         Args:
-            gathers: whether the state, too, is copied to flat tensors, and back.
+            on_host: whether numbers can be read without waiting.
+            copies: whether the state is copied to flat tensors, too, and back.
             tables: what is kept from step to step for random bits.
         """
         self.pieces, self.h, self.slot = pieces, h, pieces[0].slot
         self.dtype = arithmetic(self.slot.param)
         self.displaced = self.slot.low_precision == "displacement"
-        self._gathers, self._tables = gathers and len(pieces) > 1, tables
-        self._params = self._of_all("of", [piece.slot.param for piece in pieces])
-        self.grid = Grid(self._params)
+        self.on_host, self._tables = on_host, tables
+        self._copies = (copies and len(pieces) > 1) or any(piece.loose for piece in pieces)
+        self.xs = [piece.x for piece in pieces]
+        self.grid = Grid(self.xs, not on_host)
         self._bits: Tensor | None = None
         if not self.slot.frozen:
-            self._samples = self._of_all("sampled", self._params)
-            self.sample_grid = self.grid if self.slot.slice_p == 1 else Grid(self._samples)
+            self._samples = self._sampled(self.xs)
+            self.sample_grid = self.grid if self.slot.slice_p == 1 else Grid(self._samples, not on_host)
 
-    def _of_all(self, method: str, tensors: list[Tensor]) -> list[Tensor]:
-        return [getattr(piece, method)(t) for piece, t in zip(self.pieces, tensors, strict=True)]
+    def _sampled(self, tensors: list[Tensor]) -> list[Tensor]:
+        if self.slot.slice_p == 1:
+            return tensors
+        return [piece.sampled(t) for piece, t in zip(self.pieces, tensors, strict=True)]
 
     # -- values ------------------------------------------------------------------------------------------------------
 
-    def flat(self, tensors: list[Tensor]) -> Tensor:
-        """Returns a copy of tensors of the parameters' shapes."""
-        return self.grid.flat(tensors, self.dtype)
-
     def stored(self, key: str) -> list[Tensor]:
-        """Returns the state's tensors themselves."""
-        if key == "s":
-            return [piece.samples(key, like) for piece, like in zip(self.pieces, self._samples, strict=True)]
-        return self._of_all("of", [piece.slot.state[key] for piece in self.pieces])
+        """Returns tensors themselves: "x", "grad", or the state's."""
+        if key == "x":
+            return self.xs
+        if key == "grad":
+            return [piece.grad for piece in self.pieces]
+        found = [piece.state[key] for piece in self.pieces]
+        if key == "p0":  # a number if x0 is zero everywhere
+            likes = self.xs if self.displaced else self._samples
+            found = [t if t.dim() else t.expand(like.shape) for t, like in zip(found, likes, strict=True)]
+        return found
 
-    def values(self, grid: Grid, tensors: list[Tensor]) -> Values:
-        """Returns values that may be changed, and then are to be written: if possible, the tensors themselves."""
-        if tensors[0].dtype == self.dtype and not self._gathers:
-            return Values(grid, parts=tensors)
-        return Values(grid, grid.flat(tensors, self.dtype))
+    def values(self, key: str) -> Values:
+        """Returns values that may be changed, and then are to be stored: where possible the tensors themselves."""
+        grid = self.sample_grid if key in SAMPLED and not self.displaced else self.grid
+        tensors = self.stored(key)
+        first = tensors[0]
+        if first.dtype != self.dtype or self._copies:
+            return Values(grid, grid.flat(tensors, self.dtype))
+        if len(tensors) == 1:
+            return Values(grid, first if first.dim() == 1 else first.view(-1))
+        return Values(grid, parts=tensors)
 
-    def state(self, key: str) -> Values:
-        """Returns values of the state that may be changed, and then are to be stored."""
-        return self.values(self.sample_grid if key == "s" else self.grid, self.stored(key))
+    def flat(self, key: str) -> Tensor:
+        """Returns a copy."""
+        return self.grid.flat(self.stored(key), self.dtype)
 
     def store(self, key: str, values: Values, k: Any) -> None:
-        """Stores what :meth:`state` returned and was changed since."""
+        """Stores what :meth:`values` returned and was changed since."""
         tensors = self.stored(key)
-        if key != "exp_avg" and tensors[0].dtype in SIXTEEN_BIT:
-            bits = second(self.bits(k)) if key == "exp_avg_sq" else third(self.sampled(self.bits(k)))
-            values = Values(values.grid, stochastic(values.joined(), tensors[0].dtype, bits))
-        write(tensors, values)
+        dtype = tensors[0].dtype
+        if dtype == self.dtype and not self._copies:
+            return
+        flat = values.joined()
+        if dtype in SIXTEEN_BIT and (
+            key in ("exp_avg_sq", "s") or (key, self.slot.low_precision) == ("x", "stochastic")
+        ):
+            flat = stochastic(flat, dtype, self._bits_for(key, k))
+        flat = flat.to(dtype)
+        torch._foreach_copy_(tensors, values.parts if flat is values.flat else values.grid.parts(flat))
 
-    def sampled(self, flat: Tensor) -> Tensor:
-        """Returns the samples among the elements of a flat tensor: itself, if that is all of them."""
-        if self.sample_grid is self.grid:
-            return flat
-        return self.sample_grid.flat(self._of_all("sampled", self.grid.parts(flat)), flat.dtype)
-
-    def bits(self, k: Any) -> Tensor:
-        """Returns the random bits of a step, flat."""
+    def _bits_for(self, key: str, k: Any) -> Tensor:
+        """Returns random bits for what is stored under a key."""
         if self._bits is None:
-            key = tuple((piece.slot.index, piece.begin) for piece in self.pieces)
             device = self.slot.param.device
-            table = self._tables.get(key) or row_table(self.pieces, self.grid.rows, device)
+            pieces = tuple((piece.slot.index, piece.begin) for piece in self.pieces)
+            table = self._tables.get(pieces) or row_table(self.pieces, self.grid.rows, device)
             if device.type != "cpu":
-                self._tables[key] = table
-            self._bits = row_bits(k, *table)
-        return self._bits
+                self._tables[pieces] = table
+            self._bits = self.grid.of_rows(row_bits(k, *table))
+        if key == "s":
+            return third(self.sampled(Values(self.grid, self._bits)).joined())
+        return second(self._bits) if key == "exp_avg_sq" else self._bits
+
+    def sampled(self, values: Values) -> Values:
+        """Returns the samples among the elements of the parameters: the same values if that is all of them."""
+        if self.sample_grid is self.grid:
+            return values
+        samples = self._sampled(values.parts)
+        return Values(self.sample_grid, self.sample_grid.flat(samples, samples[0].dtype))
 
     # -- the tensors of Algorithm 4 ----------------------------------------------------------------------------------
 
     def x(self) -> Tensor:
-        """Returns a copy of ``x``."""
-        if self.displaced:
-            return self._x0().add_(self.flat(self.stored("delta")))
-        return self.flat(self._params)
-
-    def _x0(self) -> Tensor:
-        likes = zip(self.pieces, self._params, strict=True)
-        return self.flat([piece.samples("p0", like) for piece, like in likes])
+        """Returns a copy of ``x``, flat, with 0 where it is not finite."""
+        x = self.flat("p0").add_(self.flat("delta")) if self.displaced else self.flat("x")
+        return x.nan_to_num_(0.0, 0.0, 0.0)
 
     def mend_displacement(self) -> None:
         """Has a displacement that no longer fits its parameter start anew."""
-        x0, delta = self._x0(), self.flat(self.stored("delta"))
-        p = self.grid.flat(self._params, self.slot.param.dtype)
-        fits = (x0 + delta).to(p.dtype) == p
-        write(self.stored("delta"), Values(self.grid, torch.where(fits, delta, x0.neg_().add_(p))))
+        x0, delta, p = self.flat("p0"), self.flat("delta"), self.flat("x")
+        fits = (x0 + delta).to(self.slot.param.dtype) == p
+        mended = Values(self.grid, torch.where(fits, delta, p.sub_(x0)))
+        torch._foreach_copy_(self.stored("delta"), mended.parts)
 
-    def distances(self) -> Tensor:
-        """Returns ``x0 - x`` at the sampled positions, a new tensor."""
+    def distances(self) -> Values:
+        """Returns ``x0 - x`` at the sampled positions, new tensors."""
         if self.displaced:
-            return self.flat(self.stored("delta")).neg_()
-        x0s = [piece.samples("p0", like) for piece, like in zip(self.pieces, self._samples, strict=True)]
-        distances = Values(self.sample_grid, self.sample_grid.flat(x0s, self.dtype))
+            return Values(self.grid, self.flat("delta").neg_())
         if self.sample_grid is self.grid:
-            x = self.values(self.grid, self._params)
-        else:  # views with gaps, which torch would take one by one
-            x = Values(self.sample_grid, self.sample_grid.flat(self._samples, self.dtype))
-        differences, xs = lists(distances, x)
-        torch._foreach_sub_(differences, xs)
-        return distances.joined()
+            return self.values("p0").apply("sub", self.values("x"))
+        x0, x = (self.sample_grid.flat(tensors, self.dtype) for tensors in (self.stored("p0"), self._samples))
+        return Values(self.sample_grid, x0.sub_(x))
 
-    def gradients(self, grad_scale: float) -> Tensor:
-        """Returns ``g``, a new tensor: unscaled, of the minimised objective, with coupled weight decay."""
-        grads = self._of_all("of", [piece.grad for piece in self.pieces])
+    def gradients(self, grad_scale: float) -> Values:
+        """Returns ``g``, not to be changed: unscaled, of the minimised objective, with coupled weight decay."""
         scale = (-1.0 if self.h.maximize else 1.0) / grad_scale
-        g = self.flat(grads)
-        if scale != 1:
-            g.mul_(scale)
-        if self.h.weight_decay and not self.h.decouple:
-            g.add_(finite_or_zero_(self.x()), alpha=self.h.weight_decay)
-        return g
+        coupled = self.h.weight_decay and not self.h.decouple
+        if scale == 1 and not coupled:
+            return self.values("grad")
+        g = self.flat("grad").mul_(scale)
+        return Values(self.grid, g.add_(self.x(), alpha=self.h.weight_decay) if coupled else g)
 
-    def subtract(self, m: Values, denominators: Tensor, decay: Any, k: Any) -> None:
-        """Subtracts ``m / denominators + decay * x`` from ``x``."""
-        x0 = self._x0() if self.displaced else None
-        x = (
-            Values(self.grid, self.flat(self.stored("delta")))
-            if self.displaced
-            else self.values(self.grid, self._params)
-        )
+    def finite(self, g: Values) -> Values:
+        """Returns ``g`` with 0 where it is not finite. On a CPU it is cheaper to look whether there is such a place."""
+        if self.on_host and math.isfinite(g.joined().sum().item()):
+            return g
+        return Values(self.grid, g.joined().nan_to_num(0.0, 0.0, 0.0))
+
+    def subtract(self, m: Values, denominators: Values, factor: float, decay: Any, k: Any) -> None:
+        """Subtracts ``factor * m / denominators + decay * x`` from ``x``."""
+        key = "delta" if self.displaced else "x"
+        x = self.values(key)
         if self.h.weight_decay and self.h.decouple:
-            decays = Values(self.grid, finite_or_zero_(self.x()).mul_(decay))
-            xs, ys = lists(x, decays)
-            torch._foreach_sub_(xs, ys)
-            del decays, ys
-        xs, ms, quotients = lists(x, m, Values(self.grid, denominators))
-        torch._foreach_addcdiv_(xs, ms, quotients, value=-1)
-        if x0 is not None:
-            write(self.stored("delta"), x)
-            x = Values(self.grid, x0.add_(x.joined()))
-        elif self.slot.low_precision == "stochastic":
-            x = Values(self.grid, stochastic(x.joined(), self.slot.param.dtype, self.bits(k)))
-        write(self._params, x)
+            x.apply("sub_", Values(self.grid, self.x().mul_(decay)))
+        x.apply("addcdiv_", m, denominators, value=-factor)
+        self.store(key, x, k)
+        if self.displaced:
+            self.store("x", Values(self.grid, self.flat("p0").add_(x.joined())), k)
