@@ -1,14 +1,16 @@
 """From parameter groups to plans: which tensors a step processes together, and on which backend.
 
-Plans are built once and checked at every step, because between two steps anything may happen: a first gradient comes
+Plans are built once and looked at in every step, because between two steps anything may happen: a first gradient comes
 late, FSDP or accelerate puts other objects into ``param_groups``, ``module.to()`` moves storages, a checkpoint is
-loaded.
+loaded. New addresses are put into the plans that there are, and so are parameters with a first gradient; all else has
+the plans built anew.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain
-from operator import is_
 from typing import Any
 
 import torch
@@ -16,12 +18,14 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from . import backends, sharding, state
-from .backends.gpu import capturing
+from .backends.gpu import GpuPlan, capturing
+from .backends.native import count_steps, read_gradients, same_objects
+from .buckets import Bucket, key_of, merged
 from .estimate import members
 from .low_precision import mode_of
 from .options import Group
-from .step import BucketKey, Plan, Slot, Step
-from .tensors import check_apart, check_gradient, check_parameter, describe
+from .step import BucketKey, Slot, Step
+from .tensors import MemoryRuns, check_gradient, check_parameter, describe
 
 
 def parameters(groups: list[Group]) -> list[Tensor]:
@@ -32,8 +36,8 @@ def parameters(groups: list[Group]) -> list[Tensor]:
 class PlanSet:
     """The plans of one optimizer, for the tensors it has now.
 
-    The constructor checks every tensor and chooses a backend for each parameter that has a gradient or a state; it
-    changes nothing. :meth:`build` creates what is missing.
+    The constructor and :meth:`keep_up` check every tensor that is new to them, and choose a backend for each parameter
+    that has a gradient or a state; they change nothing. :meth:`build` creates what is missing.
 
     Raises:
         ValueError, TypeError, RuntimeError: a parameter or gradient that cannot be stepped.
@@ -49,21 +53,20 @@ class PlanSet:
         self.sharded = sharding.is_sharded(groups, self.params)
         self.waiting: list[int] = []  # no gradient seen yet: no state and no plan
         self.slots: list[Slot] = []
-        self.plans: list[tuple[Plan, list[int]]] = []  # with the indices of its parameters
-        self.keys: list[BucketKey] = []
+        self.plans: list[Bucket] = []
+        self.keys: list[BucketKey] = []  # of the plans
         self.built = False
+        self._chosen: dict[int, str] = {}  # the backend of each parameter that takes part, by index
+        self._memory = MemoryRuns()  # of those that are stepped in one pass
+        self._new: list[int] = []  # take part, but have no plan yet
+        self._gradients: list[tuple[list[Tensor | None], int]] = []  # of each plan, and how many of them are None
+        self._take_up(self._participants())
 
-        self._chosen = self._choose()
-        one_pass = {i: self.params[i] for i, name in self._chosen.items() if backends.get(name).ONE_PASS}
-        check_apart(one_pass)
-        # Whether no plan needs scalars on the host.
-        self.reads_device = bool(self._chosen) and all(backends.get(n).READS_DEVICE for n in self._chosen.values())
-
-    def _choose(self) -> dict[int, str]:
-        """Returns the backend of each parameter that takes part, by index."""
-        chosen: dict[int, str] = {}
+    def _participants(self) -> list[int]:
+        """Returns the indices of the parameters that have a gradient or a state; the others are waiting."""
+        found: list[int] = []
         seen: set[int] = set()
-        for index, (p, owner) in enumerate(zip(self.params, self.owners, strict=True)):
+        for index, p in enumerate(self.params):
             if id(p) in seen:  # twice in one group, of which torch has warned: one step
                 continue
             seen.add(id(p))
@@ -73,19 +76,32 @@ class PlanSet:
                     "construct the optimizer afterwards, or call torch.__future__."
                     "set_swap_module_params_on_conversion(True) before the model is"
                 )
-            if p.grad is None and not state.is_there(self.states.get(p)):
-                self.waiting.append(index)
-                continue
+            has_part = p.grad is not None or state.is_there(self.states.get(p))
+            (found if has_part else self.waiting).append(index)
+        return found
+
+    def _take_up(self, indices: Sequence[int]) -> None:
+        """Chooses the backends of parameters that are to have a plan."""
+        for index in indices:
+            p = self.params[index]
             check_parameter(index, p)
             if p.grad is not None:
                 check_gradient(index, p, p.grad)
-            chosen[index] = backends.choose(p, self.groups[owner])
-        return chosen
+            self._chosen[index] = backends.choose(p, self.groups[self.owners[index]])
+        self._check_apart(indices)
+        # Whether no plan needs scalars on the host.
+        self.reads_device = bool(self._chosen) and all(backends.get(n).READS_DEVICE for n in set(self._chosen.values()))
+        self._new += indices
+
+    def _check_apart(self, indices: Iterable[int]) -> None:
+        one_pass = (index for index in indices if backends.get(self._chosen[index]).ONE_PASS)
+        self._memory.add({index: self.params[index] for index in one_pass})
 
     # -- building ------------------------------------------------------------------------------------------------------
 
     def build(self) -> None:
-        """Creates missing state, adapts the rest to its parameters, and builds the plans. Once; later calls do nothing.
+        """Creates missing state, adapts the rest to its parameters, and builds the plans. Does nothing if there is
+        nothing new.
 
         Raises:
             ValueError: a state that does not fit its parameter; nothing has been changed then.
@@ -93,37 +109,50 @@ class PlanSet:
         """
         if self.built:
             return
-        if any(capturing(self.params[index].device) for index in self._chosen):
+        if any(capturing(self.params[index].device) for index in self._new):
             raise RuntimeError("a step that has something to set up cannot be captured: take one before the capture")
         adapted = {
             index: state.adapted(index, p, self.states[p], self.groups[self.owners[index]])
-            for index, p in ((index, self.params[index]) for index in self._chosen)
+            for index, p in ((index, self.params[index]) for index in self._new)
             if state.is_there(self.states.get(p))
         }
         # All checks are done: from here on state is created, so nothing may raise because of a tensor.
         buckets: dict[BucketKey, list[Slot]] = {}
-        for index, name in self._chosen.items():
+        for index in self._new:
             p, group = self.params[index], self.groups[self.owners[index]]
             self._give_state(p, group, adapted.get(index))
-            slot = Slot(
-                index,
-                p,
-                self.states[p],
-                self.owners[index],
-                group["slice_p"],
-                mode_of(p, group),
-                self.owners[index] if self.estimates > 1 else 0,
-                group["frozen"],
-                index - self.firsts[self.owners[index]] if self.estimates > 1 else index,
-            )
-            self.slots.append(slot)
-            buckets.setdefault(_key(name, p, group), []).append(slot)
+            buckets.setdefault(key_of(self._chosen[index], p, group), []).append(self._slot(index))
         self.state_keys, self.state_values = list(self.states.keys()), list(self.states.values())
-        self.keys = sorted(buckets)
-        for key in self.keys:
-            plan = backends.get(key.backend).make_plan(key, buckets[key], self.estimates)
-            self.plans.append((plan, [slot.index for slot in buckets[key]]))
+        for key, slots in buckets.items():
+            self._add(key, slots)
+        self.slots = merged(self.slots, list(chain.from_iterable(buckets.values())))
+        self._new = []
         self.built = True
+
+    def _slot(self, index: int) -> Slot:
+        p, owner = self.params[index], self.owners[index]
+        group, split = self.groups[owner], self.estimates > 1
+        return Slot(
+            index,
+            p,
+            self.states[p],
+            owner,
+            group["slice_p"],
+            mode_of(p, group),
+            owner if split else 0,
+            group["frozen"],
+            index - self.firsts[owner] if split else index,
+        )
+
+    def _add(self, key: BucketKey, slots: list[Slot]) -> None:
+        """Gives new tensors to the plan of their bucket, or to a new one."""
+        at = bisect_left(self.keys, key)
+        if self.keys[at : at + 1] == [key]:
+            self.plans[at].extend(slots)
+        else:
+            plan = backends.get(key.backend).make_plan(key, slots, self.estimates)
+            self.keys.insert(at, key)
+            self.plans.insert(at, Bucket.of(plan, slots))
 
     def _give_state(self, p: Tensor, group: Group, adapted: dict[str, Any] | None) -> None:
         """Creates the state of a parameter, or replaces what had to be adapted."""
@@ -137,21 +166,49 @@ class PlanSet:
         own.setdefault("step", 0)
         own.update(adapted)
 
-    def still_valid(self, groups: list[Group], states: dict[Tensor, Any]) -> bool:
-        """Returns whether the plans were built for these parameters and this state, as they are now."""
-        params = parameters(groups)
+    # -- keeping up ----------------------------------------------------------------------------------------------------
+
+    def keep_up(self, groups: list[Group], states: dict[Tensor, Any]) -> bool:
+        """Returns whether the plans are for these parameters and this state, as they are now.
+
+        Takes note of new addresses, and of parameters with a first gradient. After False, or an exception, the plans
+        are of no more use.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: a parameter or gradient that cannot be stepped.
+        """
+        if not self.built or not self._has(groups, states):
+            return False
+        moved = [bucket for bucket in self.plans if not bucket.plan.unchanged()]
+        if moved and not self._mend(moved):
+            return False
+        arrived = [index for index in self.waiting if self.params[index].grad is not None]
+        if arrived:
+            self._take_up(arrived)
+            self.load_gradients()  # which checks those of the others, before state is created
+            self.waiting = [index for index in self.waiting if index not in self._chosen]
+            self.built = False
+        return True
+
+    def _has(self, groups: list[Group], states: dict[Tensor, Any]) -> bool:
+        """Returns whether these are the very parameters and dictionaries. (Looking a tensor up in one is slow.)"""
         return (
-            self.built
-            and self.sizes == [len(group["params"]) for group in groups]
-            and all(map(is_, params, self.params))
+            self.sizes == [len(group["params"]) for group in groups]
+            and same_objects(parameters(groups), self.params)
             and states is self.states
-            # By identity: looking a tensor up in a dictionary is slow.
-            and len(states) == len(self.state_values)
-            and all(map(is_, states.keys(), self.state_keys))
-            and all(map(is_, states.values(), self.state_values))
-            and all(self.params[i].grad is None for i in self.waiting)
-            and all(plan.unchanged() for plan, _ in self.plans)
+            and same_objects(list(states.keys()), self.state_keys)
+            and same_objects(list(states.values()), self.state_values)
         )
+
+    def _mend(self, buckets: list[Bucket]) -> bool:
+        """Has plans take note of new addresses; returns whether that is all that has changed."""
+        if self.capturing():
+            return False  # there is something to set up
+        for slot in chain.from_iterable(bucket.slots for bucket in buckets):
+            check_parameter(slot.index, slot.param)
+        self._memory = MemoryRuns()
+        self._check_apart(self._chosen)
+        return all(bucket.plan.mend() for bucket in buckets)
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
@@ -159,14 +216,14 @@ class PlanSet:
     def device(self) -> torch.device:
         """The device of the estimate: that of the first plan."""
         if self.plans:
-            return self.plans[0][0].sums.device
+            return self.plans[0].plan.sums.device
         if self._chosen:
             return self.params[next(iter(self._chosen))].device
         return self.params[0].device if self.params else torch.device("cpu")
 
     def capturing(self) -> bool:
         """Returns whether a step now becomes part of a CUDA graph."""
-        return any(capturing(plan.sums.device) for plan, _ in self.plans)
+        return any(capturing(bucket.plan.sums.device) for bucket in self.plans)
 
     def load_gradients(self) -> None:
         """Gives every plan its gradients, checked.
@@ -177,14 +234,15 @@ class PlanSet:
         """
         if self.capturing() and not all(group["capturable"] for group in self.groups):
             raise RuntimeError("a step is captured in a CUDA graph: construct the optimizer with capturable=True")
-        for plan, indices in self.plans:
-            plan.load_gradients([self.params[i].grad for i in indices])
+        self._gradients = [read_gradients(bucket.params) for bucket in self.plans]
+        for bucket, (grads, _) in zip(self.plans, self._gradients, strict=True):
+            bucket.plan.load_gradients(grads)
 
     def update(self, step: Step) -> Tensor:
         """Runs phase 1 of all plans; returns the total of their sums, float64[E, 2] on the device of the estimates."""
-        for plan, _ in self.plans:
-            plan.update(step.to(plan.sums.device))
-        counted = [plan.sums for key, (plan, _) in zip(self.keys, self.plans, strict=True) if key.counted]
+        for bucket in self.plans:
+            bucket.plan.update(step.to(bucket.plan.sums.device))
+        counted = [bucket.plan.sums for key, bucket in zip(self.keys, self.plans, strict=True) if key.counted]
         if len(counted) == 1:
             return counted[0]
         total = step.rows.new_zeros(len(step.rows), 2)
@@ -195,9 +253,9 @@ class PlanSet:
     def finish(self, step: Step) -> None:
         """Runs phase 2 of all plans with ``step.sums``, and writes the new estimates to ``step.new_rows``."""
         local = step
-        for i, (plan, _) in enumerate(self.plans):
-            local = step.to(plan.sums.device)
-            plan.finish(local, last=i == len(self.plans) - 1)
+        for i, bucket in enumerate(self.plans):
+            local = step.to(bucket.plan.sums.device)
+            bucket.plan.finish(local, last=i == len(self.plans) - 1)
         if local is not step:  # the last plan is on another device than the first
             step.new_rows.copy_(local.new_rows)
         if not self.plans:  # a rank without gradients follows the others
@@ -207,19 +265,24 @@ class PlanSet:
     def _mark(self, step: Step) -> None:
         """Counts the step in the state of each parameter that took it, and tells autograd what was written."""
         active = [isinstance(h.lr, Tensor) or h.lr > 0 for h in step.hypers]
-        taking = [slot for slot in self.slots if active[slot.group] and slot.param.grad is not None]
-        for slot in taking:
-            slot.state["step"] += 1
-        torch.autograd.graph.increment_version([slot.param for slot in taking])
+        params: list[Tensor] = []
+        states: list[dict[str, Any]] = []
+        for bucket, (grads, missing) in zip(self.plans, self._gradients, strict=True):
+            taking = bucket
+            if missing or not all(active):
+                pairs = zip(bucket.slots, grads, strict=True)
+                taking = Bucket.of(bucket.plan, [slot for slot, g in pairs if g is not None and active[slot.group]])
+            params += taking.params
+            states += taking.states
+        count_steps(states)
+        torch.autograd.graph.increment_version(params)
 
     def release_gradients(self) -> None:
         """Lets go of the gradients."""
-        for plan, _ in self.plans:
-            plan.release_gradients()
+        self._gradients = []
+        for bucket in self.plans:
+            bucket.plan.release_gradients()
 
-
-def _key(backend: str, p: Tensor, group: Group) -> BucketKey:
-    dtype, state_format = (str(t).removeprefix("torch.") for t in (p.dtype, state.state_dtype(p, group)))
-    sampled, counted = group["slice_p"] > 1 and not group["frozen"], not group["frozen"]
-    displaced = mode_of(p, group) == "displacement"
-    return BucketKey(backend, str(p.device), dtype, state_format, sampled, displaced, counted)
+    def captured(self) -> list[Any]:
+        """Returns what CUDA graphs, in which the plans take steps, read and write."""
+        return [kept for bucket in self.plans if isinstance(bucket.plan, GpuPlan) for kept in bucket.plan.captured]

@@ -264,7 +264,8 @@ class Prodigy(Optimizer):
         for p, value in self.state.items():
             if isinstance(value, checkpoint.Verbatim):
                 self.state[p] = value.state
-        self._runtime = Runtime()
+        former: Runtime | None = vars(self).get("_runtime")
+        self._runtime = Runtime(former.captured() if former is not None else None)
         self._declare_amp_support()
 
     def _declare_amp_support(self) -> None:

@@ -11,7 +11,7 @@ from prodigy_fused.backends import native
 from prodigy_fused.backends import triton as backend
 
 # The emulation's chunk. Blocks are large, because the interpreter's time is one of operations, not of elements.
-SIZES = backend.Sizes(chunk=1 << 10, block=1 << 9, lanes=16, warps=1)
+SIZES = backend.Sizes(chunk=1 << 10, block=1 << 9, resident=1, lanes=16, warps=1)
 PROGRAMS = 2
 
 
@@ -47,7 +47,7 @@ def register():
     except ImportError:
         return  # the tests of the backend are skipped, or fail if it is required
     backends.register("triton", Interpreted())
-    backend.SIZES, backend.PROGRAMS_PER_MULTIPROCESSOR = SIZES, PROGRAMS
+    backend.sizes, backend.PROGRAMS_PER_MULTIPROCESSOR = lambda key: SIZES, PROGRAMS
     backend._multiprocessors = lambda device: 1
     _hasten(interpreter)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from convex_oracle import (
     ALL,
+    DISTANCE,
     METHODS,
     TOLD,
     Oracle,
@@ -129,6 +130,32 @@ def test_a_parameter_joins_later(method):
     else:
         assert same(late, early)
     assert not torch.equal(params[0], normal(6, 4))
+
+
+@pytest.mark.parametrize("method", DISTANCE)
+def test_the_first_distance_is_relative(method):
+    """1e-6 (1 + |x0|), of all or of each parameter; x0 is where the first step finds the parameters."""
+    params = split(normal(4, 9))
+    opt = make(method, params)
+    with torch.no_grad():
+        for p in params:
+            p.mul_(3)
+    blocks = params if method == "LDoG" else [joined(params)]
+    wanted = [1e-6 * (1 + float(block.detach().norm())) for block in blocks]
+    assert opt.d == pytest.approx(np.linalg.norm(wanted), rel=1e-12)
+    before = joined(params).detach().clone()
+    step(opt, 0)
+    assert float((joined(params) - before).detach().norm()) == pytest.approx(np.linalg.norm(wanted), rel=1e-9)
+
+
+def test_polyak_does_not_climb():
+    """Below a minimum that was too high, it stays."""
+    opt = start("Polyak", f_star=2.0)
+    feed(opt, 0)
+    opt.step(lambda: 1.0)
+    assert torch.equal(joined(parameters(opt)), normal(3, 9))
+    opt.step(lambda: 3.0)
+    assert not torch.equal(joined(parameters(opt)), normal(3, 9))
 
 
 def test_a_change_from_outside_is_kept():

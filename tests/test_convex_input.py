@@ -3,6 +3,7 @@
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 from convex_oracle import (
@@ -179,6 +180,17 @@ def test_a_bad_gradient_changes_nothing(method, what):
     assert same(opt, twin)
 
 
+@pytest.mark.parametrize("method", [*ESTIMATING, *DISTANCE])
+def test_a_parameter_that_is_not_finite_changes_nothing(method):
+    opt = start(method)
+    step(opt, 0)
+    feed(opt, 1)
+    with torch.no_grad():
+        parameters(opt)[1][0] = float("inf")
+    with refused(opt, ValueError, "not finite"):
+        opt.step()
+
+
 def test_a_sparse_gradient_and_another_shape():
     opt = start("ProdigyGD")
     step(opt, 0)
@@ -221,3 +233,21 @@ def test_groups_must_agree(method):
     name, value = next(iter(other(method).items()))
     with pytest.raises(ValueError, match=f"0 and 1 disagree on {name}"):
         make(method, [{"params": [a, b]}, {"params": [c], name: value}])
+    opt = make(method, [{"params": [a, b]}, {"params": [c]}])
+    feed(opt, 0)
+    opt.param_groups[1][name] = value
+    with refused(opt, ValueError, f"0 and 1 disagree on {name}"):
+        opt.step(lambda: 1.0)
+
+
+def test_arguments_are_stored_as_numbers():
+    """NumPy's, tensors and lists are as good as Python's own."""
+    opt = convex.DAdaptAdam(
+        [{"params": nn.Parameter(torch.zeros(2)), "betas": [0.9, 0.99]}, {"params": nn.Parameter(torch.zeros(1))}],
+        betas=(0.9, 0.99),
+        lr=torch.tensor(0.5),
+        d0=np.float32(0.25),
+    )
+    for group in opt.param_groups:
+        assert [group[name] for name in ("betas", "lr", "d0")] == [(0.9, 0.99), 0.5, 0.25]
+        assert {type(group[name]) for name in ("lr", "d0")} == {float}

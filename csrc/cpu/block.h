@@ -1,5 +1,5 @@
-// A block of a tensor's elements: the tensor's own memory if the loops know its types, else a copy in float32 that stays
-// in the first-level cache.
+// A block of a tensor's elements: the tensor's own memory if the loops know its types, else a copy in float32 that
+// stays in the first-level cache.
 #pragma once
 
 #include <algorithm>
@@ -28,7 +28,7 @@ template <class X, class S>
 struct Arrays {
   X* __restrict x;
   const X* __restrict grad;
-  S *__restrict m, *__restrict v, *__restrict s;
+  S* __restrict m, * __restrict v, * __restrict s;
   const X* __restrict x0;
   float* __restrict delta;
   const std::uint32_t* __restrict random;  // per element, if anything is rounded stochastically

@@ -32,8 +32,7 @@ Sums<double> update_blocks(const Tensor& t, const Gradient& grad, const Chunk& c
 }
 
 template <class X, class S, bool kMomentum, bool kDelta>
-Sums<double> update_samples(const Tensor& t, const Gradient& grad, const Chunk& chunk,
-                            const Coefficients<Wide<X>>& c) {
+Sums<double> update_samples(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<Wide<X>>& c) {
   if (t.s == nullptr) return update_blocks<X, S, kMomentum, kDelta, Sampled::kNone>(t, grad, chunk, c);
   if constexpr (!kDelta) {  // a displacement needs all of x0
     if (t.slice_p > 1) {

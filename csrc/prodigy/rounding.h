@@ -70,6 +70,10 @@ struct RandomBits {
   PRODIGY_INLINE std::uint32_t of(std::int64_t position) const {
     return shared(std::uint32_t(position >> 3)) * power(std::uint32_t(position) % kEight);
   }
+  // For a run of elements up to the next multiple of 8: of(begin + e) is run(begin) * power(e). begin: a multiple of 4.
+  PRODIGY_INLINE std::uint32_t run(std::int64_t begin) const {
+    return shared(std::uint32_t(begin >> 3)) * (begin & 4 ? power(3) : 1u);
+  }
 };
 
 // Random bits for a second value of the same element (v, next to x): the halves, the lower one improved by the upper
@@ -105,7 +109,8 @@ PRODIGY_INLINE float widen(std::uint16_t stored) {
   return bits_as<float>(sign | (size < 1u << 23 ? bits_as<std::uint32_t>(subnormal) : normal));
 }
 
-// The bfloat16 of `value` whose rounded bits are in the upper half of `bits`: a NaN stays one, whatever was added to it.
+// The bfloat16 of `value` whose rounded bits are in the upper half of `bits`: a NaN stays one, whatever was added to
+// it.
 PRODIGY_INLINE std::uint16_t upper_half(float value, std::uint32_t bits) {
   return std::uint16_t((bits | (value == value ? 0u : ~0u)) >> 16);
 }
@@ -131,6 +136,13 @@ PRODIGY_INLINE std::uint16_t nearest(float value) {
   return std::uint16_t((bits >> 16 & 0x8000u) | rounded);
 }
 
+// In the upper half, a number rounded to bfloat16 as stochastic() does, if it is the result of an operation: a NaN is
+// then a quiet one, which needs no care.
+PRODIGY_INLINE std::uint32_t stochastic_above(float value, std::uint32_t random) {
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  return bits_as<std::uint32_t>(value) + (std::fabs(value) < infinity ? random >> 16 : 0u);
+}
+
 // Rounds away from zero with probability (|value| - lower) / ulp, where `lower` is the next smaller size, else towards
 // zero.
 template <Type kType>
@@ -151,10 +163,14 @@ PRODIGY_INLINE std::uint16_t stochastic(float value, std::uint32_t random) {
   return std::uint16_t((bits >> 16 & 0x8000u) | rounded);
 }
 
-// The displacement of an x that is stored rounded: `delta`, unless something else has written to x since.
+// The displacement of an x that is stored rounded: `delta`, unless something else has written to x since. rounded:
+// x0 + delta, to nearest.
+PRODIGY_INLINE float displacement(float rounded, float x, float x0, float delta) {
+  return rounded == x ? delta : x - x0;
+}
 template <Type kType>
 PRODIGY_INLINE float displacement(float x, float x0, float delta) {
-  return widen<kType>(nearest<kType>(x0 + delta)) == x ? delta : x - x0;
+  return displacement(widen<kType>(nearest<kType>(x0 + delta)), x, x0, delta);
 }
 
 }  // namespace prodigy

@@ -69,16 +69,11 @@ class Base(torch.optim.Optimizer):
         if isinstance(param_group, dict) and not isinstance(param_group["params"], (Tensor, set)):
             param_group["params"] = list(param_group["params"])  # may be a generator
             self._check_new(param_group["params"])
-        options = {name: {**self.defaults, **param_group}[name] for name in self.OPTIONS}
-        self._check_options(options)
-        for name in self.OPTIONS if self.param_groups else ():
-            first, own = self.param_groups[0][name], self._plain(options)[name]
-            if self.OPTIONS[name].shared and first != own:
-                message = f"parameter groups 0 and {len(self.param_groups)} disagree on {name} ({first} and {own})"
-                raise ValueError(f"{message}: they share one estimate, and must share it")
+        options = self._plain({name: {**self.defaults, **param_group}[name] for name in self.OPTIONS})
+        self._check_groups([*self.param_groups, options])
         estimates = self.param_groups[0]["estimates"] if self.param_groups else []
         method = type(self).__name__
-        param_group.update({**self._plain(options), "estimates": estimates, "method": method})
+        param_group.update({**options, "estimates": estimates, "method": method})
         super().add_param_group(param_group)
 
     def _check_options(self, group: Group) -> None:
@@ -86,10 +81,19 @@ class Base(torch.optim.Optimizer):
             if not option.valid(group[name]):
                 raise ValueError(f"Invalid {name}: {group[name]!r}: must be {option.wanted}")
 
+    def _check_groups(self, groups: list[Group]) -> None:
+        for index, group in enumerate(groups):
+            self._check_options(group)
+            for name, option in self.OPTIONS.items():
+                first, own = groups[0][name], group[name]
+                if option.shared and first != own:
+                    message = f"parameter groups 0 and {index} disagree on {name} ({first} and {own})"
+                    raise ValueError(f"{message}: they share one estimate, and must share it")
+
     def _plain(self, options: Group) -> Group:
-        """Returns the options as Python's own numbers, which NumPy's are not."""
-        plain = {name: number(value) for name, value in options.items()}
-        return {name: options[name] if math.isnan(value) else value for name, value in plain.items()}
+        """Returns the options as Python's own numbers, which NumPy's are not, and tuples."""
+        tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+        return {name: value if math.isnan(number(value)) else number(value) for name, value in tuples.items()}
 
     def _check_new(self, params: list[Any]) -> None:
         known = {id(p): i for i, p in enumerate(parameters(self.param_groups))}
@@ -121,15 +125,15 @@ class Base(torch.optim.Optimizer):
 
         Raises:
             ValueError: a gradient that is not finite, or of another shape, dtype or device than its parameter (index
-                and shape are named); an option in ``param_groups`` that is out of range.
+                and shape are named); an option in ``param_groups`` that is out of range, or
+                different in two groups.
             RuntimeError: a sparse gradient.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            self._check_options(group)
+        self._check_groups(self.param_groups)
         params = parameters(self.param_groups)
         for index, p in enumerate(params):
             if p.grad is not None:

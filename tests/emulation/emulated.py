@@ -73,8 +73,8 @@ def publish_views():
     """Has the steps of ``emulated`` publish views of their new rows, as those on a GPU do."""
     current = Runtime._current_estimates
 
-    def current_estimates(self, groups, plans):
-        estimates = current(self, groups, plans)
+    def current_estimates(self, groups, *more):
+        estimates = current(self, groups, *more)
         asked = all(group["backend"] == "emulated" for group in groups)
         if asked and not isinstance(estimates.rows, DeviceRows):
             estimates.rows = estimates.rows.as_subclass(DeviceRows)
