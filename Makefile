@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Tests of a backend named here fail, instead of being skipped, where it is not available.
 PYTEST := PRODIGY_FUSED_REQUIRE=cpu,emulated,triton,cuda-build $(BIN)/pytest
+# A worker that has nothing left takes tests from the other.
+PARALLEL := $(PYTEST) -n auto --dist worksteal
 PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile
 CPP_FILES = $(shell find csrc tests/emulation -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
@@ -14,10 +16,7 @@ ASAN_ENV = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-f
 # memory is walked in new ways.
 ASAN_CPU = fuzz or memory or rounding or selection or shapes
 ASAN_TESTS ?= -k "not ranks and (emulated or emulation or (cpu and ($(ASAN_CPU))))"
-
-# Hundreds of variants that run the same lines: coverage, which slows a test by a half, looks at the other files.
-VARIANTS = $(patsubst %,tests/test_%.py,edges emulation examples fuzz numbers reproducible rounding shapes \
-	split_groups torch_gradients torch_hooks torch_optim torch_state torch_tools)
+TEST_ASAN = $(ASAN_ENV) $(PARALLEL) --capture=sys $(ASAN_TESTS)
 
 # Lists what the named extras ask for: the package itself is installed after them, with the build tools among them.
 define EXTRAS
@@ -47,7 +46,9 @@ help: ## print this list
 	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
-build: .venv/stamp emulation ## compile prodigy_fused/_C in place; fails, unlike pip install, if it cannot
+build: module emulation ## compile prodigy_fused/_C in place; fails, unlike pip install, if it cannot
+
+module: .venv/stamp
 	rm -f prodigy_fused/_C.*.so
 	$(BIN)/python setup.py -q build_ext --inplace
 	$(BIN)/python -c 'import prodigy_fused._C'
@@ -78,26 +79,33 @@ docs: .venv/docs ## build the documentation into build/site; a warning or a dead
 figures: build ## write the figures of README.md and docs/, the plots and the summary from the rows in bench/results/
 	$(BIN)/python bench/report.py --write
 
-test: build test-asan ## the whole suite but the slow tests, and its coverage; and the compiled module under sanitizers
-	$(PYTEST) -n auto $(VARIANTS) $(ARGS)
-	$(PYTEST) -n auto --cov $(VARIANTS:%=--ignore=%) $(ARGS)
+test: .venv/stamp ## the whole suite but the slow tests, and its coverage; and the compiled module under sanitizers
+	$(MAKE) -j2 build sanitized
+	$(TEST_ASAN)
+	$(PARALLEL) --cov -m "not slow and not sanitized" $(ARGS)
 
 # One interpreter of Triton, hundreds of variants, processes and installations are left to `make test`.
 QUICK = not (triton or fuzz or install or bench or demo or examples or distributed or build or gpu or run or torch_ \
 	or emulated or variants or numbers)
 quick: build ## the inner loop: the tests that find most mistakes, in less than two minutes
-	$(PYTEST) -n auto -q -k "$(QUICK)" $(ARGS)
+	$(PARALLEL) -q -k "$(QUICK)" $(ARGS)
 
 test-slow: build ## the slow tests only
 	$(PYTEST) -m slow $(ARGS)
 
-test-asan: build ## the tests of the compiled module, with _C built under AddressSanitizer and UBSan
-	rm -rf build/asan/lib
+test-asan: build sanitized ## the tests of the compiled module, with _C built under AddressSanitizer and UBSan
+	$(TEST_ASAN)
+
+sanitized: sanitized-module sanitized-emulation
+
+sanitized-emulation: .venv/stamp
 	$(call EMULATION,build/emulation-asan,Debug -DPRODIGY_FUSED_SANITIZE=ON)
+
+sanitized-module: .venv/stamp
+	rm -rf build/asan/lib
 	CMAKE_ARGS="$$CMAKE_ARGS -DCMAKE_BUILD_TYPE=Debug -DPRODIGY_FUSED_SANITIZE=ON" PRODIGY_FUSED_CUDA=0 \
 		$(BIN)/python setup.py -q build --build-base build/asan --build-lib build/asan/lib
 	ls build/asan/lib/prodigy_fused/_C.*.so
-	$(ASAN_ENV) $(PYTEST) -n auto --capture=sys $(ASAN_TESTS)
 
 # Trainers of other projects, in an environment of their own that sees the packages of .venv: pip finds torch there, and
 # is to fail where it would bring another.
@@ -128,4 +136,4 @@ format: .venv/stamp ## let ruff and clang-format rewrite the sources
 clean: ## remove .venv and everything that was built
 	rm -rf .venv build dist *.egg-info prodigy_fused/_C.*.so .pytest_cache .mypy_cache .ruff_cache .coverage
 
-.PHONY: help build emulation demo bench docs figures test quick test-slow test-asan test-trainers lint format clean
+.PHONY: help build module emulation sanitized sanitized-module sanitized-emulation demo bench docs figures test quick test-slow test-asan test-trainers lint format clean

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable
 from functools import cache
-from itertools import chain, groupby
 from typing import Any
 
 import torch
@@ -22,12 +22,15 @@ def compiled() -> tuple[Callable[..., None], Callable[..., None]]:
 
 
 class CompiledForeachPlan(foreach.ForeachPlan):
-    """A foreach plan with compiled functions, called once per group: fused loops have no temporaries to keep small."""
+    """A foreach plan with compiled functions, called once for all tensors: fused loops have no temporaries."""
 
-    def runs(self, step: Any) -> Iterator[foreach.Run]:
-        """Yields the tensors that have a gradient and a learning rate, one run per group."""
-        for _, runs in groupby(super().runs(step), lambda run: run.slots[0].group):
-            yield _joined(list(runs))
+    def on_host(self, step: Any) -> bool:
+        """Returns False: numbers would be compiled in."""
+        return False
+
+    def most(self) -> int:
+        """Returns that a run has no end."""
+        return sys.maxsize
 
     @staticmethod
     def update_run(*arguments: Any) -> None:
@@ -38,13 +41,6 @@ class CompiledForeachPlan(foreach.ForeachPlan):
     def step_run(*arguments: Any) -> None:
         """Updates x of a run."""
         compiled()[1](*arguments)
-
-
-def _joined(runs: list[foreach.Run]) -> foreach.Run:
-    def all_of(lists: Iterable[list[Any]]) -> list[Any]:
-        return list(chain.from_iterable(lists))
-
-    return foreach.Run(all_of(run.slots for run in runs), all_of(run.grads for run in runs), runs[0].h)
 
 
 class CompiledForeach:

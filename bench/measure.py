@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from counts import count_launches, count_syncs, extra_bytes, state_bytes
+from gradients import drawn
 from peers import COPY, IN_PLACE, Copier, Peer
 from torch import Tensor, nn
 from workloads import Shapes, numel
@@ -40,8 +42,12 @@ def time_on_cpu(step: Callable[[], Any]) -> Sample:
     return Sample(_elapsed(step))
 
 
-def time_on_cuda(step: Callable[[], Any]) -> Sample:
-    """Times two steps: one on an idle device, and one queued while the device is busy, as after a backward pass."""
+def time_on_cuda(step: Callable[[], Any], renew: Callable[[], Any]) -> Sample:
+    """Times two steps: one on an idle device, and one queued while the device is busy, as after a backward pass.
+
+    Args:
+        renew: gives the second step gradients of its own. On those of the first, every second step would move d.
+    """
 
     def waited() -> None:
         step()
@@ -49,6 +55,8 @@ def time_on_cuda(step: Callable[[], Any]) -> Sample:
 
     torch.cuda.synchronize()
     wall = _elapsed(waited)
+    renew()
+    torch.cuda.synchronize()
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda._sleep(BUSY_CYCLES)
     first.record()
@@ -79,6 +87,9 @@ class Racer:
     status: str = "ok"  # or "not run", "missing" (not installed), "failed"
     reason: str = ""
     counts: dict[str, int | float | None] = field(default_factory=dict)
+    given: int = 0  # gradients of so many steps
+    turns: int = 0  # that were timed
+    moves: int | None = None  # timed turns in which d moved, if the optimizer counts them
 
     @contextlib.contextmanager
     def trying(self) -> Iterator[None]:
@@ -90,79 +101,44 @@ class Racer:
             self.reason = first_line(error)
             self.params, self.optimizer = [], None
 
-    def give(self, gradients: list[Tensor]) -> None:
-        """Sets gradients, copies at fresh addresses, as a backward pass would leave them."""
+    def give(self, gradients: list[Tensor], k: int = 0) -> None:
+        """Sets gradients made from those given, at fresh addresses, as a backward pass would leave them.
+
+        Args:
+            k: which of the gradients that each can make.
+        """
         if self.peer is not None:
             for p, g in zip(self.params, gradients, strict=True):
-                p.grad = g.clone()
+                p.grad = self.peer.gradients(drawn(g, k), self.given == 0)
+            self.given += 1
+
+    def corrections(self) -> int | None:
+        """Returns how often d has moved, which waits for the device; None of an optimizer that does not say."""
+        return getattr(self.optimizer, "corrections", None)
+
+    def record(self, sample: Callable[[], Sample]) -> None:
+        """Takes a sample, and keeps it if d moved in all of its steps, or in none, as is the peer's to show."""
+        before, given = self.corrections(), self.given - 1
+        taken = sample()
+        after = self.corrections()
+        self.turns += 1
+        if self.peer is None or before is None or after is None:
+            self.samples.append(taken)
+            return
+        self.moves = (self.moves or 0) + (after > before)
+        if after - before == (self.given - given if self.peer.moves else 0):
+            self.samples.append(taken)
+
+    def conclude(self) -> None:
+        """Says which turns were left out because of d; without enough of the others the racer has failed."""
+        if left_out := self.turns - len(self.samples):
+            self.reason = f"{left_out} of {self.turns} turns left out: d moved in {self.moves}"
+            self.status = "ok" if len(self.samples) >= min(self.turns, LEAST_ROUNDS) else "failed"
 
     def drop(self) -> None:
         """Drops the gradients."""
         for p in self.params:
             p.grad = None
-
-
-def state_bytes(optimizer: Any) -> int:
-    """Returns the bytes of all state tensors, each storage counted once."""
-
-    def tensors(value: Any) -> Iterator[Tensor]:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (dict, list, tuple)):
-            for item in value.values() if isinstance(value, dict) else value:
-                yield from tensors(item)
-
-    storages = (t.untyped_storage() for t in tensors(list(optimizer.state.values())))
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def peak(changes: Iterable[int]) -> int:
-    """Returns the highest running sum of a sequence of allocations (positive) and releases (negative), in bytes."""
-    highest = current = 0
-    for change in changes:
-        current += change
-        highest = max(highest, current)
-    return highest
-
-
-def extra_bytes(step: Callable[[], Any], device: torch.device) -> int:
-    """Returns how many bytes torch's allocator gives out at most during a step, on top of those in use before."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()
-    # The raw events: those of profile.events() lack what an operation itself has allocated.
-    return peak(e.nbytes() for e in profile.profiler.kineto_results.events() if e.name() == "[memory]")
-
-
-def launch_names(events: Iterable[Any]) -> list[str]:
-    """Returns the names of what a profiled step ran on the device, without torch's own ranges around a step."""
-    on_device = (e for e in events if e.device_type == torch.autograd.DeviceType.CUDA)
-    return [e.name for e in on_device if "Optimizer" not in e.name]
-
-
-def count_launches(step: Callable[[], Any]) -> int:
-    """Returns the number of kernels, copies and fills that a step runs on the GPU."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        step()
-        torch.cuda.synchronize()
-    return len(launch_names(profile.events()))
-
-
-def count_syncs(step: Callable[[], Any]) -> int:
-    """Returns the number of host synchronisations in a step, as torch's debug mode reports them."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    return sum("synchronizing" in str(warning.message) for warning in caught)
 
 
 class Race:
@@ -180,7 +156,6 @@ class Race:
     ) -> None:
         self.shapes, self.device, self.dtype = shapes, device, dtype
         self.elements = numel(shapes)
-        self.time = time_on_cuda if device.type == "cuda" else time_on_cpu
         self.racers = [Racer(name, optimizer=Copier(name, limit, device)) for name in (COPY, IN_PLACE)]
         self.racers += [self._enter(peer) for peer in peers]
 
@@ -221,9 +196,11 @@ class Race:
             for done in range(rounds):
                 if done >= LEAST_ROUNDS and time.perf_counter() - start > seconds:
                     break
-                self._turns(self._gradients(), lambda racer: racer.samples.append(self.time(racer.optimizer.step)))
+                self._turns(gradients := self._gradients(), partial(self._time, gradients))
                 tick()
-        self._turns(self._gradients(), self._count)
+        for racer in (r for r in self.racers if r.status == "ok"):
+            racer.conclude()
+        self._turns(gradients := self._gradients(), partial(self._count, gradients))
         for racer in self.racers:
             racer.params, racer.optimizer = [], None
         gc.collect()
@@ -231,19 +208,25 @@ class Race:
             torch.cuda.empty_cache()  # or the next heat would not see the memory as free
         return self.racers
 
-    def _count(self, racer: Racer) -> None:
+    def _time(self, gradients: list[Tensor], racer: Racer) -> None:
+        step, renew = racer.optimizer.step, partial(racer.give, gradients, 1)
+        racer.record(partial(time_on_cuda, step, renew) if self.device.type == "cuda" else partial(time_on_cpu, step))
+
+    def _count(self, gradients: list[Tensor], racer: Racer) -> None:
         if racer.peer is None:
             return
         step = racer.optimizer.step
-        counters = {
-            "state_bytes": lambda: round(state_bytes(racer.optimizer) / self.elements, 3),
+        counters: dict[str, Callable[[], Any]] = {
             "extra_bytes": lambda: extra_bytes(step, self.device),
+            "state_bytes": lambda: round(state_bytes(racer.optimizer) / self.elements, 3),
         }
         if self.device.type == "cuda":
             counters |= {"syncs": lambda: count_syncs(step), "launches": lambda: count_launches(step)}
-        for name, count in counters.items():
+        for k, (name, count) in enumerate(counters.items()):
             try:
-                racer.counts[name] = count()
+                racer.give(gradients, k)
+                found = count()
+                racer.counts |= found if isinstance(found, dict) else {name: found}
             except Exception as error:  # such as a profiler without permission; the times are valid all the same
                 racer.reason = f"no {name}: {first_line(error)}"
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
+import gradients
 import torch
 from roofline import adamw_bytes, prodigy_bytes
-from torch import nn
+from torch import Tensor, nn
 
 from prodigy_fused import Prodigy, backends
 
@@ -18,6 +19,11 @@ Make = Callable[[Any], Any]
 # All ratios are relative to it; it runs in every heat.
 ANCHOR = "AdamW(fused)"
 COPY, IN_PLACE = "copy", "in place"
+SAMPLED: dict[str, Any] = {"slice_p": 11}  # float16 is then rounded stochastically
+BFLOAT16: dict[str, Any] = {"state_dtype": torch.bfloat16}
+# In every step d moves, by a thousandth: unbounded, it would overflow.
+MOVES: dict[str, Any] = {"growth_rate": 1.001}
+FROZEN: dict[str, Any] = {"prodigy_steps": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +38,16 @@ class Peer:
     spare: int = 0  # of the parameters' size that a step allocates in addition
     slice_p: int = 1
     most_tensors: dict[str, int] | None = None  # by device type: with more a step, or a compilation, takes minutes
+    plain: bool = True  # takes part in workloads that are nothing special
     scans: bool = False  # takes part in the scan over sizes
+    policies: bool = False  # takes part where all ways to store and to sample race
     trains: bool = True  # takes part in the training of the demo's GPT
+    gradients: Callable[[Tensor, bool], Tensor] = gradients.normal  # what it makes of the numbers drawn
+
+    @property
+    def moves(self) -> bool:
+        """Whether d is to move in each of its steps; it is to rest in those of all others."""
+        return self.gradients is gradients.positive
 
     def unfit(self, tensors: int, device: torch.device) -> str | None:
         """Returns why the peer is not measured on so many tensors; None if it is."""
@@ -79,41 +93,68 @@ def our_bytes(dtype: torch.dtype, **options: Any) -> float:
     """Returns the bytes per parameter of our optimizer with these options, given the state that it then keeps."""
     p = nn.Parameter(torch.zeros(1, dtype=dtype))
     optimizer = Prodigy([p], fused=False, **options)
-    p.grad = torch.zeros_like(p)
-    optimizer.step()
+    for _ in range(2):  # the second freezes an estimate that takes one step
+        p.grad = torch.ones_like(p)
+        optimizer.step()
     state, slice_p = optimizer.state[p], optimizer.param_groups[0]["slice_p"]
-    return prodigy_bytes(dtype.itemsize, state["exp_avg_sq"].itemsize, slice_p, "delta" in state)
+    traits = {"displacement": "delta" in state, "frozen": "s" not in state, "moves": options.items() >= MOVES.items()}
+    return prodigy_bytes(dtype.itemsize, state["exp_avg_sq"].itemsize, slice_p, **traits)
 
 
-def variants(name: str, dtype: torch.dtype) -> list[Peer]:
-    """Returns peers of one of our backends with options that change how many bytes a step moves."""
-    options: dict[str, tuple[dict[str, Any], int]]  # and how many tensors are kept
-    options = {"slice_p=11": ({"slice_p": 11}, 4)}
-    if dtype.itemsize == 2:
-        options["displacement"] = {"low_precision": "displacement"}, 6
-        options["bfloat16 state"] = {"state_dtype": torch.bfloat16}, 5
+def storages(dtype: torch.dtype) -> dict[str, tuple[dict[str, Any], int]]:
+    """Returns the ways to store state that are not the default: options, and how many tensors are kept."""
+    found: dict[str, tuple[dict[str, Any], int]] = {"bfloat16 state": (BFLOAT16, 5)}
+    if dtype == torch.bfloat16:
+        found["displacement"] = {"low_precision": "displacement"}, 6
+    if dtype == torch.float16:
+        found["stochastic"] = {"low_precision": "stochastic"}, 5
+    return found
+
+
+def variants(name: str, dtype: torch.dtype, plain: bool) -> list[Peer]:
+    """Returns peers of one of our backends with options that change what a step moves or computes.
+
+    Args:
+        plain: the most important ones also take part in workloads that are nothing special.
+    """
+
+    def variant(what: str, options: dict[str, Any], tensors: int = 5, everywhere: bool = False, **more: Any) -> Peer:
+        return Peer(
+            f"prodigy_fused({name}, {what})", ours(name, **options), "prodigy-fused", partial(our_bytes, **options),
+            tensors, slice_p=options.get("slice_p", 1), plain=plain and everywhere, policies=True, trains=everywhere,
+            **more,
+        )  # fmt: skip
+
+    half = dtype.itemsize == 2
+    found = [variant("slice_p=11", SAMPLED, 4, everywhere=True)]
+    found += [variant(what, how, tensors, everywhere=half) for what, (how, tensors) in storages(dtype).items()]
     return [
-        Peer(
-            f"prodigy_fused({name}, {what})", ours(name, **given), "prodigy-fused", partial(our_bytes, **given),
-            tensors, slice_p=given.get("slice_p", 1),
-        )
-        for what, (given, tensors) in options.items()
-    ]  # fmt: skip
+        *found,
+        variant("bfloat16 state, slice_p=11", BFLOAT16 | SAMPLED),
+        variant("frozen", FROZEN),
+        variant("d moves", MOVES, gradients=gradients.positive),
+        variant("zero gradients", {}, gradients=gradients.zero),
+    ]
 
 
 def own(device: torch.device, dtype: torch.dtype) -> list[Peer]:
-    """Returns our backends on this device as peers; the best of them with its variants."""
+    """Returns our backends on this device as peers, with their variants."""
     names = fused_backends(device)
     fused = [
-        Peer(f"prodigy_fused({name})", ours(name), "prodigy-fused", our_bytes, scans=True, trains=name == names[0])
+        Peer(
+            f"prodigy_fused({name})", ours(name), "prodigy-fused", our_bytes, scans=True, policies=True,
+            trains=name == names[0],
+        )
         for name in names
-    ]
-    varied = [peer for name in names[:1] for peer in variants(name, dtype)]
+    ]  # fmt: skip
+    varied = [peer for name in names for peer in variants(name, dtype, plain=name == names[0])]
     compiled = imported("compiled_foreach", "make")
+    plain, moving = {"package": "prodigy-fused", "policies": True, "spare": 1}, gradients.positive
     return [
         *fused,
         *varied,
-        Peer("prodigy_fused(foreach)", ours("foreach"), "prodigy-fused", spare=1),
+        Peer("prodigy_fused(foreach)", ours("foreach"), **plain),
+        Peer("prodigy_fused(foreach, d moves)", ours("foreach", **MOVES), plain=False, gradients=moving, **plain),
         Peer("compiled foreach", compiled, most_tensors={"cpu": 20, "cuda": 150}, trains=False),
     ]
 
@@ -126,12 +167,12 @@ def others() -> list[Peer]:
     }  # fmt: skip
     schedule_free = imported("prodigyplus", "ProdigyPlusScheduleFree", **plain)
     return [
-        Peer(ANCHOR, adamw(fused=True), count=adam_bytes, tensors=3, scans=True),
-        Peer("AdamW(foreach)", adamw(foreach=True), tensors=3, spare=1),
+        Peer(ANCHOR, adamw(fused=True), count=adam_bytes, tensors=3, scans=True, policies=True),
+        Peer("AdamW(foreach)", adamw(foreach=True), tensors=3, spare=1, policies=True),
         Peer("AdamW(for-loop)", adamw(foreach=False), tensors=3),
         Peer("optimi AdamW", optimi, "torch-optimi", tensors=3, spare=1),
         Peer("apex FusedAdam", imported("apex.optimizers", "FusedAdam", lr=1e-6), "apex", adam_bytes, tensors=3),
-        Peer("prodigyopt", imported("prodigyopt", "Prodigy"), "prodigyopt", scans=True),
+        Peer("prodigyopt", imported("prodigyopt", "Prodigy"), "prodigyopt", scans=True, policies=True),
         Peer("pytorch_optimizer Prodigy", imported("pytorch_optimizer", "Prodigy"), "pytorch_optimizer", spare=1),
         # It samples every 11th element and offers no other number.
         Peer("prodigy-plus-schedule-free", schedule_free, "prodigy-plus-schedule-free", tensors=4, slice_p=11),

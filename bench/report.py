@@ -61,6 +61,8 @@ STEP: Cells = {
     "syncs": _number("syncs", "d"),
     "state B/param": _number("state_bytes", ".1f"),
     "extra MB": _number("extra_bytes", ".1f", 1e-6),
+    "longest kernel us": _number("kernel_us", ".1f"),
+    "d moved in turns": lambda row, _: str(row["moves"] or ""),
 }
 TRAIN: Cells = {
     "optimizer ms": _number("ms", ".3f"),
@@ -144,9 +146,8 @@ def markdown(measured: list[Row]) -> str:
 
 
 def _best(row: Row) -> bool:
-    """Returns whether a row is of our one-pass optimizer with slice_p=1, the one that users get."""
-    compiled = row["peer"].startswith("prodigy_fused(") and "foreach" not in row["peer"]
-    return compiled and row["slice_p"] == 1
+    """Returns whether a row is of our one-pass optimizer with default options, the one that users get."""
+    return re.fullmatch(r"prodigy_fused\((?!foreach)\w+\)", row["peer"]) is not None
 
 
 def cost(measured: list[Row]) -> str:
@@ -177,9 +178,23 @@ def _cost_line(own: list[Row]) -> list[str] | None:
 
 
 def gpu(measured: list[Row]) -> str:
-    """Returns the table of targets on a GPU, for docs/benchmarks.md."""
-    lines = goals.table(measured)
-    return "\n".join(_sheet(["on a GPU, float32", "parameters", "goal", "measured"], lines))
+    """Returns the tables of targets on a GPU, for docs/benchmarks.md."""
+    here = goals.on_last_gpu(measured)
+    text = [*_sheet(["on a GPU, float32", "parameters", "goal", "measured"], goals.table(measured)), ""]
+    text += _policies(here, "cuda", ["share of a copy", "to AdamW(fused)", "Triton to CUDA, speed"])
+    return "\n".join([*text, f"{where_line(here[-1])}." if here else "No GPU measured yet."])
+
+
+def policies(measured: list[Row]) -> str:
+    """Returns the table of the ways to store and to sample on a CPU, for docs/benchmarks.md."""
+    here = [row for row in measured if row["workload"] in goals.POLICY_WORKLOADS["cpu"] and not row["cuda"]]
+    lines = _policies(here, "cpu", ["to AdamW(fused)"])
+    return "\n".join([*lines, f"{where_line(here[-1])}." if here else "Not measured yet."])
+
+
+def _policies(measured: list[Row], device: str, columns: list[str]) -> list[str]:
+    workload, lines = goals.policies(measured, device)
+    return [*_sheet([f"{workload}: parameters, options", "bytes", *columns], lines), ""]
 
 
 def demo(_: list[Row]) -> str:
@@ -211,7 +226,7 @@ def for_the_record(files: list[Path] | None = None) -> list[Row]:
 def with_figures(file: Path, measured: list[Row]) -> str:
     """Returns the text of one of the files WRITTEN, with everything between the marks rewritten."""
     root = "../" * (len(file.relative_to(ROOT).parts) - 1)
-    blocks = {"cost": cost, "gpu": gpu, "demo": demo}
+    blocks = {"cost": cost, "gpu": gpu, "policies": policies, "demo": demo}
 
     def written(found: re.Match[str]) -> str:
         return found[1] + blocks[found[2]](measured).replace("](bench/", f"]({root}bench/") + "\n" + found[3]

@@ -16,7 +16,14 @@ import rows
 from workloads import Shapes, llama3, numel, shard
 
 
-def prodigy_bytes(x: int = 4, state: int = 4, slice_p: int = 1, displacement: bool = False) -> float:
+def prodigy_bytes(
+    x: int = 4,
+    state: int = 4,
+    slice_p: int = 1,
+    displacement: bool = False,
+    frozen: bool = False,
+    moves: bool = False,
+) -> float:
     """Returns the bytes per parameter of the update pass: reads g, x, m, v, s, x0, writes x, m, v, s.
 
     Args:
@@ -24,8 +31,12 @@ def prodigy_bytes(x: int = 4, state: int = 4, slice_p: int = 1, displacement: bo
         state: bytes per element of m, v and s.
         slice_p: s and x0 are read, and s is written, at every p-th element only.
         displacement: x - x0 in float32 is read and written, too. Needs all of x0.
+        frozen: the estimate is fixed: there is no s, and x0 is not read.
+        moves: d moves, so that x is corrected: reads x, m, v again, and writes x.
     """
-    return x + 2 * x + 4 * state + (2 * state + x) / slice_p + (2 * 4 if displacement else 0)
+    sampled = 0 if frozen else (2 * state + x) / slice_p
+    passes = 2 if moves else 1
+    return adamw_bytes(x, state) + sampled + (passes - 1) * 2 * (x + state) + passes * (2 * 4 if displacement else 0)
 
 
 def adamw_bytes(x: int = 4, state: int = 4) -> float:
@@ -106,6 +117,7 @@ OPTIMIZERS = {
     "slice_p=1": (24, prodigy_bytes(), 2),
     "slice_p=11": (16 + 8 / 11, prodigy_bytes(slice_p=11), 2),
     "bfloat16": (22, prodigy_bytes(x=2, displacement=True), 2),
+    "frozen": (16, prodigy_bytes(frozen=True), 2, False),
     "prodigyopt": (24, prodigyopt_bytes(), 2),
 }
 

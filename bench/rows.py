@@ -17,10 +17,12 @@ WHERE = ("run", "date", "commit", "version", "torch", "python", "device", "cpu",
 WHAT = ("kind", "workload", "tensors", "parameters", "dtype", "heat", "peer", "package", "slice_p", "status", "reason")
 FIGURES = (
     "rounds", "ms", "ms_25", "ms_75", "wall_ms", "host_ms", "launches", "syncs", "extra_bytes", "state_bytes", "bytes",
-    "copy_gb_s", "in_place_gb_s", "train_ms", "tokens_per_s",
+    "copy_gb_s", "in_place_gb_s", "train_ms", "tokens_per_s", "moves", "kernel_us",
 )  # fmt: skip
 FIELDS = (*WHERE, *WHAT, *FIGURES)
-COUNTS = ("threads", "tensors", "parameters", "heat", "slice_p", "rounds", "launches", "syncs", "extra_bytes")
+COUNTS = (
+    "threads", "tensors", "parameters", "heat", "slice_p", "rounds", "launches", "syncs", "extra_bytes", "moves",
+)  # fmt: skip
 # Parameters from which on no current machine keeps a step's tensors in its caches.
 BEYOND_CACHE = 1 << 24
 

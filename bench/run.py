@@ -79,7 +79,7 @@ def spread(values: list[float]) -> tuple[float, float, float]:
 def outcome(racer: Racer, peer: Peer | None) -> rows.Row:
     """Returns the columns of a row that are about one racer: its status, and the figures of the timed turns."""
     row = {"peer": racer.name, "package": "", "slice_p": "", "status": racer.status, "reason": racer.reason}
-    row |= racer.counts
+    row |= {"moves": "" if racer.moves is None else racer.moves, **racer.counts}
     if peer is not None:
         row |= {"package": f"{peer.package} {machine.version(peer.package)}".strip(), "slice_p": peer.slice_p}
     if len(racer.samples) < 2 or racer.status != "ok":
@@ -147,13 +147,20 @@ def trained(args: argparse.Namespace, peers: list[Peer], tick: Any) -> Iterator[
         yield row
 
 
+def takes_part(peer: Peer, workload: Workload) -> bool:
+    """Returns whether a peer is measured on a workload."""
+    if workload.policies:
+        return peer.policies
+    return peer.plain and (peer.scans or not workload.scan)
+
+
 def jobs(args: argparse.Namespace) -> list[tuple[str, int, Any]]:
     """Returns the chosen jobs: name, turns, and a function that does the job and yields its rows."""
     found = []
     for workload in QUICK if args.quick else WORKLOADS:
         if not chosen(args.workload, workload.name) or (args.device.type == "cpu" and not workload.cpu):
             continue
-        who = [peer for peer in args.peers if peer.scans or not workload.scan]
+        who = [peer for peer in args.peers if takes_part(peer, workload)]
         turns = measure.WARM_UP + (args.rounds or workload.rounds)
         found.append((workload.name, turns, lambda tick, w=workload, p=who: measured(w, args, p, tick)))
     if chosen(args.workload, TRAINING) and args.dtype == torch.float32:

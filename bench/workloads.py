@@ -132,6 +132,7 @@ class Workload:
     rounds: int = 8  # timed turns of every peer
     cpu: bool = True  # measured on a CPU, too
     scan: bool = False  # part of the scan over sizes: with fewer peers
+    policies: bool = False  # for our ways to store and to sample: with more of ours, and fewer peers
 
     @property
     def elements(self) -> int:
@@ -145,6 +146,8 @@ def _scan(millions: int) -> Workload:
 
 
 WORKLOADS = [
+    Workload("8 x 4 Mi", lambda: [(4 * MILLION,)] * 8, 12, policies=True),
+    Workload("16 x 16 Mi", lambda: [(16 * MILLION,)] * 16, 10, cpu=False, policies=True),
     Workload("16 x 4 Mi", lambda: [(4 * MILLION,)] * 16, 10),
     Workload("200 x 100,000", lambda: [(100_000,)] * 200, 25),
     Workload("1,000 x 1,000", lambda: [(1000,)] * 1000, 80),

@@ -71,16 +71,18 @@ def changes(groups: list[Group], published: Published) -> Published:
     return found
 
 
-def check_changes(groups: list[Group], published: list[Published]) -> None:
-    """Raises ``ValueError`` if a value that was written to the groups is none that an estimate can take.
+def all_changes(groups: list[Group], published: list[Published]) -> list[Published]:
+    """Returns the values of each estimate that were written to its groups since they were published.
 
     Args:
-        published: of each estimate, what was published last; anything else is taken for written if the count differs.
+        published: of each estimate; all values are taken for written if the number of estimates has changed.
+
+    Raises:
+        ValueError: a value that the estimate cannot take; names it.
     """
     estimates = members(groups)
     known = published if len(published) == len(estimates) else [{}] * len(estimates)
-    for own, last in zip(estimates, known, strict=True):
-        changes(own, last)
+    return list(map(changes, estimates, known))
 
 
 class Estimates:
@@ -90,10 +92,10 @@ class Estimates:
         self.rows = torch.zeros(count, len(FIELDS), dtype=torch.float64, device=device)
         self.published: list[Published] = [{} for _ in range(count)]
 
-    def pull(self, groups: list[Group]) -> None:
-        """Reads every value that is not the object :meth:`publish` left in the groups (the first, if several)."""
-        for row, own, published in zip(self.rows, members(groups), self.published, strict=True):
-            for name, value in changes(own, published).items():
+    def pull(self, written: list[Published]) -> None:
+        """Takes over the values that :func:`all_changes` has found."""
+        for row, values in zip(self.rows, written, strict=True):
+            for name, value in values.items():
                 row[FIELDS.index(name)] = value
 
     def publish(self, groups: list[Group], rows: Tensor) -> None:

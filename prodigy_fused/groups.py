@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from . import backends
+from . import backends, state
 from .dtensor import index_map, local
 from .options import Group
 from .plans import parameters
@@ -49,3 +49,21 @@ def with_its_own_choice(group: Group) -> Group:
     ways = ("foreach", "fused", "backend")
     chosen = any(group.get(way) is not None for way in ways)
     return {**dict.fromkeys(ways), **group} if chosen else dict(group)
+
+
+def check_all_are_stepped(before: list[Tensor], groups: list[Group], states: dict[Tensor, Any]) -> None:
+    """Raises if the parameters of the last step are all gone, while their state is kept: DeepSpeed's ZeRO calls
+    ``step()`` for a part of the parameters at a time, which is right for no optimizer with a number common to all.
+
+    Raises:
+        RuntimeError: names the remedy.
+    """
+    now = set(map(id, parameters(groups)))
+    stepped = [p for p in before if state.is_there(states.get(p))]
+    if now and stepped and not any(id(p) in now for p in stepped):
+        raise RuntimeError(
+            "this step is given other parameters than the last one, whose state is kept: Prodigy estimates d from all "
+            "parameters, and cannot be stepped for a part of them at a time. With DeepSpeed's ZeRO, use one parameter "
+            "group, and in stage 3 a sub_group_size that is at least the number of parameters; if the others were "
+            "replaced for good, remove them from optimizer.state"
+        )

@@ -51,7 +51,7 @@ def _culprit(slots: Sequence[Slot]) -> str:
 
 
 def _gradient(slot: Slot) -> Tensor | None:
-    grad = (slot.param if slot.whole is None else slot.whole).grad
+    grad = slot.parameter.grad
     fits = grad is not None and local(grad).shape == slot.param.shape  # else it is still to be redistributed
     return local(grad) if fits else None  # type: ignore[arg-type]
 

@@ -1,30 +1,33 @@
 """From parameter groups to plans: which tensors a step processes together, and on which backend.
 
-Plans are built once and checked at every step, because between two steps anything may happen: a first gradient comes
+Plans are built once and looked at in every step, because between two steps anything may happen: a first gradient comes
 late, FSDP or accelerate puts other objects into ``param_groups``, ``module.to()`` moves storages, a checkpoint is
-loaded.
+loaded. New addresses are put into the plans that there are, and so are parameters with a first gradient; all else has
+the plans built anew.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain
-from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from . import backends, state
-from .backends.gpu import capturing
+from .backends.gpu import GpuPlan, capturing
+from .backends.native import count_steps, read_gradients, same_objects
+from .buckets import Bucket, key_of, merged
 from .dtensor import index_map, is_dtensor, local
 from .estimate import members
 from .low_precision import mode_of
 from .options import Group
 from .redistribute import local_gradients
 from .sharding import Span
-from .step import BucketKey, Plan, Slot, Step
-from .tensors import check_apart, check_gradient, check_parameter, describe
+from .step import BucketKey, Slot, Step
+from .tensors import MemoryRuns, check_gradient, check_materialised, check_parameter
 
 
 def parameters(groups: list[Group]) -> list[Tensor]:
@@ -32,29 +35,11 @@ def parameters(groups: list[Group]) -> list[Tensor]:
     return list(chain.from_iterable(group["params"] for group in groups))
 
 
-def check_all_are_stepped(before: list[Tensor], groups: list[Group], states: dict[Tensor, Any]) -> None:
-    """Raises if the parameters of the last step are all gone, while their state is kept: DeepSpeed's ZeRO calls
-    ``step()`` for a part of the parameters at a time, which is right for no optimizer with a number common to all.
-
-    Raises:
-        RuntimeError: names the remedy.
-    """
-    now = set(map(id, parameters(groups)))
-    stepped = [p for p in before if state.is_there(states.get(p))]
-    if now and stepped and not any(id(p) in now for p in stepped):
-        raise RuntimeError(
-            "this step is given other parameters than the last one, whose state is kept: Prodigy estimates d from all "
-            "parameters, and cannot be stepped for a part of them at a time. With DeepSpeed's ZeRO, use one parameter "
-            "group, and in stage 3 a sub_group_size that is at least the number of parameters; if the others were "
-            "replaced for good, remove them from optimizer.state"
-        )
-
-
 class PlanSet:
     """The plans of one optimizer, for the tensors it has now.
 
-    The constructor checks every tensor and chooses a backend for each parameter that has a gradient or a state; it
-    changes nothing. :meth:`build` creates what is missing.
+    The constructor and :meth:`keep_up` check every tensor that is new to them, and choose a backend for each parameter
+    that has a gradient or a state; they change nothing. :meth:`build` creates what is missing.
 
     Raises:
         ValueError, TypeError, RuntimeError: a parameter or gradient that cannot be stepped.
@@ -72,43 +57,50 @@ class PlanSet:
         span.look(groups, self.params)
         self.waiting: list[int] = []  # no gradient seen yet: no state and no plan
         self.slots: list[Slot] = []
-        self.plans: list[tuple[Plan, list[int]]] = []  # with the indices of its parameters
-        self.keys: list[BucketKey] = []
+        self.plans: list[Bucket] = []
+        self.keys: list[BucketKey] = []  # of the plans
         self.built = False
+        self._chosen: dict[int, str] = {}  # the backend of each parameter that takes part, by index
+        self._memory = MemoryRuns()  # of those that are stepped in one pass
+        self._new: list[int] = []  # take part, but have no plan yet
+        self._gradients: list[tuple[list[Tensor | None], int]] = []  # of each plan, and how many of them are None
+        self._take_up(self._participants())
 
-        self._chosen = self._choose()
-        one_pass = {i: self.locals[i] for i, name in self._chosen.items() if backends.get(name).ONE_PASS}
-        check_apart(one_pass)
-        # Whether no plan needs scalars on the host.
-        self.reads_device = bool(self._chosen) and all(backends.get(n).READS_DEVICE for n in self._chosen.values())
-
-    def _choose(self) -> dict[int, str]:
-        """Returns the backend of each parameter that takes part, by index."""
-        chosen: dict[int, str] = {}
+    def _participants(self) -> list[int]:
+        """Returns the indices of the parameters that have a gradient or a state; the others are waiting."""
+        found: list[int] = []
         seen: set[int] = set()
-        for index, (p, owner) in enumerate(zip(self.params, self.owners, strict=True)):
+        for index, p in enumerate(self.params):
             if id(p) in seen:  # twice in one group, of which torch has warned: one step
                 continue
             seen.add(id(p))
-            if p.is_meta and not is_lazy(p):
-                raise ValueError(
-                    f"{describe(index, p)} is still on the meta device: the model was materialised into other tensors; "
-                    "construct the optimizer afterwards, or call torch.__future__."
-                    "set_swap_module_params_on_conversion(True) before the model is"
-                )
-            if p.grad is None and not state.is_there(self.states.get(p)):
-                self.waiting.append(index)
-                continue
+            check_materialised(index, p)
+            has_part = p.grad is not None or state.is_there(self.states.get(p))
+            (found if has_part else self.waiting).append(index)
+        return found
+
+    def _take_up(self, indices: Sequence[int]) -> None:
+        """Chooses the backends of parameters that are to have a plan."""
+        for index in indices:
+            p = self.params[index]
             check_parameter(index, p)
             if p.grad is not None:
                 check_gradient(index, p, p.grad)
-            chosen[index] = backends.choose(self.locals[index], self.groups[owner], self.maps.get(index))
-        return chosen
+            group = self.groups[self.owners[index]]
+            self._chosen[index] = backends.choose(self.locals[index], group, self.maps.get(index))
+        self._check_apart(indices)
+        # Whether no plan needs scalars on the host.
+        self.reads_device = bool(self._chosen) and all(backends.get(n).READS_DEVICE for n in set(self._chosen.values()))
+        self._new += indices
+
+    def _check_apart(self, indices: Iterable[int]) -> None:
+        self._memory.add({i: self.locals[i] for i in indices if backends.get(self._chosen[i]).ONE_PASS})
 
     # -- building ------------------------------------------------------------------------------------------------------
 
     def build(self) -> None:
-        """Creates missing state, adapts the rest to its parameters, and builds the plans. Once; later calls do nothing.
+        """Creates missing state, adapts the rest to its parameters, and builds the plans. Does nothing if there is
+        nothing new.
 
         Raises:
             ValueError: a state that does not fit its parameter; nothing has been changed then.
@@ -116,75 +108,107 @@ class PlanSet:
         """
         if self.built:
             return
-        if any(capturing(self.locals[index].device) for index in self._chosen):
+        if any(capturing(self.locals[index].device) for index in self._new):
             raise RuntimeError("a step that has something to set up cannot be captured: take one before the capture")
         adapted = {
-            index: self._adapted(index) for index in self._chosen if state.is_there(self.states.get(self.params[index]))
+            index: self._adapted(index) for index in self._new if state.is_there(self.states.get(self.params[index]))
         }
         # All checks are done: from here on state is created, so nothing may raise because of a tensor.
         buckets: dict[BucketKey, list[Slot]] = {}
-        for index, name in self._chosen.items():
-            p, group = self.locals[index], self.groups[self.owners[index]]
-            self._give_state(index, adapted.get(index))
-            slot = Slot(
-                index,
-                p,
-                self.states[self.params[index]],
-                self.owners[index],
-                group["slice_p"],
-                mode_of(p, group),
-                self.owners[index] if self.estimates > 1 else 0,
-                group["frozen"],
-                index - self.firsts[self.owners[index]] if self.estimates > 1 else index,
-                self.maps.get(index),
-                self.params[index] if index in self.maps else None,
-            )
-            self.slots.append(slot)
-            counted = self.span.counts(self.params[index], group)
-            buckets.setdefault(_key(name, p, group, counted), []).append(slot)
+        for index in self._new:
+            p, mine, group = self.params[index], self.locals[index], self.groups[self.owners[index]]
+            own = self.states[p]
+            if index in adapted:
+                state.replace(own, adapted[index], group)
+            else:
+                own.update(state.create(mine, group, self.span.is_part(p, group), self.maps.get(index)))
+            key = key_of(self._chosen[index], mine, group, self.span.counts(p, group))
+            buckets.setdefault(key, []).append(self._slot(index))
         self.state_keys, self.state_values = list(self.states.keys()), list(self.states.values())
-        self.keys = sorted(buckets)
-        for key in self.keys:
-            plan = backends.get(key.backend).make_plan(key, buckets[key], self.estimates)
-            self.plans.append((plan, [slot.index for slot in buckets[key]]))
+        for key, slots in buckets.items():
+            self._add(key, slots)
+        self.slots = merged(self.slots, list(chain.from_iterable(buckets.values())))
+        self._new = []
         self.built = True
 
-    def _adapted(self, index: int) -> dict[str, Any]:
+    def _slot(self, index: int) -> Slot:
+        p, owner = self.params[index], self.owners[index]
+        group, split = self.groups[owner], self.estimates > 1
+        return Slot(
+            index,
+            self.locals[index],
+            self.states[p],
+            owner,
+            group["slice_p"],
+            mode_of(p, group),
+            owner if split else 0,
+            group["frozen"],
+            index - self.firsts[owner] if split else index,
+            self.maps.get(index),
+            p if index in self.maps else None,
+        )
+
+    def _add(self, key: BucketKey, slots: list[Slot]) -> None:
+        """Gives new tensors to the plan of their bucket, or to a new one."""
+        at = bisect_left(self.keys, key)
+        if self.keys[at : at + 1] == [key]:
+            self.plans[at].extend(slots)
+        else:
+            plan = backends.get(key.backend).make_plan(key, slots, self.estimates)
+            self.keys.insert(at, key)
+            self.plans.insert(at, Bucket.of(plan, slots))
+
+    def _adapted(self, index: int) -> dict[str, Any]:  # others may have put back what a checkpoint has
         p, group, where = self.params[index], self.groups[self.owners[index]], self.maps.get(index)
-        # Others may have put back what a checkpoint has.
-        own = state.unwrapped(p, self.states[p], group, where) if is_dtensor(p) else self.states[p]
+        own = state.unwrapped(p, self.states[p], group, where) if index in self.maps else self.states[p]
         return state.adapted(index, self.locals[index], own, group, where)
 
-    def _give_state(self, index: int, adapted: dict[str, Any] | None) -> None:
-        """Creates the state of a parameter, or replaces what had to be adapted."""
-        p, group = self.params[index], self.groups[self.owners[index]]
-        own = self.states[p]  # a dictionary in which others may keep something, too
-        if adapted is None:
-            is_part = self.span.is_part(p, group)
-            own.update(state.create(self.locals[index], group, is_part, self.maps.get(index)))
-            return
-        for field in state.FIELDS:
-            if field.key not in adapted and (group["frozen"] or not field.in_reference):
-                own.pop(field.key, None)  # an option has changed, or the samples are given back
-        own.setdefault("step", 0)
-        own.update(adapted)
+    # -- keeping up ----------------------------------------------------------------------------------------------------
 
-    def still_valid(self, groups: list[Group], states: dict[Tensor, Any]) -> bool:
-        """Returns whether the plans were built for these parameters and this state, as they are now."""
-        params = parameters(groups)
+    def keep_up(self, groups: list[Group], states: dict[Tensor, Any]) -> bool:
+        """Returns whether the plans are for these parameters and this state, as they are now.
+
+        Takes note of new addresses, and of parameters with a first gradient. After False, or an exception, the plans
+        are of no more use.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: a parameter or gradient that cannot be stepped.
+        """
+        if not self.built or not self._has(groups, states):
+            return False
+        moved = [bucket for bucket in self.plans if not bucket.plan.unchanged()]
+        if moved and not self._mend(moved):
+            return False
+        arrived = [index for index in self.waiting if self.params[index].grad is not None]
+        if arrived and self.maps:
+            return False  # the gradients below would be redistributed, which all ranks have to do equally often
+        if arrived:
+            self._take_up(arrived)
+            self.load_gradients()  # which checks those of the others, before state is created
+            self.waiting = [index for index in self.waiting if index not in self._chosen]
+            self.built = False
+        return True
+
+    def _has(self, groups: list[Group], states: dict[Tensor, Any]) -> bool:
+        """Returns whether these are the very parameters and dictionaries. (Looking a tensor up in one is slow.)"""
         return (
-            self.built
-            and self.sizes == [len(group["params"]) for group in groups]
-            and all(map(is_, params, self.params))
+            self.sizes == [len(group["params"]) for group in groups]
+            and same_objects(parameters(groups), self.params)
             and all(local(self.params[i]) is self.locals[i] for i in self.maps)
             and states is self.states
-            # By identity: looking a tensor up in a dictionary is slow.
-            and len(states) == len(self.state_values)
-            and all(map(is_, states.keys(), self.state_keys))
-            and all(map(is_, states.values(), self.state_values))
-            and all(self.params[i].grad is None for i in self.waiting)
-            and all(plan.unchanged() for plan, _ in self.plans)
+            and same_objects(list(states.keys()), self.state_keys)
+            and same_objects(list(states.values()), self.state_values)
         )
+
+    def _mend(self, buckets: list[Bucket]) -> bool:
+        """Has plans take note of new addresses; returns whether that is all that has changed."""
+        if self.capturing():
+            return False  # there is something to set up
+        for slot in chain.from_iterable(bucket.slots for bucket in buckets):
+            check_parameter(slot.index, slot.param)
+        self._memory = MemoryRuns()
+        self._check_apart(self._chosen)
+        return all(bucket.plan.mend() for bucket in buckets)
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
@@ -192,14 +216,14 @@ class PlanSet:
     def device(self) -> torch.device:
         """The device of the estimate: that of the first plan."""
         if self.plans:
-            return self.plans[0][0].sums.device
+            return self.plans[0].plan.sums.device
         if self._chosen:
             return self.locals[next(iter(self._chosen))].device
         return self.locals[0].device if self.locals else torch.device("cpu")
 
     def capturing(self) -> bool:
         """Returns whether a step now becomes part of a CUDA graph."""
-        return any(capturing(plan.sums.device) for plan, _ in self.plans)
+        return any(capturing(bucket.plan.sums.device) for bucket in self.plans)
 
     def load_gradients(self) -> None:
         """Gives every plan its gradients, checked.
@@ -210,16 +234,25 @@ class PlanSet:
         """
         if self.capturing() and not all(group["capturable"] for group in self.groups):
             raise RuntimeError("a step is captured in a CUDA graph: construct the optimizer with capturable=True")
-        grads = local_gradients(self.params) if self.maps else [p.grad for p in self.params]
-        for plan, indices in self.plans:
-            plan.load_gradients([grads[i] for i in indices])
+        self._gradients = self._read_gradients()
+        for bucket, (grads, _) in zip(self.plans, self._gradients, strict=True):
+            bucket.plan.load_gradients(grads)
+
+    def _read_gradients(self) -> list[tuple[list[Tensor | None], int]]:
+        if not self.maps:
+            return [read_gradients(bucket.params) for bucket in self.plans]
+        grads = local_gradients(self.params)  # in this order, since ranks may have other buckets
+        own = [[grads[slot.index] for slot in bucket.slots] for bucket in self.plans]
+        return [(some, sum(grad is None for grad in some)) for some in own]
 
     def update(self, step: Step) -> Tensor:
         """Runs phase 1 of all plans; returns the total of their sums, float64[E, 2] on the device of the estimates."""
-        for plan, _ in self.plans:
-            plan.update(step.to(plan.sums.device))
+        for bucket in self.plans:
+            bucket.plan.update(step.to(bucket.plan.sums.device))
         counted = [
-            plan.sums for key, (plan, _) in zip(self.keys, self.plans, strict=True) if key.counted and not key.frozen
+            bucket.plan.sums
+            for key, bucket in zip(self.keys, self.plans, strict=True)
+            if key.counted and not key.frozen
         ]
         if len(counted) == 1:
             return counted[0]
@@ -231,9 +264,9 @@ class PlanSet:
     def finish(self, step: Step) -> None:
         """Runs phase 2 of all plans with ``step.sums``, and writes the new estimates to ``step.new_rows``."""
         local = step
-        for i, (plan, _) in enumerate(self.plans):
-            local = step.to(plan.sums.device)
-            plan.finish(local, last=i == len(self.plans) - 1)
+        for i, bucket in enumerate(self.plans):
+            local = step.to(bucket.plan.sums.device)
+            bucket.plan.finish(local, last=i == len(self.plans) - 1)
         if local is not step:  # the last plan is on another device than the first
             step.new_rows.copy_(local.new_rows)
         if not self.plans:  # a rank without gradients follows the others
@@ -243,20 +276,25 @@ class PlanSet:
     def _mark(self, step: Step) -> None:
         """Counts the step in the state of each parameter that took it, and tells autograd what was written."""
         active = [isinstance(h.lr, Tensor) or h.lr > 0 for h in step.hypers]
-        taking = [slot for slot in self.slots if active[slot.group] and self.params[slot.index].grad is not None]
-        for slot in taking:
-            slot.state["step"] += 1
-        torch.autograd.graph.increment_version([slot.param for slot in taking])
-        torch.autograd.graph.increment_version([slot.whole for slot in taking if slot.whole is not None])
+        params: list[Tensor] = []
+        states: list[dict[str, Any]] = []
+        for bucket, (grads, missing) in zip(self.plans, self._gradients, strict=True):
+            taking = bucket
+            if missing or not all(active):
+                pairs = zip(bucket.slots, grads, strict=True)
+                taking = Bucket.of(bucket.plan, [slot for slot, g in pairs if g is not None and active[slot.group]])
+            params += taking.params
+            states += taking.states
+        count_steps(states)
+        parts = [local(p) for p in params if is_dtensor(p)] if self.maps else []
+        torch.autograd.graph.increment_version([*params, *parts])
 
     def release_gradients(self) -> None:
         """Lets go of the gradients."""
-        for plan, _ in self.plans:
-            plan.release_gradients()
+        self._gradients = []
+        for bucket in self.plans:
+            bucket.plan.release_gradients()
 
-
-def _key(backend: str, p: Tensor, group: Group, counted: bool) -> BucketKey:
-    dtype, state_format = (str(t).removeprefix("torch.") for t in (p.dtype, state.state_dtype(p, group)))
-    sampled = group["slice_p"] > 1 and not group["frozen"]
-    displaced = mode_of(p, group) == "displacement"
-    return BucketKey(backend, str(p.device), dtype, state_format, sampled, displaced, group["frozen"], counted)
+    def captured(self) -> list[Any]:
+        """Returns what CUDA graphs, in which the plans take steps, read and write."""
+        return [kept for bucket in self.plans if isinstance(bucket.plan, GpuPlan) for kept in bucket.plan.captured]

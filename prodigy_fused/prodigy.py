@@ -57,9 +57,8 @@ class Prodigy(Optimizer):
             parameters never move). None: "stochastic" for bfloat16, "displacement" for float16, or "stochastic" with
             slice_p > 1.
         backend: the name of a backend, for tests and benchmarks; never falls back.
-        process_group: the ranks that share the estimate, a ProcessGroup or a DeviceMesh, where the parameters do not
-            tell: stages of a pipeline, parameters that different ranks own. None: those of the parameters' meshes, if
-            they are DTensors (FSDP2, tensor parallel); else, with ``fsdp_in_use`` or FSDP1, all.
+        process_group: the ranks that share the estimate, a ProcessGroup or a DeviceMesh, where parameters do not tell
+            (a pipeline's stages). None: those of the DTensors' meshes, or all, with FSDP1 or ``fsdp_in_use``.
 
     Raises:
         ValueError: a hyper-parameter out of range or NaN, a conflict between groups, no or duplicate parameters, a
@@ -234,7 +233,7 @@ class Prodigy(Optimizer):
 
     @process_group.setter
     def process_group(self, process_group: Any) -> None:
-        self._runtime = Runtime(Span(process_group))
+        self._runtime = Runtime(Span(process_group), self._runtime.captured())
         self._declare_amp_support()
 
     def _is_split(self) -> bool:
@@ -278,19 +277,18 @@ class Prodigy(Optimizer):
         finally:
             last.remove()
 
-    def __getstate__(self) -> dict[str, Any]:
-        given = self.process_group is not None  # no copy or file can hold it
-        return {**super().__getstate__(), "_has_process_group": given}
+    def __getstate__(self) -> dict[str, Any]:  # of a process group nothing can be copied
+        return {**super().__getstate__(), "_has_process_group": self.process_group is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = dict(state)
-        lost = state.pop("_has_process_group", False)
+        lost = state.get("_has_process_group", False)
         super().__setstate__(state)  # also the end of load_state_dict, and of unpickling and deepcopy
         for p, value in self.state.items():
             if isinstance(value, checkpoint.Verbatim):
                 self.state[p] = value.state
-        there = self.__dict__.get("_runtime")
-        self._runtime = Runtime(there.span if there is not None else Span(LOST if lost else None))
+        former: Runtime | None = vars(self).get("_runtime")
+        span = former.span if former is not None else Span(LOST if lost else None)
+        self._runtime = Runtime(span, former.captured() if former is not None else None)
         self._declare_amp_support()
 
     def _declare_amp_support(self) -> None:

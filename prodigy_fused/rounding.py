@@ -25,23 +25,77 @@ alike in all eight, as in every such generator.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .dtensor import IndexMap
+from .sums import ROW
 from .tensors import is_dense
 
 SEED = 0x9E3779B9
 FACTOR = 0xADB4A92D
+EIGHTS = ROW // 8  # hashes in a row
 _WORD = 0xFFFFFFFF
+
+
+def _signed(word: int) -> int:
+    """Returns the int32 of the same bits."""
+    return word - (1 << 32) if word >> 31 else word
+
+
+def _shifted(words: Tensor, by: int) -> Tensor:
+    """Returns int32 words shifted to the right, zeros coming in."""
+    return (words >> by).bitwise_and_(_WORD >> by)
 
 
 def _mix(h: Any) -> Any:
     h = (h ^ h >> 16) * 0x7FEB352D & _WORD
     h = (h ^ h >> 15) * 0x846CA68B & _WORD
     return h ^ h >> 16
+
+
+def row_bits(step: Any, tensors: Any, firsts: Tensor, stream: int = 0) -> Tensor:
+    """Returns the random bits of rows of ``ROW`` elements that are consecutive in memory, see Note [Random bits].
+
+    Args:
+        step: ``k``, a number or a 0-dim tensor.
+        tensors: the index of each row's parameter, int64, or one number.
+        firsts: the position of each row's first element, divided by 8, int64.
+        stream: 0 for a step, 1 for a correction.
+
+    Returns:
+        int32, flat.
+    """
+    return (_hashes(step, tensors, firsts, stream, EIGHTS).view(-1, 1) * _powers(firsts.device)).view(-1)
+
+
+def _powers(device: torch.device) -> Tensor:
+    # Made on the device: a copy to it would have to be waited for.
+    return torch.full((8,), _signed(FACTOR), dtype=torch.int32, device=device).cumprod(0, dtype=torch.int32)
+
+
+def _hashes(step: Any, tensors: Any, firsts: Tensor, stream: int, count: int) -> Tensor:
+    """Returns the hashes of rows of ``count`` times 8 elements, int32[rows, count]; otherwise as :func:`row_bits`.
+
+    A hash is computed with 64-bit integers where there is one per row, else with 32-bit ones, which wrap around.
+    """
+    step = step.to(torch.int64) & _WORD if isinstance(step, Tensor) else int(step) & _WORD
+    word = 2 * (firsts >> 32) + stream
+    a = _mix(_mix(_mix(SEED + step & _WORD) + tensors & _WORD) + word & _WORD)
+    b = _mix(_mix(_mix((~SEED & _WORD) + tensors & _WORD) + word & _WORD) + step & _WORD)
+    a, b, firsts = (t.to(torch.int32)[:, None] for t in (a, b, firsts))  # the lower halves
+    h = torch.arange(count, dtype=torch.int32, device=firsts.device) + firsts
+    h ^= a
+    h ^= _shifted(h, 16)
+    h *= 0x7FEB352D
+    h ^= _shifted(h, 15)
+    h += b
+    h *= _signed(0x846CA68B)
+    h ^= _shifted(h, 16)
+    return h
 
 
 def random_bits(p: Tensor, step: Any, tensor: int, stream: int = 0, where: IndexMap | None = None) -> Tensor:
@@ -55,35 +109,26 @@ def random_bits(p: Tensor, step: Any, tensor: int, stream: int = 0, where: Index
         where: the index map, if ``p`` is a shard.
 
     Returns:
-        int64, 0 to 2**32 - 1, of the shape of ``p``.
+        int32, of the shape of ``p``.
     """
-    g = None if where is None else where.indices(p.device)
-    eight = torch.arange(-(-p.numel() // 8), device=p.device) if g is None else g >> 3
-    word = 2 * (eight >> 32) + stream if (p.numel() if where is None else where.whole) > 1 << 35 else stream
-    step = step.to(torch.int64) & _WORD if isinstance(step, Tensor) else int(step) & _WORD
-    a = _mix(_mix(_mix(SEED + step & _WORD) + tensor & _WORD) + word & _WORD)
-    b = _mix(_mix(_mix((~SEED & _WORD) + tensor & _WORD) + word & _WORD) + step & _WORD)
-    h = (eight ^ a) & _WORD
-    h = (h ^ h >> 16) * 0x7FEB352D & _WORD
-    h = ((h ^ h >> 15) + b) * 0x846CA68B & _WORD
-    powers = torch.tensor([pow(FACTOR, 1 + i, 1 << 32) for i in range(8)], device=p.device)
-    if g is not None:
-        bits: Tensor = (h ^ h >> 16) * powers[g & 7] & _WORD
-        return bits
-    bits = ((h ^ h >> 16)[:, None] * powers & _WORD).flatten()[: p.numel()]
+    if where is not None:  # a hash for each: how many eights of the whole are in one piece depends on the shard
+        g = where.indices(p.device).flatten()
+        return (_hashes(step, tensor, g >> 3, stream, 1).view(-1) * _powers(p.device)[g & 7]).view(p.shape)
+    firsts = torch.arange(0, -(-p.numel() // 8), EIGHTS, device=p.device)
+    bits = row_bits(step, tensor, firsts, stream)[: p.numel()]
     return bits.as_strided(p.shape, p.stride()) if is_dense(p) and p.numel() else bits.view(p.shape)
 
 
 def second(bits: Tensor) -> Tensor:
     """Returns random bits for a second value (``exp_avg_sq``) of the elements: the halves, the lower one improved by
     the upper one, exchanged."""
-    mixed = bits ^ bits >> 16
-    return mixed << 16 & _WORD | mixed >> 16
+    mixed = bits ^ _shifted(bits, 16)
+    return _shifted(mixed, 16).bitwise_or_(mixed << 16)
 
 
 def third(bits: Tensor) -> Tensor:
     """Returns random bits for a third value (``s``) of the elements."""
-    return bits * pow(FACTOR, 8, 1 << 32) & _WORD
+    return bits * _signed(pow(FACTOR, 8, 1 << 32))
 
 
 def stochastic(value: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
@@ -92,20 +137,18 @@ def stochastic(value: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
     and NaN stay.
 
     Args:
-        bits: int64, from :func:`random_bits`.
+        bits: int32, from :func:`random_bits`.
     """
-    size = value.abs()
-    words = size.view(torch.int32).to(torch.int64)
     dropped = 16 if dtype == torch.bfloat16 else 13
-    rounded = _floats((words + (bits >> 32 - dropped)) >> dropped << dropped)
+    words = value.nan_to_num(math.nan, math.inf, -math.inf).view(torch.int32)  # a copy; NaN has a zero at the end
+    words += _shifted(bits, 32 - dropped)
+    words &= -1 << dropped
+    rounded = words.view(torch.float32)
     if dtype == torch.float16:
         # Subnormal: in units of 2^-24, which are the same for all.
+        size = value.abs()
         units = size * 2.0**24
         whole = units.floor()
-        up = (bits >> 8).to(torch.float32) * 2.0**-24 < units - whole
-        rounded = torch.where(size < 2.0**-14, (whole + up) * 2.0**-24, rounded)
-    return torch.where(value.isfinite(), rounded.copysign(value), value).to(dtype)
-
-
-def _floats(words: Tensor) -> Tensor:
-    return words.to(torch.int32).view(torch.float32)
+        up = _shifted(bits, 8).to(torch.float32) * 2.0**-24 < units - whole
+        rounded = torch.where(size < 2.0**-14, ((whole + up) * 2.0**-24).copysign(value), rounded)
+    return rounded.to(dtype)

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from . import backends, hyper, options, record
 from .backends.gpu import capturing
-from .estimate import Estimates, check_changes, members
+from .estimate import Estimates, Published, all_changes, members
+from .groups import check_all_are_stepped
 from .hyper import EstimateOptions, Hyper
 from .low_precision import STUCK_AFTER_STEPS, warn_if_stuck
 from .nonfinite import NonfiniteWatch
 from .options import OPTIONS, Group, Scalar
-from .plans import PlanSet, check_all_are_stepped
+from .plans import PlanSet
 from .sharding import Span
 from .step import Slot, Step
 from .tensors import is_fake
@@ -27,15 +28,17 @@ class Runtime:
     """Takes the steps of one optimizer.
 
     Holds only what can be rebuilt on demand: an optimizer neither copies, pickles nor saves it.
-
-    Args:
-        span: the ranks that share the estimates.
     """
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, span: Span, captured: list[Any] | None = None) -> None:
+        """Args:
+        span: the ranks that share the estimates.
+        captured: of a former runtime of the same optimizer.
+        """
         self.span = span
         self._stepped: list[Tensor] = []  # the parameters of the last step
         self.plans: PlanSet | None = None
+        self._captured = captured or []  # what CUDA graphs read and write of plans that are no more
         self._estimates: Estimates | None = None
         self._estimate_options: list[EstimateOptions] | None = None
         self._most_steps: list[int] | None = None  # of each estimate, an upper bound of k
@@ -47,7 +50,12 @@ class Runtime:
 
     def forget_plans(self) -> None:
         """Has the plans built anew at the next step."""
+        self._captured = self.captured()
         self.plans = None
+
+    def captured(self) -> list[Any]:
+        """Returns what CUDA graphs of this optimizer read and write: it has to live as long as they may be replayed."""
+        return self._captured + (self.plans.captured() if self.plans is not None else [])
 
     def step(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
         """Takes one step. An error that a check finds changes nothing (docs/design.md, "If a step raises").
@@ -74,7 +82,7 @@ class Runtime:
         hypers, estimate_options = self._read_options(groups)
         if self._freeze(groups):
             hypers, estimate_options = self._read_options(groups)
-        check_changes(groups, self._estimates.published if self._estimates else [])  # before anything is changed
+        written = all_changes(groups, self._estimates.published if self._estimates else [])
         plans = self._current_plans(groups, states)
         if found_inf is not None:
             found_inf = self.span.agree(found_inf, plans.device)
@@ -83,13 +91,14 @@ class Runtime:
             self.span.gather(torch.zeros(plans.estimates, 2, dtype=torch.float64, device=plans.device))
             return
 
-        scalars = _scalars(plans.reads_device, hypers, grad_scale, found_inf)
+        scalars = _scalars(groups, plans.reads_device, hypers, grad_scale, found_inf)
         plans.build()
         plans.load_gradients()
-        estimates = self._current_estimates(groups, plans)
+        estimates = self._current_estimates(groups, plans, written)
         rows = estimates.rows
-        # In a captured graph every replay must find what the last one wrote.
-        new_rows = rows if rows.is_cpu or plans.capturing() else torch.empty_like(rows)
+        # In a captured graph every replay must find what the last one wrote, and so must the steps between replays.
+        in_place = rows.is_cpu or plans.capturing() or self.captured()
+        new_rows = rows if in_place else torch.empty_like(rows)
         step = Step(scalars.hypers, estimate_options, rows, new_rows, scalars.grad_scale, scalars.found_inf)
         step.sums = self.span.gather(plans.update(step))
         plans.finish(step)
@@ -136,7 +145,8 @@ class Runtime:
                         group["frozen"] = True
             self._most_steps[e] += 1
         if found:
-            self.plans = self._estimate_options = None
+            self.forget_plans()
+            self._estimate_options = None
         return found
 
     def _read_options(self, groups: list[Group]) -> tuple[list[Hyper], list[EstimateOptions]]:
@@ -152,7 +162,7 @@ class Runtime:
                 group.update(values)
             layouts = list(map(hyper.layout_of, groups))
             if layouts != self._layouts:
-                self.plans = None
+                self.forget_plans()
             self._settings, self._layouts = list(map(hyper.settings_of, groups)), layouts
         hypers = list(map(hyper.hyper_of, groups))
         for group in groups:
@@ -161,20 +171,26 @@ class Runtime:
         return hypers, self._estimate_options
 
     def _current_plans(self, groups: list[Group], states: dict[Tensor, Any]) -> PlanSet:
-        """Returns the plans, built anew if any of their tensors was replaced."""
+        """Returns the plans, built anew if they cannot keep up with what was done to their tensors."""
         plans = self.plans
-        if plans is None or not plans.still_valid(groups, states):
-            self.plans = None
+        try:
+            fit = plans is not None and plans.keep_up(groups, states)
+        except Exception:
+            self.forget_plans()
+            raise
+        if plans is None or not fit:
+            self.forget_plans()
             check_all_are_stepped(self._stepped, groups, states)
             self.plans = plans = PlanSet(groups, states, self.span)
         return plans
 
-    def _current_estimates(self, groups: list[Group], plans: PlanSet) -> Estimates:
+    def _current_estimates(self, groups: list[Group], plans: PlanSet, written: list[Published]) -> Estimates:
         """Returns the estimates with what was written to the groups since the last step."""
         estimates = self._estimates
         if estimates is None or estimates.rows.device != plans.device or len(estimates.rows) != plans.estimates:
             self._estimates = estimates = Estimates(plans.device, plans.estimates)
-        estimates.pull(groups)
+            written = all_changes(groups, [])
+        estimates.pull(written)
         return estimates
 
     def _watch(self, plans: PlanSet, hypers: list[Hyper]) -> None:
@@ -204,7 +220,7 @@ class _Scalars(NamedTuple):
     found_inf: Scalar
 
 
-def _scalars(reads_device: bool, hypers: list[Hyper], grad_scale: Any, found_inf: Any) -> _Scalars:
+def _scalars(groups: list[Group], reads_device: bool, hypers: list[Hyper], grad_scale: Any, found_inf: Any) -> _Scalars:
     """Returns the scalars of a step, checked: tensors if they are on a device and the plans read them there, else
     numbers, for which the host waits.
 
@@ -214,7 +230,8 @@ def _scalars(reads_device: bool, hypers: list[Hyper], grad_scale: Any, found_inf
     scale = 1.0 if grad_scale is None else grad_scale
     inf = 0.0 if found_inf is None else found_inf
     if not reads_device:
-        read = [h._replace(lr=options.check_lr({"lr": h.lr})) for h in hypers]
+        lrs = [options.check_lr(g) if isinstance(h.lr, Tensor) else h.lr for g, h in zip(groups, hypers, strict=True)]
+        read = [h._replace(lr=lr) for h, lr in zip(hypers, lrs, strict=True)]
         return _Scalars(read, float(scale), float(inf))
     scale, inf = (value if options.on_device(value) else float(value) for value in (scale, inf))
     for name, value in (("grad_scale", scale), ("found_inf", inf), *(("lr", h.lr) for h in hypers)):

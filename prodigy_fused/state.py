@@ -167,6 +167,15 @@ def adapted(index: int, p: Tensor, state: State, group: Group, where: IndexMap |
     return new
 
 
+def replace(own: State, new: State, group: Group) -> None:
+    """Puts an adapted state into the entry of its parameter, in which others may keep something, too."""
+    for field in FIELDS:
+        if field.key not in new and (group["frozen"] or not field.in_reference):
+            own.pop(field.key, None)  # an option has changed, or the samples are given back
+    own.setdefault("step", 0)
+    own.update(new)
+
+
 def wrapped(p: Tensor, state: State, group: Group, where: IndexMap | None) -> State:
     """Returns the state of a DTensor with its tensors as DTensors, which torch.distributed.checkpoint can move to other
     meshes. Samples are wrapped as tensors of the parameter's shape."""

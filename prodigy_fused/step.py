@@ -56,6 +56,11 @@ class Slot:
     where: IndexMap | None = None  # of a shard, where its elements are in the whole: for samples and random bits
     whole: Tensor | None = None  # the DTensor, if it is one
 
+    @property
+    def parameter(self) -> Tensor:
+        """The optimizer's parameter, which has the gradient."""
+        return self.param if self.whole is None else self.whole
+
     def sampled(self, t: Tensor) -> Tensor:
         """Returns the elements of ``t``, a tensor of the parameter's shape, that take part in the estimate."""
         return sampled(t, self.slice_p, self.where)
@@ -122,7 +127,15 @@ class Plan(Protocol):
     estimate, after :meth:`update`."""
 
     def unchanged(self) -> bool:
-        """Returns whether the tensors are as they were when the plan was built: not moved, cast or replaced."""
+        """Returns whether the tensors are as they were when the plan last looked: not moved, cast or replaced."""
+
+    def mend(self) -> bool:
+        """Takes note of the addresses that the tensors have now. Returns whether that is all that has changed; if it is
+        not, the plan is of no more use."""
+
+    def extend(self, slots: Sequence[Slot]) -> None:
+        """Takes up more tensors of the bucket: ``slots`` are those of the plan and new ones, in the order of the
+        parameters. Afterwards the plan is as if it had been built for all of them."""
 
     def load_gradients(self, grads: Sequence[Tensor | None]) -> None:
         """Checks the gradients of a step, one or None per tensor, and keeps them for :meth:`update` and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from itertools import pairwise
 
@@ -92,21 +93,50 @@ def check_parameter(index: int, p: Tensor) -> None:
     check_memory(what, p)
 
 
-def check_apart(params: Mapping[int, Tensor]) -> None:
-    """Raises if two parameters, by index, share memory: a kernel that steps all in one pass would write to the first
-    while it reads the second.
+class MemoryRuns:
+    """Where parameters are in memory, to see whether two of them share some: a kernel that steps all in one pass would
+    write to the first while it reads the second."""
 
-    Raises:
-        ValueError: names both. The usual cause is ``load_state_dict(assign=True)``, which unties tied weights.
-    """
-    runs = sorted((p.data_ptr(), index) for index, p in params.items() if p.numel() > 0)
-    for (begin, first), (following, second) in pairwise(runs):
-        p, q = params[first], params[second]
-        if p.device == q.device and following < begin + p.numel() * p.itemsize:
-            raise ValueError(
-                f"{describe(first, p)} and {describe(second, q)} share memory: make them one parameter again "
-                "(load_state_dict(assign=True) unties tied weights), or use fused=False"
-            )
+    def __init__(self) -> None:
+        self._params: dict[int, Tensor] = {}
+        self._runs: list[tuple[int, int]] = []  # address and index, sorted
+
+    def add(self, params: Mapping[int, Tensor]) -> None:
+        """Adds parameters, by index.
+
+        Raises:
+            ValueError: two share memory; names both. The usual cause is ``load_state_dict(assign=True)``, which unties
+                tied weights. This object is then of no more use.
+        """
+        self._params.update(params)
+        new = [(p.data_ptr(), index) for index, p in params.items() if p.numel() > 0]
+        if not self._runs:
+            self._runs = sorted(new)
+            self._check(self._runs)
+            return
+        for run in new:
+            at = bisect_left(self._runs, run)
+            self._runs.insert(at, run)
+            self._check(self._runs[max(at - 1, 0) : at + 2])
+
+    def _check(self, runs: list[tuple[int, int]]) -> None:
+        for (begin, first), (following, second) in pairwise(runs):
+            p, q = self._params[first], self._params[second]
+            if following < begin + p.numel() * p.itemsize and p.device == q.device:
+                raise ValueError(
+                    f"{describe(first, p)} and {describe(second, q)} share memory: make them one parameter again "
+                    "(load_state_dict(assign=True) unties tied weights), or use fused=False"
+                )
+
+
+def check_materialised(index: int, p: Tensor) -> None:
+    """Raises ``ValueError`` if ``p`` still has no memory when a step is taken."""
+    if p.is_meta and not is_lazy(p):
+        raise ValueError(
+            f"{describe(index, p)} is still on the meta device: the model was materialised into other tensors; "
+            "construct the optimizer afterwards, or call torch.__future__."
+            "set_swap_module_params_on_conversion(True) before the model is"
+        )
 
 
 def check_memory(what: str, t: Tensor) -> None:

@@ -33,6 +33,7 @@ class Backend:
     dense_only: bool = False  # refuses tensors with gaps or more than 8 dimensions
     small: bool = False  # too slow for more than a few steps and elements (an interpreter)
     crawls: bool = False  # slower still: by default only a few variants of each test
+    views: bool = False  # publishes views of a device's memory, not numbers
 
     def __str__(self) -> str:
         return self.name
@@ -47,12 +48,12 @@ class Backend:
 GPU = torch.cuda.is_available()
 TRAITS = {
     "cpu": {"one_pass": True, "dense_only": True},
-    "cuda": {"device": "cuda", "one_pass": True, "dense_only": True},
-    "emulated": {"one_pass": True, "dense_only": True, "small": True},
+    "cuda": {"device": "cuda", "one_pass": True, "dense_only": True, "views": True},
+    "emulated": {"one_pass": True, "dense_only": True, "small": True, "views": True},
     "triton": {
         "one_pass": True,
         "dense_only": True,
-        **({"device": "cuda"} if GPU else {"small": True, "crawls": True}),
+        **({"device": "cuda", "views": True} if GPU else {"small": True, "crawls": True}),
     },
 }
 BACKENDS = [Backend(name, **TRAITS.get(name, {})) for name in backends.names()]
@@ -89,14 +90,34 @@ CRAWLING = {
 }  # fmt: skip
 
 
+# They take their time each, most in a process of their own: first, so that no worker is left with one at the end.
+LONG = {
+    "test_kernels_compile_to_16_byte_accesses_and_exact_arithmetic",
+    "test_nothing_that_changes_between_steps_compiles_anew", "test_wheel", "test_editable_install", "test_demo",
+    "test_runs_and_learns", "test_dry_run_emulates_and_lists_the_rest", "test_ranks_agree_with_one_process",
+    "test_an_example_that_does_not_learn_fails",
+}  # fmt: skip
+# Files of hundreds of variants that run the same lines: coverage, which slows a test by a half, looks away.
+VARIANTS = {
+    "edges", "emulation", "examples", "fuzz", "numbers", "reproducible", "rounding", "shapes", "split_groups",
+    "torch_gradients", "torch_hooks", "torch_optim", "torch_state", "torch_tools",
+}  # fmt: skip
+
+
 def pytest_collection_modifyitems(items) -> None:
+    items.sort(key=lambda item: getattr(item, "originalname", None) not in LONG)
     crawling = {backend.name for backend in BACKENDS if backend.crawls}
-    variants: dict[str, list[pytest.Item]] = {}
+    variants: dict[tuple[Path, str, str], list[pytest.Item]] = {}
     for item in items:
-        name = str(getattr(item, "callspec", None) and item.callspec.params.get("backend"))
-        if name in crawling:
-            item.add_marker("no_cover")  # traced, an interpreter is slower still
-            variants.setdefault(f"{item.path}:{item.originalname}", []).append(item)
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        many = item.path.stem.removeprefix("test_") in VARIANTS
+        role = next((role for role, value in params.items() if str(value) in crawling), None)
+        if role is not None:
+            variants.setdefault((item.path, item.originalname, role), []).append(item)
+        if many or role is not None:  # traced, an interpreter is slower still
+            item.add_marker("no_cover")
+        if many and "emulated" in map(str, params.values()):
+            item.add_marker("sanitized")
     for same in variants.values():
         kept = None if same[0].originalname in CRAWLING else same[len(same) // 2]
         for item in same:

@@ -11,7 +11,7 @@ from prodigy_fused.backends import native
 from prodigy_fused.backends import triton as backend
 
 # The emulation's chunk. Blocks are large, because the interpreter's time is one of operations, not of elements.
-SIZES = backend.Sizes(chunk=1 << 10, block=1 << 9, lanes=16, warps=1)
+SIZES = backend.Sizes(chunk=1 << 10, block=1 << 9, resident=1, lanes=16, warps=1)
 PROGRAMS = 2
 
 
@@ -47,7 +47,7 @@ def register():
     except ImportError:
         return  # the tests of the backend are skipped, or fail if it is required
     backends.register("triton", Interpreted())
-    backend.SIZES, backend.PROGRAMS_PER_MULTIPROCESSOR = SIZES, PROGRAMS
+    backend.sizes, backend.PROGRAMS_PER_MULTIPROCESSOR = lambda key: SIZES, PROGRAMS
     backend._multiprocessors = lambda device: 1
     _hasten(interpreter)
 
@@ -55,17 +55,21 @@ def register():
 def _hasten(interpreter):
     """Without what takes two thirds of the interpreter's time, and says nothing about kernels."""
 
-    # A launch prepares the language for our kernels; once is enough, not again for every function they call.
+    # A launch prepares the language for our kernels; once is enough, not again for every function they call. For each
+    # of Triton's own it has to be prepared, once a launch.
     def call(self, *args, **kwargs):
-        if self.fn.__module__.startswith("triton."):
+        if self.fn.__module__.startswith("triton.") and self.fn not in prepared:
             interpreter._patch_lang(self.fn)
+            prepared.add(self.fn)
         return self.rewrite()(*args, **kwargs)
 
     # NumPy warns of what IEEE arithmetic is for: x / 0, inf - inf.
     def launch(self, *args, **kwargs):
+        prepared.clear()
         with np.errstate(all="ignore"):
             return original(self, *args, **kwargs)
 
+    prepared = set()
     original = interpreter.GridExecutor.__call__
     if getattr(original, "hastened", False):
         return

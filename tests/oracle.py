@@ -113,7 +113,7 @@ def numpy(t: Tensor) -> np.ndarray:
 
 # -- training runs, as data --------------------------------------------------------------------------------------------
 
-STEPS = 300
+STEPS = 160  # d moves in at least a dozen of them, and everything that a case has to show happens in half of them
 
 SCHEDULES: dict[str, Callable[[int], float]] = {
     "constant": lambda k: 1.0,

@@ -370,7 +370,7 @@ def _() -> None:
                 value = torch.randn(shape, generator=torch.Generator().manual_seed(i)).to(dtype)
                 params.append(nn.Parameter(distribute_tensor(value, mesh, way)))
                 alone.append(nn.Parameter(value.clone()))
-            opt, theirs = (Prodigy(p, d0=D0, fused=False, **options) for p in (params, alone))
+            opt, theirs = (Prodigy(p, d0=D0, foreach=False, **options) for p in (params, alone))
             for t in range(6):
                 for i, (p, q) in enumerate(zip(params, alone, strict=True)):
                     fixed = torch.randn(q.shape, generator=torch.Generator().manual_seed(i))

@@ -5,6 +5,7 @@ import compiled_foreach
 import peers
 import pytest
 import roofline
+import run
 import test_micro
 import torch
 import workloads
@@ -73,8 +74,28 @@ def test_the_backends_of_this_machine_are_found():
 
 def test_bfloat16_has_its_own_peers():
     names = {peer.name for peer in peers.table(CPU, torch.bfloat16)} - {peer.name for peer in peers.table(CPU)}
-    ours = {f"prodigy_fused(cpu, {what})" for what in ("displacement", "bfloat16 state")}
-    assert names == {*ours, "torchao AdamW, stochastic"}
+    assert names == {"prodigy_fused(cpu, displacement)", "torchao AdamW, stochastic"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_variants_can_be_made_and_their_bytes_are_known(dtype):
+    for peer in peers.own(CPU, dtype):
+        if peer.count is not None:
+            peer.make([nn.Parameter(torch.ones(3, dtype=dtype))])
+            assert peer.count(dtype) > 10
+    counts = {peer.name: peer.count for peer in peers.own(CPU, torch.float32) if peer.count}
+    assert counts["prodigy_fused(cpu, d moves)"](torch.float32) == 56
+    assert counts["prodigy_fused(cpu, frozen)"](torch.float32) == 28
+    assert counts["prodigy_fused(cpu, bfloat16 state)"](torch.bfloat16) == 20
+
+
+def test_most_variants_take_part_only_where_all_of_them_race():
+    plain, policies, scan = (workloads.Workload("", list, **how) for how in ({}, {"policies": True}, {"scan": True}))
+    names = [{p.name for p in peers.table(CPU) if run.takes_part(p, w)} for w in (plain, policies, scan)]
+    assert "prodigy_fused(cpu, frozen)" in names[1] - names[0]
+    assert "adv_optm Prodigy" in names[0] - names[1]
+    assert names[2] == {benchmarks.FUSED, ANCHOR, "prodigyopt"}
+    assert {benchmarks.FUSED, ANCHOR, "prodigyopt", "prodigy_fused(cpu, slice_p=11)"} <= names[0] & names[1]
 
 
 # -- the cost model ---------------------------------------------------------------------------------------------------
@@ -88,6 +109,10 @@ BYTES = {
     # x is read all the same, to see whether the caller has written to it; x - x0 is read and written
     "bfloat16, displacement": (roofline.prodigy_bytes(x=2, displacement=True), 32 + 4 + 4),
     "float64": (roofline.prodigy_bytes(x=8, state=8), 80),
+    "frozen": (roofline.prodigy_bytes(frozen=True, slice_p=11), 28),  # an AdamW
+    # d moves: x, m, v are read once more, x is written
+    "moving": (roofline.prodigy_bytes(moves=True), 56),
+    "moving displacement": (roofline.prodigy_bytes(x=2, displacement=True, moves=True), 40 + 2 + 4 + 4 + 2 + 8),
 }
 
 

@@ -6,16 +6,71 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import sass
 import torch
 
 from prodigy_fused.backends import cuda, native
 
 ARCHITECTURES = ("80", "90", "100", "120")
-# Of float32, of float64, and of mixed types with float32 arithmetic.
-NUMBERS = ("IfLb0", "IdLb0", "IfLb1")
-KERNELS = {f"{kernel}_kernel{number}": 128 for kernel in ("update", "finish") for number in NUMBERS}
+
+
+class Kernel(NamedTuple):
+    """What a kernel may take, on every architecture; and instructions per element, on sm_90."""
+
+    registers: int
+    local: int  # bytes: a spilled register is in local memory. A few words once a tile or a chunk do no harm
+    instructions: int
+
+
+# By kernel, type of the parameters, of the state, D for a displacement, and sampling. With these registers, as many
+# blocks fit a multiprocessor as the fastest prototypes had; the instructions are a tenth more than there are.
+KERNELS = {
+    "update float float EveryElement": Kernel(80, 0, 68),
+    "update float float EveryPth": Kernel(64, 24, 57),
+    "update float float NoElement": Kernel(64, 0, 54),
+    "update double double AnySampling": Kernel(128, 0, 104),
+    "update BFloat16 float EveryElement": Kernel(96, 0, 77),
+    "update BFloat16 float EveryPth": Kernel(80, 0, 62),
+    "update BFloat16 float NoElement": Kernel(80, 0, 60),
+    "update BFloat16 BFloat16 EveryElement": Kernel(96, 32, 82),
+    "update BFloat16 BFloat16 EveryPth": Kernel(80, 0, 57),
+    "update BFloat16 BFloat16 NoElement": Kernel(80, 0, 57),
+    "update BFloat16 float D EveryElement": Kernel(128, 0, 77),
+    "update Float16 float EveryElement": Kernel(128, 0, 97),
+    "update Float16 float EveryPth": Kernel(80, 0, 82),
+    "update Float16 float D EveryElement": Kernel(128, 0, 76),
+    "update float BFloat16 EveryElement": Kernel(96, 16, 76),
+    "update float BFloat16 EveryPth": Kernel(80, 0, 50),
+    "update AnyNumber AnyNumber AnySampling": Kernel(128, 0, 225),
+    "finish float float AnySampling": Kernel(128, 0, 62),
+    "finish double double AnySampling": Kernel(128, 0, 92),
+    "finish BFloat16 float AnySampling": Kernel(128, 0, 68),
+    "finish BFloat16 BFloat16 AnySampling": Kernel(128, 0, 58),
+    "finish AnyNumber AnyNumber AnySampling": Kernel(128, 0, 135),
+}
+SIZE = {"float": 4, "double": 8, "BFloat16": 2, "Float16": 2}
+
+
+def per_thread(kernel):
+    """Elements that a thread takes at a time."""
+    x, state = kernel.split()[1:3]
+    return 4 if x == "AnyNumber" else 16 // min(SIZE[x], SIZE[state])
+
+
+def kernel_name(mangled):
+    """The key in KERNELS."""
+    found = re.search(r"(update|finish)_kernel.*6StoredI(.*?)LNS0_5DeltaE(\d)E+NS0_\d+(\w+?)ELi", mangled)
+    kernel, types, delta, sampling = found.groups()
+    names = [
+        {"f": "float", "d": "double"}.get(t) or t for t in re.findall(r"[fd]|S4_|(?<=\d)[A-Z][A-Za-z]+\d*(?=E)", types)
+    ]
+    names = [names[0] if name == "S4_" else name for name in names]
+    return " ".join([kernel, *names, *["D"] * (delta == "1"), sampling])
+
+
 REQUIRED = "cuda-build" in os.environ.get("PRODIGY_FUSED_REQUIRE", "").split(",")
 
 
@@ -28,7 +83,18 @@ def dump(*options):
     tool = next((place for place in places if place.is_file()), None)
     if tool is None:
         (pytest.fail if REQUIRED else pytest.skip)("no cuobjdump")
-    return subprocess.run([tool, *options, cuda._C.__file__], capture_output=True, text=True, check=True).stdout
+    path = os.pathsep.join([*filter(None, [disassembler()]), os.environ["PATH"]])
+    command = [tool, *options, cuda._C.__file__]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}).stdout
+
+
+def disassembler():
+    """The folder of nvdisasm, of a toolkit or of PyPI."""
+    if found := shutil.which("nvdisasm"):
+        return str(Path(found).parent)
+    return next(
+        (str(f) for folder in sys.path if (f := Path(folder, "nvidia/cu13/bin")).joinpath("nvdisasm").is_file()), None
+    )
 
 
 def report(text):
@@ -37,27 +103,56 @@ def report(text):
         architecture = re.search(r"arch = sm_(\d+)", part).group(1)
         for name, *numbers in re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", part):
             registers, stack, local = map(int, numbers)
-            yield architecture, next(kernel for kernel in KERNELS if kernel in name), registers, stack + local
+            yield architecture, kernel_name(name), registers, stack + local
 
 
 def test_registers_and_spills(capsys):
-    rows = list(report(dump("-res-usage")))
+    """Prints, for each architecture, the registers of a kernel and its bytes of local memory."""
+    rows = sorted(report(dump("-res-usage")))
     with capsys.disabled():
-        for row in rows:
-            print("\n  sm_{}: {:19} {:3} registers, {} bytes of local memory".format(*row), end="")
-    assert {(a, k) for a, k, *_ in rows} == {(a, k) for a in ARCHITECTURES for k in KERNELS}
-    assert [row for row in rows if row[3] > 0 or row[2] > KERNELS[row[1]]] == []
+        for kernel in KERNELS:
+            print(f"\n  {kernel:38} ", *(f"sm_{a}: {r:3} + {n:2}" for a, k, r, n in rows if k == kernel), end="")
+    built = ARCHITECTURES if REQUIRED else sorted({a for a, *_ in rows})  # perhaps for the GPU at hand alone
+    assert sorted((a, k) for a, k, *_ in rows) == sorted((a, k) for a in built for k in KERNELS)
+    assert [row for row in rows if row[2] > KERNELS[row[1]].registers or row[3] > KERNELS[row[1]].local] == []
 
 
-@pytest.mark.parametrize(
-    ("kernel", "kind"),
-    [("update_kernelIfLb0", "v4.f32"), ("update_kernelIdLb0", "v2.f64"), ("update_kernelIfLb1", "v4.f32")],
-)
-def test_16_byte_accesses_to_global_memory(kernel, kind):
-    body = next(part for part in dump("-ptx").split(".entry")[1:] if kernel in part.split("(")[0])
-    # x, grad, m, v, s, x0, and the four that are written; and once more x, grad, m, v for slice_p > 1.
-    assert len(re.findall(rf"ld\.global\.{kind}", body)) >= 10
-    assert len(re.findall(rf"st\.global\.{kind}", body)) >= 7
+def accesses(kernel):
+    """The 16-byte loads and stores of one pack: for each, the least number."""
+    kind, x, state, *displaced, sampling = kernel.split()
+    if x == "AnyNumber":
+        return (6, 4) if kind == "update" else (4, 1)  # of its float32 arrays
+    of = {name: max(1, per_thread(kernel) * SIZE[name] // 16) for name in (x, state, "float")}
+    if kind == "finish":
+        return of[x] + 2 * of[state], of[x]
+    every = sampling == "EveryElement" or sampling == "AnySampling"
+    delta = of["float"] * bool(displaced)
+    return (2 + every) * of[x] + (2 + every) * of[state] + delta, of[x] + (2 + every) * of[state] + delta
+
+
+def test_16_byte_accesses_to_global_memory():
+    bodies = dump("-ptx").split(".entry")[1:]
+    if not bodies and not REQUIRED:
+        pytest.skip("built for the GPU at hand alone, without PTX")
+    for body in bodies:
+        kernel = kernel_name(body.split("(")[0])
+        found = [len(re.findall(rf"{what}\.global\.(?:v4\.[fbu]32|v2\.[fbu]64)", body)) for what in ("ld", "st")]
+        assert found[0] >= accesses(kernel)[0] and found[1] >= accesses(kernel)[1], (kernel, found, accesses(kernel))
+
+
+def test_instructions_per_element(capsys):
+    """Of the round of a loop that takes a pack: the way with the most of them, which is that with momentum."""
+    if disassembler() is None:
+        (pytest.fail if REQUIRED else pytest.skip)("no nvdisasm, which cuobjdump calls")
+    rows = {}
+    for name, code in sass.kernels(dump("-sass", "-arch", "sm_90")):
+        kernel = kernel_name(name)
+        rows[kernel] = sass.longest_round(code) / per_thread(kernel)
+    with capsys.disabled():
+        for kernel, count in sorted(rows.items()):
+            print(f"\n  {kernel:42} {count:5.1f} instructions per element", end="")
+    assert rows.keys() == KERNELS.keys()
+    assert [k for k, count in rows.items() if not 0 < count <= KERNELS[k].instructions] == []
 
 
 @pytest.mark.skipif(native.MISSING is not None or cuda._C.CUDA is None, reason="_C has no CUDA half here")
@@ -83,4 +178,4 @@ addresses = dict.fromkeys(["table", "step", "partials", "arrived", "sums", "row"
 plan.update(record, **addresses, stream=0)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert re.search(r"RuntimeError: prodigy_fused: update_kernel<float> failed: .*\w", result.stderr), result.stderr
+    assert re.search(r"RuntimeError: prodigy_fused: update_kernel failed: .*\w", result.stderr), result.stderr

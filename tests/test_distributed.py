@@ -31,9 +31,9 @@ SCENARIOS = {
     "rank 1 has lr 0": ({}, {0: EVERY, 1: EVERY}, {(1, 2): 0.0, (1, 3): 0.0, (1, 7): 0.0}),
     "an inf on one rank": ({}, {0: EVERY, 1: EVERY}, {}, {0: (5,), 1: (0, 3, 5)}),
 }
-# An interpreter is too slow for all of them.
+# An interpreter is too slow for more than one of them.
 RUNS = [(name, backend) for name in SCENARIOS for backend in ON_CPU if backend != "triton"]
-RUNS += [(name, "triton") for name in ("plain", "rank 1 pauses", "an inf on one rank") if "triton" in ON_CPU]
+RUNS += [("rank 1 pauses", "triton")] if "triton" in ON_CPU else []
 
 
 def shards(rank):
@@ -58,7 +58,8 @@ def run_rank(rank, backend, options, busy, lrs, infs=None):
         if infs:
             opt.found_inf = torch.tensor(float(t in infs[rank]))
         opt.step()
-        trace.append((opt.d, opt.param_groups[0]["k"], type(opt.param_groups[0]["d"]).__name__))
+        published = opt.param_groups[0]
+        trace.append((opt.d, int(published["k"]), type(published["d"]).__name__))
     shapes = [tuple(state["p0"].shape) for state in opt.state.values()]
     return {"trace": trace, "params": [p.detach() for p in params], "p0": shapes}
 
@@ -73,9 +74,32 @@ def worker(rank, folder):
     dist.destroy_process_group()
 
 
+def once(make, folder, begun):
+    """Calls ``make`` in one of the workers of a parallel run; the others wait until it is done."""
+    done = folder / "done"
+    try:
+        begun.touch(exist_ok=False)
+    except FileExistsError:
+        deadline = time.monotonic() + 300
+        while not done.exists():
+            assert time.monotonic() < deadline, "the worker that runs the ranks has failed"
+            time.sleep(0.2)
+        return
+    make(folder)
+    done.touch()
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
+    common = tmp_path_factory.getbasetemp()
+    common = common.parent if "PYTEST_XDIST_WORKER" in os.environ else common
+    folder = common / "ranks"
+    folder.mkdir(exist_ok=True)
+    once(run_ranks, folder, common / "ranks-begun")
+    return folder
+
+
+def run_ranks(folder):
     processes = mp.spawn(worker, (str(folder),), nprocs=WORLD, join=False)
     deadline = time.monotonic() + 240
     try:
@@ -84,7 +108,6 @@ def outcomes(tmp_path_factory):
     finally:
         for process in processes.processes:
             process.kill()
-    return folder
 
 
 def single(options, busy, lrs, infs=None):
@@ -111,13 +134,14 @@ def test_ranks_agree_with_one_process(outcomes, name, backend):
     assert ranks[0]["trace"] == ranks[1]["trace"], "the ranks' d drift apart"
     for (d, k, kind), (wanted, steps) in zip(ranks[0]["trace"], trace, strict=True):
         assert d == pytest.approx(wanted, rel=TIGHT)
-        assert (k, kind) == (steps, "float")
+        assert k == steps
+        assert kind == "float" or backend == "emulated"
     for rank, wanted in zip(ranks, params, strict=True):
         for p, q in zip(rank["params"], wanted, strict=True):
             assert torch.allclose(p, q, rtol=0, atol=TIGHT * q.abs().max().item())
 
 
-@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("backend", [backend for name, backend in RUNS if name == "plain"])
 def test_shapes_of_the_state_do_not_depend_on_a_shards_values(outcomes, backend):
     ranks = [torch.load(outcomes / f"plain-{backend}-{rank}.pt") for rank in range(WORLD)]
     assert ranks[0]["p0"] == ranks[1]["p0"] == [(2, 3), (3,), (1, 5)]

@@ -56,7 +56,7 @@ def test_the_host_never_waits(start, options, amp, no_synchronisation):
     give_gradients(params, 0)
     opt.step()
     no_synchronisation()
-    for k in range(1, 5):
+    for k in range(1, 8):
         give_gradients(params, k)
         if amp:
             opt.grad_scale = torch.full((), 8.0, device="cuda")
@@ -133,10 +133,10 @@ def test_graphed_callables(start):
         def forward(self, x):
             return (self.p * x).sum()
 
-    x = torch.randn(1000, device="cuda")
-    graphed = torch.cuda.make_graphed_callables(Model(params[0]), (torch.randn_like(x),))
-    for k in range(5):
-        x = x.roll(1) + 0.1 * k
+    draw = torch.Generator(device="cuda").manual_seed(0)
+    graphed = torch.cuda.make_graphed_callables(Model(params[0]), (torch.randn(1000, device="cuda"),))
+    for _ in range(5):
+        x = 1 + torch.randn(1000, generator=draw, device="cuda")  # the gradient: a drift, so that d grows
         for model, o in ((Model(eager[0]), plain), (graphed, opt)):
             o.zero_grad()
             model(x).backward()

@@ -254,7 +254,9 @@ def test_published_numbers(backend):
             assert {name: float(value) for name, value in numbers.items()} == {
                 name: float(opt.param_groups[0][name]) for name in PUBLISHED
             }
-            if parameters(opt)[0].device.type == "cpu":
+            if steps and backend.views:
+                assert {(type(value), value.dim()) for value in numbers.values()} == {(torch.Tensor, 0)}
+            else:
                 wanted = [float] * 5 + [int] * 3
                 assert [type(value) for value in numbers.values()] == wanted
                 assert json.loads(json.dumps(numbers)) == numbers

@@ -185,7 +185,13 @@ def test_gradients_may_be_float32(backend, dtype, mode):
             if t == 3 and p.dim() > 1:
                 p.grad = p.grad.mT.contiguous().mT
         wide.step()
-    assert same(snapshot(same_dtype), snapshot(wide))
+    if backend.name not in ("cuda", "emulated"):
+        assert same(snapshot(same_dtype), snapshot(wide))
+        return
+    # Another kernel takes them, which adds up the same terms in another order.
+    assert same_dtype.d == pytest.approx(wide.d, rel=1e-5)
+    for p, q in zip(parameters(same_dtype), parameters(wide), strict=True):
+        assert torch.allclose(p, q, rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
 
 
 @pytest.mark.skipif(low_precision_backend() is None, reason="no compiled backend here")

@@ -1,15 +1,18 @@
 """A step is bitwise the same with any number of threads, and for any arrangement of the tensors in groups."""
 
+import importlib
 import random
 from functools import cache
 
 import pytest
 import torch
+from conftest import BACKENDS, missing
 from torch import Tensor, nn
 
 # More than a chunk, around the size from which torch shares out a sum among threads, and a few small ones.
 SHAPES = [(70_001,), (90, 90), (1 << 15,), (5, 7), (32_769,), (), (4000,), (1,), (64, 3, 3, 3), (17,)]
 STEPS = 8
+CPU = next((backend for backend in BACKENDS if backend.name == "cpu" and missing(backend) is None), None)
 CONFIGURATIONS = {
     "float32": ([torch.float32], {}),
     "float64": ([torch.float64], {}),
@@ -78,6 +81,38 @@ def test_threads(backend, configuration):
     alone = run(backend, configuration, groups, 1)
     for threads in (2, 2, 3):
         assert_bitwise(run(backend, configuration, groups, threads), alone)
+
+
+OF_ALL_TYPES = {
+    "stochastic": {"low_precision": "stochastic"},
+    "displacement": {"low_precision": "displacement", "state_dtype": torch.bfloat16},
+    "nearest": {"low_precision": "nearest", "state_dtype": None},
+    "16-bit state": {"low_precision": "stochastic", "state_dtype": torch.bfloat16, "weight_decay": 0.1},
+    "sampled, 16-bit state": {"low_precision": "stochastic", "state_dtype": torch.bfloat16, "slice_p": 3},
+    "frozen": {"low_precision": "displacement", "prodigy_steps": 3},
+    "no momentum": {"low_precision": "stochastic", "betas": (0.0, 0.99)},
+}
+
+
+@pytest.mark.skipif(CPU is None, reason="no compiled module")
+@pytest.mark.parametrize("options", OF_ALL_TYPES.values(), ids=OF_ALL_TYPES.keys())
+def test_instruction_sets(options):
+    """Each has loops of its own for every kind of tensor, and the best of a machine is otherwise the only one that
+    runs."""
+    native = importlib.import_module("prodigy_fused._C")
+    best = native.instruction_set()
+    configuration = [torch.float32, torch.bfloat16, torch.float16, torch.float64], options
+    try:
+        sets = [name for name in ("baseline", "x86-64-v3", "x86-64-v4") if native.use_instruction_set(name)]
+        assert best in sets and not native.use_instruction_set("another")
+        left = []
+        for name in sets:
+            assert native.use_instruction_set(name) and native.instruction_set() == name
+            left.append(run(CPU, configuration, [list(range(len(SHAPES)))], 1))
+    finally:
+        native.use_instruction_set(best)
+    for other in left[1:]:
+        assert_bitwise(other, left[0])
 
 
 def test_partitions(backend, configuration):

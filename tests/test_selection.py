@@ -160,7 +160,7 @@ def test_a_gpu_that_this_build_has_no_code_for(monkeypatch):
 
 @each_compiled
 def test_parameters_that_stop_fitting_are_noticed_before_the_step(backend):
-    opt = make(backend, make_params(torch.float32))
+    opt = make(backend, make_params(torch.float32, device_of(backend)))
     train(opt, steps=2)
     for p in parameters(opt):
         p.grad = None

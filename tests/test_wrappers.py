@@ -194,6 +194,7 @@ def test_an_infinite_parameter_without_a_gradient_is_not_to_blame(backend):
             parameters(opt)[0].grad[0, 0] = 0.0
             parameters(opt)[2].grad.fill_(math.nan)
             opt.step()
+            assert opt.nonfinite_steps == t + 1
 
 
 def test_one_finite_step_in_between_is_no_reason_to_warn(backend):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prodigy_fused import Prodigy, backends
+from prodigy_fused.estimate import FIELDS
 
 emulated.register()  # here, too, for the processes that tests start
 interpreted.register()
@@ -142,7 +143,12 @@ def snapshot(opt: torch.optim.Optimizer) -> Any:
     params = parameters(opt)
     grads = [p.grad for p in params]
     state = [dict(opt.state[p]) if p in opt.state else None for p in params]
-    groups = [{**group, "params": list(map(id, group["params"]))} for group in opt.param_groups]
+    # An estimate is a number, or on a GPU a tensor, after a step a new one.
+    numbers = [{name: float(group[name]) for name in FIELDS if name in group} for group in opt.param_groups]
+    groups = [
+        {**group, **own, "params": list(map(id, group["params"]))}
+        for group, own in zip(opt.param_groups, numbers, strict=True)
+    ]
     return frozen({"params": params, "grads": grads, "state": state, "groups": groups})
 
 

@@ -39,7 +39,7 @@ class Estimate(NamedTuple):
 @triton.jit
 def is_finite(a):
     """Returns whether `a` is neither NaN nor infinite."""
-    return a - a == 0
+    return tl.abs(a) < float("inf")
 
 
 @triton.jit

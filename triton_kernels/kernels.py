@@ -15,6 +15,7 @@ their positions among these only. So each estimate has the bits that it would ha
 import triton
 import triton.language as tl
 
+from . import elements  # noqa: F401, for the host
 from .estimate import accumulate, advance
 from .rule import NOTHING, coefficients, finish_of
 from .tables import (
@@ -23,6 +24,7 @@ from .tables import (
     load_found_inf,
     load_grad_scale,
     load_gradient,
+    load_group,
     load_hyper,
     load_options,
     load_tensor,
@@ -35,11 +37,9 @@ ESTIMATES = tl.constexpr(128)  # that a program looks at at a time
 
 
 @triton.jit
-def load_chunk(n, tensors, owners, grads, CHUNK: tl.constexpr):
-    """Returns chunk n's first element, and its tensor with the order of its memory and its gradient."""
-    owner = tl.load(owners + n)
-    t = load_tensor(tensors, owner)
-    return (n - t.first_chunk) * CHUNK, t, order_of(tensors, owner), load_gradient(grads, owner)
+def load_owner(owners, n, chunk_count):
+    """Returns the index of chunk n's tensor; 0 if there is no such chunk."""
+    return tl.load(owners + n, n < chunk_count, 0)
 
 
 @triton.jit
@@ -79,7 +79,8 @@ def total(partials, begin, end, LANES: tl.constexpr):
 )
 def prodigy_update_kernel(
     tensors, owners, row, sums, counters, partials, chunk_count, ranges, estimate_count, record, groups, grads,
-    T: tl.constexpr, X: tl.constexpr, S: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
+    T: tl.constexpr, X: tl.constexpr, S: tl.constexpr, G: tl.constexpr, SAMPLES: tl.constexpr,
+    DISPLACED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """m, v, s, x with the old d in d*eps; sums = (sum lr*bc*<g, x0 - x>, sum |s|). Nothing if found_inf is not zero.
 
@@ -91,21 +92,29 @@ def prodigy_update_kernel(
         partials: each chunk's dot, then each chunk's norm.
         ranges: for every estimate, its first chunk; and last, chunk_count.
         record: the STEP words of the step's record.
+        T: the type of the arithmetic; for the other constants see elements.py.
     """
     if load_found_inf(record) != 0:
         return
     grad_scale = load_grad_scale(record)
-    group = tl.load(tensors) * 0
+    group = tl.full([], 0, tl.int64)
     c = group_in_update(groups, row, group, grad_scale, T)
+    next_owner = load_owner(owners, tl.program_id(0), chunk_count)
     for n in tl.range(tl.program_id(0), chunk_count, tl.num_programs(0)):
-        begin, t, order, grad = load_chunk(n, tensors, owners, grads, CHUNK)
-        if t.group != group:
-            group = t.group
+        owner = next_owner
+        next_owner = load_owner(owners, n + tl.num_programs(0), chunk_count)  # ahead of its use
+        # Nothing else of the tensor is loaded before, and would have to be kept meanwhile.
+        if load_group(tensors, owner) != group:
+            group = load_group(tensors, owner)
             c = group_in_update(groups, row, group, grad_scale, T)
+        t, grad = load_tensor(tensors, owner), load_gradient(grads, owner)
+        begin = (n - t.first_chunk) * CHUNK
         dot = tl.zeros([], tl.float64)
         norm = tl.zeros([], tl.float64)
         if (grad.address != 0) & c.active:
-            dot, norm = update_chunk(order, t, grad, begin, c, T, X, S, CHUNK, BLOCK)
+            dot, norm = update_chunk(
+                order_of(tensors, owner), t, grad, begin, c, X, S, G, SAMPLES, DISPLACED, CHUNK, BLOCK
+            )
             if c.deferred:
                 tl.store(counters + 1, 1)
         tl.store(partials + n, dot)
@@ -174,7 +183,8 @@ def keep_all(row, new_row, estimate_count):
 )
 def prodigy_finish_kernel(
     tensors, owners, row, sums, counters, last, chunk_count, new_row, estimate_count, record, groups, grads,
-    T: tl.constexpr, X: tl.constexpr, S: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    T: tl.constexpr, X: tl.constexpr, S: tl.constexpr, G: tl.constexpr, SAMPLES: tl.constexpr,
+    DISPLACED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """d_new from the sums; x as it would be had *update* known d_new. If found_inf is not zero, new_row is row.
 
@@ -188,15 +198,17 @@ def prodigy_finish_kernel(
         return
     if any_change(groups, row, sums, estimate_count) | (tl.load(counters + 1) != 0):
         grad_scale = load_grad_scale(record)
-        group = tl.load(tensors) * 0
+        group = tl.full([], 0, tl.int64)
         c, how = group_in_finish(groups, row, sums, group, grad_scale, T)
         for n in tl.range(tl.program_id(0), chunk_count, tl.num_programs(0)):
-            begin, t, _, grad = load_chunk(n, tensors, owners, grads, CHUNK)
-            if t.group != group:
-                group = t.group
+            owner = load_owner(owners, n, chunk_count)
+            if load_group(tensors, owner) != group:
+                group = load_group(tensors, owner)
                 c, how = group_in_finish(groups, row, sums, group, grad_scale, T)
+            t, grad = load_tensor(tensors, owner), load_gradient(grads, owner)
+            begin = (n - t.first_chunk) * CHUNK
             if (grad.address != 0) & c.active & (how != NOTHING):
-                finish_chunk(t, grad, begin, c, how, X, S, CHUNK, BLOCK)
+                finish_chunk(t, grad, begin, c, how, X, S, G, SAMPLES, DISPLACED, CHUNK, BLOCK)
     # The last program overwrites the old estimates, which all others have read.
     if is_last_program(counters):
         tl.store(counters, 0)

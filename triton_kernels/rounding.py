@@ -1,7 +1,8 @@
 """Conversion between the types that arrays are stored in and the type of the arithmetic, which is all the rule sees.
 
 The functions have the names and the order of csrc/prodigy/rounding.h and give the same bits. bfloat16 and float16 are
-16-bit words here, converted by integer arithmetic: so the result is the same on every device and in the interpreter.
+16-bit words here, converted by integer arithmetic, but for what IEEE 754 asks of every device (float16 to and from
+float32): so the result is the same on every device and in the interpreter.
 
 prodigy_fused/low_precision.py says which arrays are rounded in which way, prodigy_fused/rounding.py with which random
 bits.
@@ -64,6 +65,7 @@ class RandomBits(NamedTuple):
 
     a: Any
     b: Any
+    eight: Any  # the chunk's first position / 8, modulo 2^32
 
 
 @triton.jit
@@ -76,14 +78,14 @@ def mix(h):
 
 @triton.jit
 def random_bits(k, tensor, stream, begin):
-    """Returns what `draw` needs for the elements from position `begin` on, in step k.
+    """Returns what `draw` needs for the elements from position `begin` on, a multiple of 8, in step k.
 
     The positions of these elements must agree in all but their low 35 bits.
     """
     word = ((begin >> 35) * 2 + stream).to(tl.uint32)
     a = mix(plus(mix(plus(mix(plus(k, SEED)), tensor)), word))
     b = mix(plus(mix(plus(mix(plus(tensor, NOT_SEED)), word)), k))
-    return RandomBits(a, b)
+    return RandomBits(a, b, (begin >> 3).to(tl.uint32))
 
 
 @triton.jit
@@ -96,15 +98,16 @@ def power(e):
 
 
 @triton.jit
-def draw(random, position):
+def draw(random, i):
     """Returns 32 random bits per element: eight elements share lowbias32 with `b` added between its two rounds.
 
-    position: the elements', int64.
+    i: the elements' positions behind the chunk's first, int32. Where a thread has eight that share a hash, the compiler
+    sees it: it computes one, and knows the eight powers.
     """
-    h = (position >> 3).to(tl.uint32) ^ random.a
+    h = plus((i >> 3).to(tl.uint32), random.eight) ^ random.a
     h = times(h ^ (h >> 16), FACTOR_1)
     h = times(plus(h ^ (h >> 15), random.b), FACTOR_2)
-    return times(h ^ (h >> 16), power(position.to(tl.uint32) & 7))
+    return times(h ^ (h >> 16), power((i & 7).to(tl.uint32)))
 
 
 @triton.jit
@@ -125,54 +128,41 @@ def third(bits):
 
 # -- bfloat16 and float16, as bits -------------------------------------------------------------------------------------
 
-# Bits of float32: all but the sign; infinity; 1/2.
+# Bits of float32: all but the sign.
 SIZE = tl.constexpr(0x7FFFFFFF)
-INFINITY = tl.constexpr(0x7F800000)
-ONE_HALF = tl.constexpr(126 << 23)
+INFINITY = tl.constexpr(float("inf"))
 # Of 2^-14, the smallest normal float16, and of 2^16, where float16 overflows.
 HALF_NORMAL = tl.constexpr(113 << 23)
 HALF_INFINITY = tl.constexpr(143 << 23)
 # The difference of the exponents' biases, 127 - 15, in the place of float32's exponent.
 REBIAS = tl.constexpr(112 << 23)
-# Bits of float16, without the sign. Adding QUIET to a NaN of bfloat16 keeps it one when its low bits are cut off.
+# Bits of float16, without the sign.
 HALF_NAN = tl.constexpr(0x7E00)
 HALF_INF = tl.constexpr(0x7C00)
-QUIET = tl.constexpr(0x40)
+
+# Note [NaN]
+# What is rounded is the result of an operation: if it is a NaN, then a quiet one, which stays one when its low bits are
+# cut off.
 
 
 @triton.jit
 def widen(stored, TYPE: tl.constexpr):
-    """Returns the value of a 16-bit word, as float32.
-
-    float16: after Fabian Giesen's half_to_float_fast4 (https://gist.github.com/rygorous/2144712), without its branches.
-    """
-    word = stored.to(tl.uint32)
+    """Returns the value of a 16-bit word, as float32."""
     if TYPE.is_bf16():
-        return float_of(word << 16)
+        return float_of(stored.to(tl.uint32) << 16)
     else:
-        size = (word & 0x7FFF) << 13
-        # Infinity and NaN, whose exponent is 31, are moved twice, to float32's 255.
-        normal = size + REBIAS + tl.where(size >= 31 << 23, REBIAS, 0).to(tl.uint32)
-        subnormal = float_of(size + HALF_NORMAL) - 6.103515625e-05  # 2^-14
-        return float_of(((word & 0x8000) << 16) | tl.where(size < 1 << 23, word_of(subnormal), normal))
+        return stored.to(tl.float16, bitcast=True).to(tl.float32)
 
 
 @triton.jit
 def nearest(value, TYPE: tl.constexpr):
     """Returns a float32 rounded to a 16-bit word, to nearest, ties to even."""
-    word = word_of(value)
-    size = word & SIZE
     if TYPE.is_bf16():
-        rounded = plus(plus(word, 0x7FFF), (word >> 16) & 1) >> 16
-        return tl.where(size > INFINITY, (word >> 16) | QUIET, rounded).to(tl.uint16)
+        word = word_of(value)
+        half = tl.where(value == value, ((word >> 16) & 1) + 0x7FFF, 0).to(tl.uint32)  # see Note [NaN]
+        return (plus(word, half) >> 16).to(tl.uint16)
     else:
-        normal = plus(minus(size, REBIAS - 0xFFF), (size >> 13) & 1) >> 13
-        # The last place of a float32 in [1/2, 1) is 2^-24, the unit of float16's subnormal numbers: this addition
-        # rounds to them, ties to even (Giesen's float_to_half_fast3_rtne).
-        subnormal = minus(word_of(float_of(size) + 0.5), ONE_HALF)
-        beyond = tl.where(size > INFINITY, HALF_NAN, HALF_INF).to(tl.uint32)
-        rounded = tl.where(size >= HALF_INFINITY, beyond, tl.where(size < HALF_NORMAL, subnormal, normal))
-        return (((word >> 16) & 0x8000) | rounded).to(tl.uint16)
+        return value.to(tl.float16).to(tl.uint16, bitcast=True)
 
 
 @triton.jit
@@ -182,11 +172,11 @@ def stochastic(value, random, TYPE: tl.constexpr):
     Else it is rounded to `lower`, the next smaller size.
     """
     word = word_of(value)
-    size = word & SIZE
     if TYPE.is_bf16():
-        finite = plus(word, random >> 16) >> 16
-        return tl.where(size < INFINITY, finite.to(tl.uint16), nearest(value, TYPE))
+        part = tl.where(tl.abs(value) < INFINITY, random >> 16, 0).to(tl.uint32)  # see Note [NaN]
+        return (plus(word, part) >> 16).to(tl.uint16)
     else:
+        size = word & SIZE
         up = plus(size, random >> 19)
         normal = tl.where(up >= HALF_INFINITY, HALF_INF, minus(up, REBIAS) >> 13)
         # In units of 2^-24, the ulp of all subnormal numbers.
@@ -196,7 +186,7 @@ def stochastic(value, random, TYPE: tl.constexpr):
         is_up = uniform < units - whole.to(tl.float32)
         subnormal = (whole + is_up.to(tl.int32)).to(tl.uint32)
         finite = tl.where(size < HALF_NORMAL, subnormal, normal)
-        return (((word >> 16) & 0x8000) | tl.where(size > INFINITY, HALF_NAN, finite)).to(tl.uint16)
+        return (((word >> 16) & 0x8000) | tl.where(value == value, finite, HALF_NAN)).to(tl.uint16)
 
 
 @triton.jit
@@ -212,13 +202,13 @@ def displacement(x, x0, delta, TYPE: tl.constexpr):
 
 
 @triton.jit
-def array(address, begin, TYPE: tl.constexpr, FULL: tl.constexpr):
-    """Returns a pointer to element `begin` of the array at an address; FULL: the pointer is a multiple of 16 bytes."""
+def array(address, begin, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Returns a pointer to element `begin` of the array at an address; ALIGNED: it is a multiple of 16 bytes."""
     if TYPE.primitive_bitwidth == 16:
         pointer = address.to(tl.pointer_type(tl.uint16)) + begin
     else:
         pointer = address.to(tl.pointer_type(TYPE)) + begin
-    return tl.multiple_of(pointer, 16) if FULL else pointer
+    return tl.multiple_of(pointer, 16) if ALIGNED else pointer
 
 
 @triton.jit

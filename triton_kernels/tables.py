@@ -210,6 +210,12 @@ def load_estimate_index(groups, group):
 
 
 @triton.jit
+def load_group(tensors, index):
+    """Returns the group of a tensor, of the rows of all tensors."""
+    return tl.load(tensors + index * _TENSOR_ROW_WORDS + word(_TENSOR, "group"))
+
+
+@triton.jit
 def load_tensor(tensors, index):
     """Returns a tensor's fields, of the rows of all tensors."""
     row = tensors + index * _TENSOR_ROW_WORDS
@@ -222,7 +228,7 @@ def load_tensor(tensors, index):
         delta=tl.load(row + word(_TENSOR, "delta")),
         numel=tl.load(row + word(_TENSOR, "numel")),
         slice_p=tl.load(row + word(_TENSOR, "slice_p")),
-        group=tl.load(row + word(_TENSOR, "group")),
+        group=load_group(tensors, index),
         first_chunk=tl.load(row + word(_TENSOR, "first_chunk")),
         index=tl.load(row + word(_TENSOR, "index")).to(tl.uint32),
         stochastic=tl.load(row + word(_TENSOR, "stochastic")) != 0,

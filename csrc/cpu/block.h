@@ -1,36 +1,60 @@
-// A block of a tensor's elements in the type of the arithmetic: the tensor's own memory if it has that type, else a
-// copy that stays in the first-level cache. The walk's loops need not know which.
+// A block of a tensor's elements: the tensor's own memory if the loops know its types, else a copy in float32 that
+// stays in the first-level cache.
 #pragma once
 
 #include <algorithm>
 #include <type_traits>
 
 #include "cpu/halves.h"
-#include "cpu/vector.h"
 #include "prodigy/rule.h"
 #include "prodigy/table.h"
 
 namespace prodigy::cpu {
 
-// Elements per block; also the number of terms that float32 sums have to hold.
-constexpr int kBlock = 1024;
+// What a loop may find in memory: float, double, or bfloat16 as bits.
+using Bits16 = std::uint16_t;
 
-// The arrays of one block; null where there is none. With slice_p > 1, s and x0 hold its samples, and are null if
-// memory is not in row-major order.
-template <class T>
+// The type of the arithmetic.
+template <class Stored>
+using Wide = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
+
+PRODIGY_INLINE float load(float stored) { return stored; }
+PRODIGY_INLINE double load(double stored) { return stored; }
+PRODIGY_INLINE float load(Bits16 stored) { return widen<Type::kBFloat16>(stored); }
+
+// The arrays of one block; null where there is none. X: of x, x0 and gradient; S: of the state. With slice_p > 1, s and
+// x0 hold its samples, and are null if memory is not in row-major order.
+template <class X, class S>
 struct Arrays {
-  T* __restrict x;
-  const T* __restrict grad;
-  T* __restrict m, * __restrict v, * __restrict s;
-  const T* __restrict x0;
-  T* __restrict delta;
+  X* __restrict x;
+  const X* __restrict grad;
+  S* __restrict m, * __restrict v, * __restrict s;
+  const X* __restrict x0;
+  float* __restrict delta;
+  const std::uint32_t* __restrict random;  // per element, if anything is rounded stochastically
 };
 
 // Room for the copies, in the first-level cache. float64 is never copied.
 template <class T>
 struct Scratch {
   static constexpr int kSize = std::is_same_v<T, float> ? kBlock : 1;
-  T x[kSize], grad[kSize], m[kSize], v[kSize], s[kSize], x0[kSize];
+  alignas(64) T x[kSize], grad[kSize], m[kSize], v[kSize], s[kSize], x0[kSize];
+  alignas(64) std::uint32_t random[kSize];
+};
+
+// The x0 of a tensor whose start is zero everywhere.
+template <class X>
+alignas(64) inline const X kZeros[kBlock] = {};
+
+// The samples of a row-major block: the index of the first, their number, and where in the block the first is.
+struct Samples {
+  std::int64_t first;
+  int count, start;
+
+  PRODIGY_INLINE Samples(const Tensor& t, std::int64_t begin, int n)
+      : first((begin + t.slice_p - 1) / t.slice_p),
+        count(int((begin + n - 1) / t.slice_p + 1 - first)),
+        start(count > 0 ? int(first * t.slice_p - begin) : 0) {}
 };
 
 // -- to and from tensors ----------------------------------------------------------------------------------------------
@@ -39,110 +63,105 @@ PRODIGY_INLINE std::uint16_t* halves(const void* array, std::int64_t begin) {
   return const_cast<std::uint16_t*>(static_cast<const std::uint16_t*>(array)) + begin;
 }
 
-// The `n` elements from `begin` on, copied to `scratch` if they have another type.
-template <class T>
-PRODIGY_INLINE T* open(Type type, const void* array, std::int64_t begin, int n, T* scratch) {
+// The `n` elements from `begin` on, copied to `scratch` if a loop over `Stored` cannot read them.
+template <class Stored>
+PRODIGY_INLINE Stored* open(Type type, const void* array, std::int64_t begin, int n, Wide<Stored>* scratch) {
   if (array == nullptr) return nullptr;
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (std::is_same_v<Stored, float>) {
     if (is_half(type)) {
       widen_run(type, halves(array, begin), n, scratch);
       return scratch;
     }
   }
-  return const_cast<T*>(static_cast<const T*>(array)) + begin;
+  return const_cast<Stored*>(static_cast<const Stored*>(array)) + begin;
 }
 
-// The samples of a row-major block: the index of the first, and their number.
-struct Samples {
-  std::int64_t first;
-  int count;
-
-  PRODIGY_INLINE Samples(const Tensor& t, std::int64_t begin, int n)
-      : first((begin + t.slice_p - 1) / t.slice_p), count(int((begin + n - 1) / t.slice_p + 1 - first)) {}
-};
-
 // x, and x0 and delta where x is computed from them.
-template <class T>
-PRODIGY_INLINE void open_position(const Tensor& t, std::int64_t begin, int n, Scratch<T>& scratch, Arrays<T>& a) {
-  if constexpr (std::is_same_v<T, float>) {
-    if (t.delta != nullptr) {
-      if (t.x0 == nullptr) std::fill_n(scratch.x0, n, 0.0f);
-      open(t.type, t.x0, begin, n, scratch.x0);
-      a.x0 = scratch.x0, a.x = scratch.x, a.delta = t.delta + begin;
+template <class X, class S>
+PRODIGY_INLINE void open_position(const Tensor& t, std::int64_t begin, int n, Scratch<Wide<X>>& scratch,
+                                  Arrays<X, S>& a) {
+  if (t.delta != nullptr) {
+    a.x0 = t.x0 ? open<X>(t.type, t.x0, begin, n, scratch.x0) : kZeros<X>;
+    a.delta = t.delta + begin;
+    if constexpr (std::is_same_v<X, float>) {
+      a.x = scratch.x;
       displaced_run(t.type, halves(t.x, begin), n, a.x0, a.delta, a.x);
       return;
     }
   }
-  a.x = open(t.type, t.x, begin, n, scratch.x);
+  a.x = open<X>(t.type, t.x, begin, n, scratch.x);
 }
 
-// Stores the x of a 16-bit tensor.
-PRODIGY_INLINE void close_position(const Tensor& t, std::int64_t begin, int n, const Arrays<float>& a, std::uint32_t k,
-                                   Stream stream) {
-  std::uint16_t* to = halves(t.x, begin);
-  if (t.delta != nullptr) {
-    place_run(t.type, a.x0, a.delta, n, to);
-  } else if (t.stochastic) {
-    stochastic_x_run(t.type, a.x, n, to, RandomBits(k, t.index, stream, begin), begin);
-  } else {
-    nearest_run(t.type, a.x, n, to);
+// Stores the copies of x.
+template <class X, class S>
+PRODIGY_INLINE void close_position(const Tensor& t, std::int64_t begin, int n, const Arrays<X, S>& a) {
+  if constexpr (std::is_same_v<X, float>) {
+    if (!is_half(t.type)) return;
+    std::uint16_t* to = halves(t.x, begin);
+    if (t.delta != nullptr) {
+      place_run(t.type, a.x0, a.delta, n, to);
+    } else if (t.stochastic) {
+      stochastic_x_run(t.type, a.x, n, to, a.random);
+    } else {
+      nearest_run(t.type, a.x, n, to);
+    }
   }
+}
+
+// Random bits for the block, in `scratch`; null if it needs none.
+template <class T>
+PRODIGY_INLINE const std::uint32_t* draw(const RandomBits& random, std::int64_t begin, int n, bool needed,
+                                         Scratch<T>& scratch) {
+  if (std::is_same_v<T, double> || !needed) return nullptr;
+  random_run(random, begin, n, scratch.random);
+  return scratch.random;
 }
 
 // -- the two phases ---------------------------------------------------------------------------------------------------
 
-template <class T>
-PRODIGY_INLINE Arrays<T> open_update(const Tensor& t, const Gradient& grad, std::int64_t begin, int n, bool momentum,
-                                     Scratch<T>& scratch) {
-  Arrays<T> a{};
+template <class X, class S>
+PRODIGY_INLINE Arrays<X, S> open_update(const Tensor& t, const Gradient& grad, std::int64_t begin, int n, bool momentum,
+                                        const Samples& samples, Scratch<Wide<X>>& scratch) {
+  Arrays<X, S> a{};
   open_position(t, begin, n, scratch, a);
-  a.grad = open(grad.type, grad.data, begin, n, scratch.grad);
-  a.v = open(t.state_type, t.v, begin, n, scratch.v);
-  if (momentum) a.m = open(t.state_type, t.m, begin, n, scratch.m);
-  if (t.slice_p > 1 && t.order.dims > 0) return a;
-  const Samples samples(t, begin, n);
-  a.s = open(t.state_type, t.s, samples.first, samples.count, scratch.s);
-  if (t.delta == nullptr) a.x0 = open(t.type, t.x0, samples.first, samples.count, scratch.x0);
+  a.grad = open<X>(grad.type, grad.data, begin, n, scratch.grad);
+  a.v = open<S>(t.state_type, t.v, begin, n, scratch.v);
+  if (momentum) a.m = open<S>(t.state_type, t.m, begin, n, scratch.m);
+  if (t.s == nullptr || (t.slice_p > 1 && t.order.dims > 0)) return a;
+  a.s = open<S>(t.state_type, t.s, samples.first, samples.count, scratch.s);
+  if (t.delta == nullptr) {
+    a.x0 = t.x0 ? open<X>(t.type, t.x0, samples.first, samples.count, scratch.x0) : kZeros<X>;
+  }
   return a;
 }
 
 // Stores the copies.
-PRODIGY_INLINE void close_update(const Tensor& t, std::int64_t begin, int n, const Coefficients<float>& c,
-                                 const Arrays<float>& a) {
-  if (is_half(t.state_type)) {
-    const RandomBits random(c.k, t.index, kStepStream, begin);
-    stochastic_v_run(t.state_type, a.v, n, halves(t.v, begin), random, begin);
-    if (c.momentum) nearest_run(t.state_type, a.m, n, halves(t.m, begin));
-    const Samples samples(t, begin, n);
-    if (a.s != nullptr) {
-      stochastic_s_run(t.state_type, a.s, samples.count, halves(t.s, samples.first), random, samples.first * t.slice_p,
-                       t.slice_p);
+template <class X, class S>
+PRODIGY_INLINE void close_update(const Tensor& t, std::int64_t begin, int n, bool momentum, const Samples& samples,
+                                 const Arrays<X, S>& a) {
+  if constexpr (std::is_same_v<S, float>) {
+    if (is_half(t.state_type)) {
+      stochastic_v_run(t.state_type, a.v, n, halves(t.v, begin), a.random);
+      if (momentum) nearest_run(t.state_type, a.m, n, halves(t.m, begin));
+      if (a.s != nullptr) {
+        std::uint16_t* s = halves(t.s, samples.first);
+        stochastic_s_run(t.state_type, a.s, samples.count, s, a.random + samples.start, t.slice_p);
+      }
     }
   }
-  if (c.momentum && is_half(t.type)) close_position(t, begin, n, a, c.k, kStepStream);
+  if (momentum) close_position(t, begin, n, a);
 }
-
-PRODIGY_INLINE void close_finish(const Tensor& t, std::int64_t begin, int n, const Coefficients<float>& c,
-                                 const Arrays<float>& a, Finish how) {
-  if (is_half(t.type)) close_position(t, begin, n, a, c.k, stream_of(how));
-}
-
-// float64 is never copied.
-PRODIGY_INLINE void close_update(const Tensor&, std::int64_t, int, const Coefficients<double>&, const Arrays<double>&) {
-}
-PRODIGY_INLINE void close_finish(const Tensor&, std::int64_t, int, const Coefficients<double>&, const Arrays<double>&,
-                                 Finish) {}
 
 template <class T>
-PRODIGY_INLINE Arrays<T> open_finish(const Tensor& t, const Gradient& grad, std::int64_t begin, int n, bool momentum,
-                                     Scratch<T>& scratch) {
-  Arrays<T> a{};
+PRODIGY_INLINE Arrays<T, T> open_finish(const Tensor& t, const Gradient& grad, std::int64_t begin, int n, bool momentum,
+                                        Scratch<T>& scratch) {
+  Arrays<T, T> a{};
   open_position(t, begin, n, scratch, a);
-  a.v = open(t.state_type, t.v, begin, n, scratch.v);
+  a.v = open<T>(t.state_type, t.v, begin, n, scratch.v);
   if (momentum) {
-    a.m = open(t.state_type, t.m, begin, n, scratch.m);
+    a.m = open<T>(t.state_type, t.m, begin, n, scratch.m);
   } else {
-    a.grad = open(grad.type, grad.data, begin, n, scratch.grad);
+    a.grad = open<T>(grad.type, grad.data, begin, n, scratch.grad);
   }
   return a;
 }

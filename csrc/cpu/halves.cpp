@@ -13,53 +13,107 @@ PRODIGY_INLINE void each(int n, Visit visit) {
   for (int i = 0; i < n; ++i) visit(i);
 }
 
+// First the hashes, in whole vectors of them.
+struct Random {
+  static PRODIGY_INLINE void run(RandomBits random, std::uint32_t eight, int n, std::uint32_t* __restrict bits) {
+    alignas(64) std::uint32_t shared[kBlock / kEight];
+    const int eights = (n + kEight - 1) / kEight;
+    each(eights, [&](int j) { shared[j] = random.shared(eight + std::uint32_t(j)); });
+    for (int j = 0; j < eights; ++j) {
+      for (std::uint32_t e = 0; e < kEight; ++e) bits[j * kEight + e] = shared[j] * power(e);
+    }
+  }
+};
+
 template <Type kType>
-PRODIGY_INLINE void displaced(std::uint16_t x, float x0, float& delta, float& wide) {
-  delta = displacement<kType>(widen<kType>(x), x0, delta);
-  wide = x0 + delta;
+struct Widen {
+  static PRODIGY_INLINE void run(const std::uint16_t* __restrict from, int n, float* __restrict to) {
+    each(n, [=](int i) { to[i] = widen<kType>(from[i]); });
+  }
+};
+
+template <Type kType>
+struct Nearest {
+  static PRODIGY_INLINE void run(const float* __restrict from, int n, std::uint16_t* __restrict to) {
+    each(n, [=](int i) { to[i] = nearest<kType>(from[i]); });
+  }
+};
+
+PRODIGY_INLINE std::uint32_t first(std::uint32_t bits) { return bits; }
+
+template <Type kType, std::uint32_t (*kDraw)(std::uint32_t)>
+struct Stochastic {
+  static PRODIGY_INLINE void run(const float* __restrict from, int n, std::uint16_t* __restrict to,
+                                 const std::uint32_t* __restrict bits) {
+    each(n, [=](int i) { to[i] = stochastic<kType>(from[i], kDraw(bits[i])); });
+  }
+};
+
+template <Type kType>
+struct Displaced {
+  static PRODIGY_INLINE void run(const std::uint16_t* __restrict from, int n, const float* __restrict x0,
+                                 float* __restrict delta, float* __restrict x) {
+    each(n, [=](int i) {
+      delta[i] = displacement<kType>(widen<kType>(from[i]), x0[i], delta[i]);
+      x[i] = x0[i] + delta[i];
+    });
+  }
+};
+
+template <Type kType>
+struct Place {
+  static PRODIGY_INLINE void run(const float* __restrict x0, const float* __restrict delta, int n,
+                                 std::uint16_t* __restrict to) {
+    each(n, [=](int i) { to[i] = nearest<kType>(x0[i] + delta[i]); });
+  }
+};
+
+// Kernel<type>::run(args...)
+template <template <Type> class Kernel, class... Args>
+void run_for(Type type, Args... args) {
+  type == kBF ? run<Kernel<kBF>>(args...) : run<Kernel<kF>>(args...);
 }
+
+template <Type kType>
+using StochasticX = Stochastic<kType, first>;
+template <Type kType>
+using StochasticV = Stochastic<kType, second>;
+template <Type kType>
+using StochasticS = Stochastic<kType, third>;
 
 }  // namespace
 
-PRODIGY_CLONES void widen_run(Type type, const std::uint16_t* from, int n, float* to) {
-  if (type == kBF) each(n, [&](int i) { to[i] = widen<kBF>(from[i]); });
-  if (type == kF) each(n, [&](int i) { to[i] = widen<kF>(from[i]); });
+void widen_run(Type type, const std::uint16_t* from, int n, float* to) { run_for<Widen>(type, from, n, to); }
+
+void nearest_run(Type type, const float* from, int n, std::uint16_t* to) { run_for<Nearest>(type, from, n, to); }
+
+void random_run(RandomBits random, std::int64_t position, int n, std::uint32_t* bits) {
+  run<Random>(random, std::uint32_t(position >> 3), n, bits);
 }
 
-PRODIGY_CLONES void nearest_run(Type type, const float* from, int n, std::uint16_t* to) {
-  if (type == kBF) each(n, [&](int i) { to[i] = nearest<kBF>(from[i]); });
-  if (type == kF) each(n, [&](int i) { to[i] = nearest<kF>(from[i]); });
+void stochastic_x_run(Type type, const float* from, int n, std::uint16_t* to, const std::uint32_t* bits) {
+  run_for<StochasticX>(type, from, n, to, bits);
 }
 
-PRODIGY_CLONES void stochastic_x_run(Type type, const float* from, int n, std::uint16_t* to, RandomBits random,
-                                     std::int64_t position) {
-  if (type == kBF) each(n, [&](int i) { to[i] = stochastic<kBF>(from[i], random.of(position + i)); });
-  if (type == kF) each(n, [&](int i) { to[i] = stochastic<kF>(from[i], random.of(position + i)); });
+void stochastic_v_run(Type type, const float* from, int n, std::uint16_t* to, const std::uint32_t* bits) {
+  run_for<StochasticV>(type, from, n, to, bits);
 }
 
-PRODIGY_CLONES void stochastic_v_run(Type type, const float* from, int n, std::uint16_t* to, RandomBits random,
-                                     std::int64_t position) {
-  const auto bits = [&](int i) { return second(random.of(position + i)); };
-  if (type == kBF) each(n, [&](int i) { to[i] = stochastic<kBF>(from[i], bits(i)); });
-  if (type == kF) each(n, [&](int i) { to[i] = stochastic<kF>(from[i], bits(i)); });
+void stochastic_s_run(Type type, const float* from, int n, std::uint16_t* to, const std::uint32_t* bits,
+                      std::int64_t stride) {
+  if (stride == 1) return run_for<StochasticS>(type, from, n, to, bits);
+  for (int j = 0; j < n; ++j) {
+    const std::uint32_t draw = third(bits[j * stride]);
+    to[j] = type == kBF ? stochastic<kBF>(from[j], draw) : stochastic<kF>(from[j], draw);
+  }
 }
 
-PRODIGY_CLONES void stochastic_s_run(Type type, const float* from, int n, std::uint16_t* to, RandomBits random,
-                                     std::int64_t position, std::int64_t stride) {
-  const auto bits = [&](int i) { return third(random.of(position + i * stride)); };
-  if (type == kBF) each(n, [&](int i) { to[i] = stochastic<kBF>(from[i], bits(i)); });
-  if (type == kF) each(n, [&](int i) { to[i] = stochastic<kF>(from[i], bits(i)); });
+void displaced_run(Type type, const std::uint16_t* from, int n, const float* x0, float* delta, float* x) {
+  run_for<Displaced>(type, from, n, x0, delta, x);
 }
 
-PRODIGY_CLONES void displaced_run(Type type, const std::uint16_t* from, int n, const float* x0, float* delta,
-                                  float* x) {
-  if (type == kBF) each(n, [&](int i) { displaced<kBF>(from[i], x0[i], delta[i], x[i]); });
-  if (type == kF) each(n, [&](int i) { displaced<kF>(from[i], x0[i], delta[i], x[i]); });
-}
-
-PRODIGY_CLONES void place_run(Type type, const float* x0, const float* delta, int n, std::uint16_t* to) {
-  if (type == kBF) each(n, [&](int i) { to[i] = nearest<kBF>(x0[i] + delta[i]); });
-  if (type == kF) each(n, [&](int i) { to[i] = nearest<kF>(x0[i] + delta[i]); });
+void place_run(Type type, const float* x0, const float* delta, int n, std::uint16_t* to) {
+  run_for<Place>(type, x0, delta, n, to);
 }
 
 }  // namespace prodigy::cpu

@@ -5,15 +5,19 @@
 
 namespace prodigy::cpu {
 
+// Elements per block, the longest run; also the number of terms that float32 sums have to hold.
+constexpr int kBlock = 1024;
+
 void widen_run(Type type, const std::uint16_t* from, int n, float* to);
 void nearest_run(Type type, const float* from, int n, std::uint16_t* to);
 
-// Of a parameter; position: of the first element.
-void stochastic_x_run(Type type, const float* from, int n, std::uint16_t* to, RandomBits random, std::int64_t position);
-// Of state.
-void stochastic_v_run(Type type, const float* from, int n, std::uint16_t* to, RandomBits random, std::int64_t position);
-// Samples have `stride` elements from one to the next.
-void stochastic_s_run(Type type, const float* from, int n, std::uint16_t* to, RandomBits random, std::int64_t position,
+// The random bits of n elements, and of those that complete the last eight; position: of the first, a multiple of 8.
+void random_run(RandomBits random, std::int64_t position, int n, std::uint32_t* bits);
+
+// bits: of the elements. Of a parameter, or of state, whose samples have `stride` elements from one to the next.
+void stochastic_x_run(Type type, const float* from, int n, std::uint16_t* to, const std::uint32_t* bits);
+void stochastic_v_run(Type type, const float* from, int n, std::uint16_t* to, const std::uint32_t* bits);
+void stochastic_s_run(Type type, const float* from, int n, std::uint16_t* to, const std::uint32_t* bits,
                       std::int64_t stride);
 
 // x = x0 + delta, where delta is first made to fit the stored x (`displacement`).

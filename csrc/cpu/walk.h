@@ -14,7 +14,4 @@ Sums<double> update_chunk(const Tensor& tensor, const Gradient& grad, const Chun
 template <class T>
 void finish_chunk(const Tensor& tensor, const Gradient& grad, const Chunk& chunk, const GroupRow<T>& group);
 
-// Returns the instruction set that calls are dispatched to on this machine.
-const char* instruction_set();
-
 }  // namespace prodigy::cpu

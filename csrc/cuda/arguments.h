@@ -7,17 +7,6 @@
 
 namespace prodigy::cuda {
 
-// Threads per block, and elements per chunk. Set smaller by the emulation of the tests, which is slow, and whose
-// tensors should span several blocks and chunks.
-#ifndef PRODIGY_CUDA_BLOCK
-#define PRODIGY_CUDA_BLOCK 256
-#define PRODIGY_CUDA_CHUNK (1 << 13)
-#endif
-constexpr int kBlockSize = PRODIGY_CUDA_BLOCK;
-// A multiple of the elements that a block takes at a time. Smaller than the CPU's, because many blocks share the chunks
-// of a small model and should end together.
-constexpr std::int64_t kCudaChunkSize = PRODIGY_CUDA_CHUNK;
-
 struct Arguments {
   const Tensor* tensors;
   const Chunk* chunks;
@@ -37,5 +26,7 @@ struct Arguments {
   StepScalars step;
   bool last;
 };
+
+using KernelFunction = void (*)(Arguments);
 
 }  // namespace prodigy::cuda

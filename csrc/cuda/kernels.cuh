@@ -1,4 +1,8 @@
-// The two kernels of a step. Both are persistent: a grid of as many blocks as the device holds walks the chunk list.
+// The two kernels of a step.
+//
+// update_kernel has a block for each chunk: no block then waits for another, and a block has one group, one tensor and
+// one partial sum. finish_kernel, which in most steps has nothing to do, has as many blocks as the device holds at a
+// time.
 //
 // Note [The grid does not affect the result]
 // A chunk's sums go to its own place in `partials`, whichever block walked it, and one block adds them up in an order
@@ -10,19 +14,6 @@
 #include "cuda/walk.cuh"
 
 namespace prodigy::cuda {
-
-// Blocks for which a multiprocessor must have registers. On sm_90, update_kernel has 110 to 120 of them, enough for 2
-// blocks of 256 threads; a bound of 3 leaves it 80 and spills 54 to 126 bytes.
-constexpr int kMinBlocks = 2;
-
-// Rows of shared memory for the factors of groups; those of group n are in row n % kGroupRows.
-constexpr int kGroupRows = 32;
-
-template <class T>
-struct SharedRow {
-  GroupRow<T> row;
-  std::int64_t group;
-};
 
 __device__ __forceinline__ Progress progress_of(const Arguments& a, std::int64_t estimate) {
   return Progress(a.row[estimate], a.sums[estimate], a.groups[estimate].options);
@@ -42,22 +33,49 @@ __device__ __forceinline__ GroupRow<T> make_finish_row(const Arguments& a, std::
   return finish_row<T>(group.read(), options, progress, a.step.grad_scale.read());
 }
 
-// There must be a barrier between this and the first use of the rows.
-template <class T>
-__device__ __forceinline__ void clear_group_rows(SharedRow<T>* rows) {
-  for (int n = threadIdx.x; n < kGroupRows; n += kBlockSize) rows[n].group = -1;
+// m, v, s, x with the old d in d*eps; for each estimate, sums = (sum lr*bc*<g, x0 - x>, sum |s|). There is a block even
+// if there are no chunks, to write the sums.
+template <class Policy>
+__global__ void __launch_bounds__(Policy::kThreads, Policy::kMinBlocks) update_kernel(const Arguments a) {
+  __shared__ GroupRow<typename Policy::T> row;
+  __shared__ Sums<double> scratch[Policy::kThreads / kWarpSize];
+  if (a.step.found_inf.read() != 0.0) return;
+  if (blockIdx.x < a.chunk_count) {
+    const Chunk chunk = a.chunks[blockIdx.x];
+    const Tensor& tensor = a.tensors[chunk.tensor];
+    const Gradient grad = a.grads[chunk.tensor];
+    Sums<double> sums{0.0, 0.0};
+    if (threadIdx.x == 0) row = make_update_row<typename Policy::T>(a, tensor.group);
+    __syncthreads();
+    if (grad.data != nullptr && row.active) {
+      const Coefficients<typename Policy::T> c = row.c;
+      sums = block_sum<Policy::kThreads>(update_chunk<Policy>(tensor, grad, chunk, c), scratch);
+      sums.dot *= row.c.dot_weight;
+    }
+    if (threadIdx.x == 0) a.partials[blockIdx.x] = sums;
+  }
+  if (is_last_block(a.arrived)) reduce_partials<Policy::kThreads>(a);
 }
 
+// Rows of shared memory for the factors of groups; those of group n are in row n % kGroupRows.
+constexpr int kGroupRows = 32;
+
+template <class T>
+struct SharedRow {
+  GroupRow<T> row;
+  std::int64_t group;
+};
+
 // Derived by one thread when a chunk of the group comes up, and kept.
-template <bool kUpdate, class T>
+template <class T>
 __device__ __forceinline__ const GroupRow<T>& group_row(SharedRow<T>* rows, std::int64_t group, const Arguments& a) {
   __shared__ Progress progress;  // with it in registers, finish_kernel<float> has 88 instead of 80 of them on sm_100
   SharedRow<T>& shared = rows[group % kGroupRows];
   if (shared.group != group) {  // the same for all threads
-    if (!kUpdate && threadIdx.x == 0) progress = progress_of(a, a.groups[group].estimate);
+    if (threadIdx.x == 0) progress = progress_of(a, a.groups[group].estimate);
     __syncthreads();
     if (threadIdx.x == 0) {
-      shared.row = kUpdate ? make_update_row<T>(a, group) : make_finish_row<T>(a, group, progress);
+      shared.row = make_finish_row<T>(a, group, progress);
       shared.group = group;
     }
     __syncthreads();
@@ -65,58 +83,35 @@ __device__ __forceinline__ const GroupRow<T>& group_row(SharedRow<T>* rows, std:
   return shared.row;
 }
 
-// m, v, s, x with the old d in d*eps; for each estimate, sums = (sum lr*bc*<g, x0 - x>, sum |s|).
-template <class T, bool kMixed>
-__global__ void __launch_bounds__(kBlockSize, kMinBlocks) update_kernel(const Arguments a) {
-  __shared__ SharedRow<T> rows[kGroupRows];
-  __shared__ Sums<double> scratch[2][kWarps];
-  if (a.step.found_inf.read() != 0.0) return;
-  clear_group_rows(rows);
-  __syncthreads();
-  bool odd = false;
-  for (std::int64_t n = blockIdx.x; n < a.chunk_count; n += gridDim.x) {
-    const Chunk chunk = a.chunks[n];
-    const Tensor& tensor = a.tensors[chunk.tensor];
-    const Gradient grad = a.grads[chunk.tensor];
-    Sums<double> sums{0.0, 0.0};
-    const GroupRow<T>& row = group_row<true>(rows, tensor.group, a);
-    if (grad.data != nullptr && row.active) {
-      sums = block_sum(update_chunk<T, kMixed>(tensor, grad, chunk, row.c), scratch[odd]);
-      sums.dot *= row.c.dot_weight;
-      odd = !odd;
-    }
-    if (threadIdx.x == 0) a.partials[n] = sums;
-  }
-  if (is_last_block(a.arrived)) reduce_partials(a);
-}
-
 // Whether `finish` changes the x of some group: in most steps it does not.
-template <class T>
+template <class T, int kThreads>
 __device__ __forceinline__ bool anything_to_finish(const Arguments& a) {
   bool any = false;
-  for (std::int64_t n = threadIdx.x; n < a.group_count; n += kBlockSize)
+  for (std::int64_t n = threadIdx.x; n < a.group_count; n += kThreads)
     any |= make_finish_row<T>(a, n, progress_of(a, a.groups[n].estimate)).active;
   return __syncthreads_or(any);
 }
 
 // For each estimate, d_new from the sums, and the change that it makes to x.
-template <class T, bool kMixed>
-__global__ void __launch_bounds__(kBlockSize, kMinBlocks) finish_kernel(const Arguments a) {
+template <class Policy>
+__global__ void __launch_bounds__(Policy::kThreads, Policy::kMinBlocks) finish_kernel(const Arguments a) {
+  using T = typename Policy::T;
+  constexpr int kThreads = Policy::kThreads;
   __shared__ SharedRow<T> rows[kGroupRows];
   const bool skipped = a.step.found_inf.read() != 0.0;
-  clear_group_rows(rows);
-  if (!skipped && anything_to_finish<T>(a)) {
+  for (int n = threadIdx.x; n < kGroupRows; n += kThreads) rows[n].group = -1;  // read after the next barrier
+  if (!skipped && anything_to_finish<T, kThreads>(a)) {
     for (std::int64_t n = blockIdx.x; n < a.chunk_count; n += gridDim.x) {
       const Chunk chunk = a.chunks[n];
       const Tensor& tensor = a.tensors[chunk.tensor];
       const Gradient grad = a.grads[chunk.tensor];
-      const GroupRow<T>& row = group_row<false>(rows, tensor.group, a);
-      if (grad.data != nullptr && row.active) finish_chunk<T, kMixed>(tensor, grad, chunk, row);
+      const GroupRow<T>& row = group_row<T>(rows, tensor.group, a);
+      if (grad.data != nullptr && row.active) finish_chunk<Policy>(tensor, grad, chunk, row);
     }
   }
   // Every block derives the new estimates from the old ones, which the last block to finish may overwrite.
   if (!a.last || !is_last_block(a.arrived)) return;
-  for (std::int64_t e = threadIdx.x; e < a.estimate_count; e += kBlockSize) {
+  for (std::int64_t e = threadIdx.x; e < a.estimate_count; e += kThreads) {
     a.new_row[e] = skipped ? a.row[e] : progress_of(a, e).now;
   }
 }

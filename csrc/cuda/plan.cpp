@@ -23,18 +23,26 @@ std::byte* append(std::byte* to, const std::vector<T>& table) {
   return to + bytes(table);
 }
 
-Storage storage_of(Type type, Type state_type) {
-  if (type == Type::kOther) throw std::invalid_argument("unsupported dtype");
-  if (type == Type::kFloat64) return Storage::kFloat64;
-  return type == Type::kFloat32 && state_type == Type::kFloat32 ? Storage::kFloat32 : Storage::kMixed;
+template <class Policies>
+int policy_for(const std::vector<Tensor>& tensors) {
+  const int policy = fitting_policy(Policies(), tensors);
+  if (policy < 0) throw std::invalid_argument("unsupported dtype");
+  return policy;
+}
+
+int chunk_size(int update_policy) {
+  int size = 0;
+  visit_policy(UpdatePolicies(), update_policy, [&](auto policy) { size = policy.kChunk; });
+  return size;
 }
 
 }  // namespace
 
-Plan::Plan(std::vector<Tensor> tensors, Type type, Type state_type, std::size_t estimates)
+Plan::Plan(std::vector<Tensor> tensors, std::size_t estimates)
     : tensors_(std::move(tensors)),
-      list_(tensors_, kCudaChunkSize, estimates),
-      storage_(storage_of(type, state_type)) {}
+      update_(policy_for<UpdatePolicies>(tensors_)),
+      finish_(policy_for<FinishPolicies>(tensors_)),
+      list_(tensors_, chunk_size(update_), estimates) {}
 
 std::size_t Plan::table_bytes() const { return bytes(tensors_) + bytes(list_.chunks) + bytes(list_.ranges); }
 
@@ -44,17 +52,30 @@ void Plan::write_table(void* to) const {
   append(next, list_.ranges);
 }
 
-void Plan::update(const Record& record, const Buffers& buffers, void* stream) {
-  launch(Kernel::kUpdate, record, buffers, stream, false);
+bool Plan::uniform(const std::vector<Gradient>& grads) const {
+  const Type type = tensors_.empty() ? Type::kOther : tensors_.front().type;
+  return std::all_of(grads.begin(), grads.end(),
+                     [&](const Gradient& g) { return g.data == nullptr || g.type == type; });
 }
 
-void Plan::finish(const Record& record, const Buffers& buffers, void* stream, bool last) {
-  launch(Kernel::kFinish, record, buffers, stream, last);
+void Plan::update(const Record& record, const std::vector<Gradient>& grads, const Buffers& buffers, void* stream) {
+  const int policy = uniform(grads) ? update_ : UpdatePolicies::kSize - 1;
+  // At least one block, which writes the sums.
+  const std::int64_t blocks = std::max<std::int64_t>(list_.count(), 1);
+  launch({Kernel::kUpdate, policy}, blocks, arguments(record, buffers, false), stream);
 }
 
-void Plan::launch(Kernel kernel, const Record& record, const Buffers& buffers, void* stream, bool last) {
-  int& resident = resident_blocks_[int(kernel)];
-  if (resident == 0) resident = resident_blocks(kernel, storage_);
+void Plan::finish(const Record& record, const std::vector<Gradient>& grads, const Buffers& buffers, void* stream,
+                  bool last) {
+  const int policy = uniform(grads) ? finish_ : FinishPolicies::kSize - 1;
+  int& resident = resident_[std::size_t(policy)];
+  if (resident == 0) resident = resident_blocks({Kernel::kFinish, policy});
+  // At least one block, which writes the estimates.
+  const std::int64_t blocks = std::clamp<std::int64_t>(list_.count(), 1, resident);
+  launch({Kernel::kFinish, policy}, blocks, arguments(record, buffers, last), stream);
+}
+
+Arguments Plan::arguments(const Record& record, const Buffers& buffers, bool last) const {
   Arguments a{};
   a.tensors = static_cast<const Tensor*>(buffers.table);
   a.chunks = reinterpret_cast<const Chunk*>(a.tensors + tensors_.size());
@@ -71,9 +92,7 @@ void Plan::launch(Kernel kernel, const Record& record, const Buffers& buffers, v
   a.new_row = buffers.new_row;
   a.step = record.step;
   a.last = last;
-  // At least one block, which writes the sums or the estimates.
-  const auto blocks = std::clamp<std::int64_t>(a.chunk_count, 1, resident);
-  cuda::launch(kernel, storage_, int(blocks), a, stream);
+  return a;
 }
 
 }  // namespace prodigy::cuda

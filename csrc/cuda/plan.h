@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cuda/launch.h"
+#include "cuda/policy.h"
 #include "prodigy/chunks.h"
 
 namespace prodigy::cuda {
@@ -24,9 +25,8 @@ struct Buffers {
 
 class Plan {
  public:
-  // type: of all parameters; state_type: of all m, v and s; estimates: their number. Throws std::invalid_argument if
-  // there is no kernel for the types.
-  Plan(std::vector<Tensor> tensors, Type type, Type state_type, std::size_t estimates);
+  // estimates: their number. Throws std::invalid_argument if there is no kernel for the tensors' types.
+  Plan(std::vector<Tensor> tensors, std::size_t estimates);
 
   // The tensors, the chunks and their ranges: constant as long as the plan is.
   std::size_t table_bytes() const;
@@ -34,17 +34,21 @@ class Plan {
 
   std::size_t chunk_count() const { return list_.chunks.size(); }
 
-  // Launched on `stream`, a CUDA stream; not waited for.
-  void update(const Record& record, const Buffers& buffers, void* stream);
-  void finish(const Record& record, const Buffers& buffers, void* stream, bool last);
+  // Launched on `stream`, a CUDA stream; not waited for. grads: those that are in `buffers`.
+  void update(const Record& record, const std::vector<Gradient>& grads, const Buffers& buffers, void* stream);
+  void finish(const Record& record, const std::vector<Gradient>& grads, const Buffers& buffers, void* stream,
+              bool last);
 
  private:
-  void launch(Kernel kernel, const Record& record, const Buffers& buffers, void* stream, bool last);
+  Arguments arguments(const Record& record, const Buffers& buffers, bool last) const;
+  // Whether every gradient has the type of the parameters, as all kernels but the last of each table demand.
+  bool uniform(const std::vector<Gradient>& grads) const;
 
   std::vector<Tensor> tensors_;
+  int update_, finish_;  // policies
   ChunkList list_;
-  Storage storage_;
-  int resident_blocks_[2] = {0, 0};  // of each kernel; 0: not asked yet
+  std::vector<int> resident_ =
+      std::vector<int>(FinishPolicies::kSize);  // blocks of the finish kernels; 0: not asked yet
 };
 
 }  // namespace prodigy::cuda

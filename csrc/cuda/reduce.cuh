@@ -6,7 +6,6 @@
 namespace prodigy::cuda {
 
 constexpr int kWarpSize = 32;
-constexpr int kWarps = kBlockSize / kWarpSize;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 __device__ __forceinline__ Sums<double> warp_sum(Sums<double> mine) {
@@ -18,13 +17,14 @@ __device__ __forceinline__ Sums<double> warp_sum(Sums<double> mine) {
   return mine;
 }
 
-// Returns the sum over the block to thread 0. Has only one barrier: alternate between two scratch arrays.
+// Returns the sum over the block to thread 0. `scratch` must not be in use.
+template <int kThreads>
 __device__ __forceinline__ Sums<double> block_sum(Sums<double> mine, Sums<double>* scratch) {
   mine = warp_sum(mine);
   if (threadIdx.x % kWarpSize == 0) scratch[threadIdx.x / kWarpSize] = mine;
   __syncthreads();
   if (threadIdx.x != 0) return mine;
-  for (int warp = 1; warp < kWarps; ++warp) {
+  for (int warp = 1; warp < kThreads / kWarpSize; ++warp) {
     mine.dot += scratch[warp].dot;
     mine.norm += scratch[warp].norm;
   }
@@ -37,6 +37,7 @@ __device__ __forceinline__ void merge(Accumulator& into, double sum, double erro
 }
 
 // Returns the total of one Accumulator per thread to thread 0. `scratch` must not be in use.
+template <int kThreads>
 __device__ __forceinline__ double block_total(Accumulator mine, Sums<double>* scratch) {
 #pragma unroll
   for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
@@ -46,7 +47,7 @@ __device__ __forceinline__ double block_total(Accumulator mine, Sums<double>* sc
   if (threadIdx.x % kWarpSize == 0) scratch[threadIdx.x / kWarpSize] = {mine.sum, mine.error};
   __syncthreads();
   if (threadIdx.x == 0) {
-    for (int warp = 1; warp < kWarps; ++warp) merge(mine, scratch[warp].dot, scratch[warp].norm);
+    for (int warp = 1; warp < kThreads / kWarpSize; ++warp) merge(mine, scratch[warp].dot, scratch[warp].norm);
   }
   return mine.total();
 }
@@ -66,19 +67,20 @@ __device__ __forceinline__ bool is_last_block(unsigned* arrived) {
 
 // The sums over each estimate's chunks, by one block. Which thread adds which of them depends on their positions within
 // the range, so that the ranges before it do not affect the result.
+template <int kThreads>
 __device__ __forceinline__ void reduce_partials(const Arguments& a) {
-  __shared__ Sums<double> scratch[2][kWarps];
+  __shared__ Sums<double> scratch[2][kThreads / kWarpSize];
   for (std::int64_t e = 0; e < a.estimate_count; ++e) {
     const std::int64_t end = a.ranges[e + 1];
     Accumulator dot, norm;
 #pragma unroll 4
-    for (std::int64_t n = a.ranges[e] + threadIdx.x; n < end; n += kBlockSize) {
+    for (std::int64_t n = a.ranges[e] + threadIdx.x; n < end; n += kThreads) {
       // Bypasses L1, which is not coherent across multiprocessors.
       dot.add(__ldcg(&a.partials[n].dot));
       norm.add(__ldcg(&a.partials[n].norm));
     }
     // The barrier in each of the two totals keeps the next round from writing to the other's scratch too early.
-    const Sums<double> sums{block_total(dot, scratch[0]), block_total(norm, scratch[1])};
+    const Sums<double> sums{block_total<kThreads>(dot, scratch[0]), block_total<kThreads>(norm, scratch[1])};
     if (threadIdx.x == 0) a.sums[e] = sums;
   }
 }

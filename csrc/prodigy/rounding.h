@@ -70,6 +70,10 @@ struct RandomBits {
   PRODIGY_INLINE std::uint32_t of(std::int64_t position) const {
     return shared(std::uint32_t(position >> 3)) * power(std::uint32_t(position) % kEight);
   }
+  // For a run of elements up to the next multiple of 8: of(begin + e) is run(begin) * power(e). begin: a multiple of 4.
+  PRODIGY_INLINE std::uint32_t run(std::int64_t begin) const {
+    return shared(std::uint32_t(begin >> 3)) * (begin & 4 ? power(3) : 1u);
+  }
 };
 
 // Random bits for a second value of the same element (v, next to x): the halves, the lower one improved by the upper
@@ -78,6 +82,8 @@ PRODIGY_INLINE std::uint32_t second(std::uint32_t bits) {
   bits ^= bits >> 16;
   return bits << 16 | bits >> 16;
 }
+// second(bits) >> 16, in fewer operations.
+PRODIGY_INLINE std::uint32_t upper_half_of_second(std::uint32_t bits) { return (bits ^ bits >> 16) & 0xffffu; }
 // For a third value (s).
 PRODIGY_INLINE std::uint32_t third(std::uint32_t bits) { return bits * power(kEight - 1); }
 
@@ -90,8 +96,8 @@ constexpr std::uint32_t kOneHalf = 126u << 23;
 constexpr std::uint32_t kHalfNormal = 113u << 23, kHalfInfinity = 143u << 23;
 // The difference of the exponents' biases, 127 - 15, in the place of float32's exponent.
 constexpr std::uint32_t kRebias = 112u << 23;
-// Of float16, without the sign. Adding kQuiet to a NaN of bfloat16 keeps it one when its low bits are cut off.
-constexpr std::uint32_t kHalfNaN = 0x7e00u, kHalfInf = 0x7c00u, kQuiet = 0x40u;
+// Of float16, without the sign.
+constexpr std::uint32_t kHalfNaN = 0x7e00u, kHalfInf = 0x7c00u;
 
 // float16: after Fabian Giesen's half_to_float_fast4 (https://gist.github.com/rygorous/2144712), without its branches.
 template <Type kType>
@@ -103,13 +109,23 @@ PRODIGY_INLINE float widen(std::uint16_t stored) {
   return bits_as<float>(sign | (size < 1u << 23 ? bits_as<std::uint32_t>(subnormal) : normal));
 }
 
+// The bfloat16 of `value` whose rounded bits are in the upper half of `bits`: a NaN stays one, whatever was added to
+// it.
+PRODIGY_INLINE std::uint16_t upper_half(float value, std::uint32_t bits) {
+  return std::uint16_t((bits | (value == value ? 0u : ~0u)) >> 16);
+}
+
+// random: 16 bits. Adding them cannot change infinity, whose lower half is zero.
+PRODIGY_INLINE std::uint16_t stochastic_bfloat16(float value, std::uint32_t random) {
+  return upper_half(value, bits_as<std::uint32_t>(value) + random);
+}
+
 // Ties to even.
 template <Type kType>
 PRODIGY_INLINE std::uint16_t nearest(float value) {
   const std::uint32_t bits = bits_as<std::uint32_t>(value), size = bits & ~kSign;
   if constexpr (kType == Type::kBFloat16) {
-    const std::uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-    return std::uint16_t(size > kInfinity ? bits >> 16 | kQuiet : rounded);
+    return upper_half(value, bits + 0x7fffu + (bits >> 16 & 1u));
   }
   const std::uint32_t normal = (size - kRebias + 0xfffu + (size >> 13 & 1u)) >> 13;
   // The last place of a float32 in [1/2, 1) is 2^-24, the unit of float16's subnormal numbers: this addition rounds to
@@ -120,13 +136,20 @@ PRODIGY_INLINE std::uint16_t nearest(float value) {
   return std::uint16_t((bits >> 16 & 0x8000u) | rounded);
 }
 
+// In the upper half, a number rounded to bfloat16 as stochastic() does, if it is the result of an operation: a NaN is
+// then a quiet one, which needs no care.
+PRODIGY_INLINE std::uint32_t stochastic_above(float value, std::uint32_t random) {
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  return bits_as<std::uint32_t>(value) + (std::fabs(value) < infinity ? random >> 16 : 0u);
+}
+
 // Rounds away from zero with probability (|value| - lower) / ulp, where `lower` is the next smaller size, else towards
 // zero.
 template <Type kType>
 PRODIGY_INLINE std::uint16_t stochastic(float value, std::uint32_t random) {
   const std::uint32_t bits = bits_as<std::uint32_t>(value), size = bits & ~kSign;
   if constexpr (kType == Type::kBFloat16) {
-    return size < kInfinity ? std::uint16_t((bits + (random >> 16)) >> 16) : nearest<kType>(value);
+    return stochastic_bfloat16(value, random >> 16);
   }
   const std::uint32_t up = size + (random >> 19);
   const std::uint32_t normal = up >= kHalfInfinity ? kHalfInf : (up - kRebias) >> 13;
@@ -140,10 +163,14 @@ PRODIGY_INLINE std::uint16_t stochastic(float value, std::uint32_t random) {
   return std::uint16_t((bits >> 16 & 0x8000u) | rounded);
 }
 
-// The displacement of an x that is stored rounded: `delta`, unless something else has written to x since.
+// The displacement of an x that is stored rounded: `delta`, unless something else has written to x since. rounded:
+// x0 + delta, to nearest.
+PRODIGY_INLINE float displacement(float rounded, float x, float x0, float delta) {
+  return rounded == x ? delta : x - x0;
+}
 template <Type kType>
 PRODIGY_INLINE float displacement(float x, float x0, float delta) {
-  return widen<kType>(nearest<kType>(x0 + delta)) == x ? delta : x - x0;
+  return displacement(widen<kType>(nearest<kType>(x0 + delta)), x, x0, delta);
 }
 
 }  // namespace prodigy

@@ -19,6 +19,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "prodigy/record.h"
 
@@ -97,7 +98,8 @@ PRODIGY_INLINE Coefficients<T> without_step(Coefficients<T> c) {
 
 template <class T>
 PRODIGY_INLINE T finite_or_zero(T value) {
-  return value - value == T(0) ? value : T(0);
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  return std::fabs(value) < infinity ? value : T(0);
 }
 
 // g: the gradient of the objective that is minimised, unscaled, with coupled weight decay.
@@ -125,24 +127,37 @@ PRODIGY_INLINE void moments(T g, T& m, T& v, const Coefficients<T>& c) {
 // Note [Position]
 // `at` is the stored quantity that a step updates: x itself, or delta = x - x0. `origin` is x - at: 0 or x0.
 
+// Roots: how accurately the processor takes roots and quotients in the following three. Exactly rounded ones:
+struct ExactRoots {
+  template <class T>
+  static PRODIGY_INLINE T root(T value) {
+    return std::sqrt(value);
+  }
+  template <class T>
+  static PRODIGY_INLINE T quotient(T dividend, T divisor) {
+    return dividend / divisor;
+  }
+};
+
 // The position after the step.
-template <class T>
+template <class Roots = ExactRoots, class T>
 PRODIGY_INLINE T step(T at, T x, T m, T v, const Coefficients<T>& c) {
-  return at - (c.decay * finite_or_zero(x) + c.dlr * (m / (std::sqrt(v) + c.d_eps)));
+  return at - (c.decay * finite_or_zero(x) + c.dlr * Roots::quotient(m, Roots::root(v) + c.d_eps));
 }
 
 // Replaces old_d*eps by d_new*eps in the step that `update` took.
-template <class T>
+template <class Roots = ExactRoots, class T>
 PRODIGY_INLINE T correct(T at, T m, T v, T old_d_eps, const Coefficients<T>& c) {
-  const T root = std::sqrt(v);
-  return at + c.dlr * (m / (root + old_d_eps) - m / (root + c.d_eps));
+  const T root = Roots::root(v);
+  return at + c.dlr * (Roots::quotient(m, root + old_d_eps) - Roots::quotient(m, root + c.d_eps));
 }
 
 // Takes back, to within one rounding, the step of `update` where it turns out not to be a step. That can happen after
 // the first step, too: if the only gradients are those of new parameters, or of positions that are not sampled.
-template <class T>
+template <class Roots = ExactRoots, class T>
 PRODIGY_INLINE T undo(T at, T origin, T m, T v, const Coefficients<T>& c) {
-  return (at + c.decay * finite_or_zero(origin) + c.dlr * (m / (std::sqrt(v) + c.d_eps))) / (T(1) - c.decay);
+  const T taken = c.dlr * Roots::quotient(m, Roots::root(v) + c.d_eps);
+  return (at + c.decay * finite_or_zero(origin) + taken) / (T(1) - c.decay);
 }
 
 // The rule for d. False if this is not a step: no gradient has been non-zero yet, and d stays.

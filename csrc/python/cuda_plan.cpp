@@ -12,10 +12,10 @@ namespace {
 class CudaPlan {
  public:
   CudaPlan(const py::list& slots, const py::type& tensor_class, const std::string& state_format, std::size_t estimates)
-      : list_(slots, tensor_class, state_format, estimates),
-        plan_(list_.table(), list_.type(), list_.state_type(), estimates) {}
+      : list_(slots, tensor_class, state_format, estimates), plan_(list_.table(), estimates) {}
 
   TensorList& list() { return list_; }
+  void table_changed() { plan_ = cuda::Plan(list_.table(), list_.estimates()); }
 
   py::bytes gradient_words() const {
     const std::vector<Gradient>& grads = list_.gradients();
@@ -28,15 +28,15 @@ class CudaPlan {
 
   void update(const py::bytes& record, std::uintptr_t table, std::uintptr_t step, std::uintptr_t partials,
               std::uintptr_t arrived, std::uintptr_t sums, std::uintptr_t row, std::uintptr_t stream) {
-    plan_.update(list_.read_record(record), buffers(table, step, partials, arrived, sums, row, 0),
+    plan_.update(list_.read_record(record), list_.gradients(), buffers(table, step, partials, arrived, sums, row, 0),
                  pointer<void>(stream));
   }
 
   void finish(const py::bytes& record, std::uintptr_t table, std::uintptr_t step, std::uintptr_t partials,
               std::uintptr_t arrived, std::uintptr_t sums, std::uintptr_t row, std::uintptr_t new_row,
               std::uintptr_t stream, bool last) {
-    plan_.finish(list_.read_record(record), buffers(table, step, partials, arrived, sums, row, new_row),
-                 pointer<void>(stream), last);
+    plan_.finish(list_.read_record(record), list_.gradients(),
+                 buffers(table, step, partials, arrived, sums, row, new_row), pointer<void>(stream), last);
   }
 
  private:

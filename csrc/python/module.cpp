@@ -3,11 +3,12 @@
 
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
-#include "cpu/walk.h"
+#include "cpu/vector.h"
 #include "cuda/launch.h"
 #include "python/bind_tensors.h"
 #include "python/cuda_plan.h"
 #include "python/layout.h"
+#include "python/objects.h"
 #include "python/pointer.h"
 
 namespace py = pybind11;
@@ -18,12 +19,13 @@ namespace {
 class CpuPlan {
  public:
   CpuPlan(const py::list& slots, const py::type& tensor_class, const std::string& state_format, std::size_t estimates)
-      : list_(slots, tensor_class, state_format, estimates),
-        plan_(cpu::make_plan(list_.table(), list_.type(), estimates)) {
+      : list_(slots, tensor_class, state_format, estimates) {
+    table_changed();
     if (list_.device() != kCpu) throw py::value_error("the tensors are not on the CPU");
   }
 
   TensorList& list() { return list_; }
+  void table_changed() { plan_ = cpu::make_plan(list_.table(), list_.type(), list_.estimates()); }
 
   void update(const py::bytes& record, int threads, std::uintptr_t row, std::uintptr_t sums) {
     const Record numbers = list_.read_record(record);
@@ -53,6 +55,7 @@ class AddressList {
       : list_(slots, tensor_class, state_format, estimates) {}
 
   TensorList& list() { return list_; }
+  void table_changed() {}
 
   py::bytes gradient_words() const {
     std::vector<std::uint64_t> words;
@@ -66,6 +69,20 @@ class AddressList {
  private:
   TensorList list_;
 };
+
+// For Python to find out whether images are right with this torch, see Note [Images].
+bool image_shows(const py::object& tensor, const py::type& tensor_class, const py::function& change) {
+  TensorView view;
+  TensorImage image;
+  const TensorReader reader(tensor_class);
+  const bool taken = reader.read(tensor.ptr(), view) && image.take(tensor, view, tensor_class);
+  change(tensor);
+  return taken && image.shows(tensor.ptr());
+}
+
+constexpr const char* kImageShowsDoc = R"(Returns whether a tensor looks unchanged in memory after change(tensor).
+
+False, too, if no image can be taken of it.)";
 
 constexpr const char* kUpdateDoc = R"(Phase 1: moves m, v, s and x, and gathers the sums.
 
@@ -97,8 +114,15 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled backends of prodigy_fused; see prodigy_fused/backends for their use.";
   add_layout(m);
   m.def("threading", &cpu::threading, "Returns whose threads the CPU backend uses: \"OpenMP\" or \"std::thread\".");
-  m.def("instruction_set", &cpu::instruction_set,
-        "Returns the instruction set that the CPU backend's calls are dispatched to.");
+  m.def("instruction_set", &cpu::instruction_set_name,
+        "Returns the instruction set that the CPU backend uses: the best that this machine has.");
+  m.def("use_instruction_set", &cpu::use_instruction_set, py::arg("name"),
+        "Chooses another instruction set, for tests. Returns False if this machine does not have it.");
+  bind_objects(m);
+  m.def("image_shows", &image_shows, py::arg("tensor"), py::arg("tensor_class"), py::arg("change"), kImageShowsDoc);
+  m.def(
+      "trust_images", [](bool trusted) { ParameterImage::trusted = trusted; }, py::arg("trusted"),
+      "Says whether a step may compare the images of tensors instead of asking torch.");
   bind_tensors<CpuPlan>(m, "CpuPlan", "The tensors of one bucket on the CPU, and the phases of a step over them.")
       .def("update", &CpuPlan::update, py::arg("record"), py::arg("threads"), py::arg("row"), py::arg("sums"),
            kUpdateDoc)

@@ -12,8 +12,8 @@ namespace {
 constexpr std::size_t kFetchAhead = 4;
 
 // As the very objects that a dictionary written in Python has as its keys, so that finding them compares no characters.
-std::array<py::str, kStates> interned_keys() {
-  std::array<py::str, kStates> keys;
+ParameterImage::Keys interned_keys() {
+  ParameterImage::Keys keys;
   for (int which = 0; which < kStates; ++which) {
     keys[which] = py::reinterpret_steal<py::str>(PyUnicode_InternFromString(kStateKeys[which]));
   }
@@ -57,39 +57,78 @@ MemoryOrder memory_order(const TensorView& view) {
 
 TensorList::TensorList(const py::list& slots, py::type tensor_class, const std::string& state_format,
                        std::size_t estimates)
-    : reader_(std::move(tensor_class)),
+    : tensor_class_(tensor_class),
+      reader_(std::move(tensor_class)),
       keys_(interned_keys()),
       state_type_(type_named(state_format)),
       estimates_(estimates),
       group_count_(estimates) {
   if (state_type_ == Type::kOther) throw py::value_error("unsupported state format: " + state_format);
-  entries_.resize(slots.size());
-  table_.reserve(slots.size());
-  for (std::size_t i = 0; i < slots.size(); ++i) table_.push_back(read_slot(slots[i], entries_[i]));
+  extend(slots);
+}
+
+void TensorList::extend(const py::list& slots) {
+  std::vector<Entry> new_entries, entries;
+  std::vector<Tensor> new_table, table;
+  std::vector<ParameterImage> images;
+  read_new(slots, new_entries, new_table);
+  if (entries_.size() + new_entries.size() != slots.size()) throw py::value_error("a slot is missing, or moved");
+  // Nothing but memory can fail from here on.
+  entries.reserve(slots.size());
+  table.reserve(slots.size());
+  images.reserve(slots.size());
+  std::size_t known = 0, added = 0;
+  for (const py::handle slot : slots) {
+    if (known < entries_.size() && entries_[known].slot.is(slot)) {
+      entries.push_back(std::move(entries_[known]));
+      images.push_back(std::move(images_[known]));
+      table.push_back(table_[known++]);
+    } else {
+      images.emplace_back(new_entries[added].param, new_entries[added].state);
+      entries.push_back(std::move(new_entries[added]));
+      table.push_back(new_table[added++]);
+    }
+  }
+  entries_ = std::move(entries);
+  table_ = std::move(table);
+  images_ = std::move(images);
+  release_gradients();
+}
+
+void TensorList::read_new(const py::list& slots, std::vector<Entry>& entries, std::vector<Tensor>& table) {
+  std::size_t known = 0;
+  int estimate = 0;
+  for (const py::handle slot : slots) {
+    const bool is_known = known < entries_.size() && entries_[known].slot.is(slot);
+    if (!is_known) table.push_back(read_slot(slot, entries.emplace_back()));
+    const int own = is_known ? table_[known++].estimate : table.back().estimate;
+    if (own < estimate || std::size_t(own) >= estimates_) {
+      throw py::value_error("estimate " + std::to_string(own) + ": out of range, or out of order");
+    }
+    estimate = own;
+  }
 }
 
 Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
+  entry.slot = slot;
   entry.param = slot.attr("param");
   entry.state = slot.attr("state");
   TensorView view;
   const bool readable = reader_.read(entry.param.ptr(), view) && view.device != kOtherDevice;
-  const bool first = table_.empty();
+  const bool first = type_ == Type::kOther;
   if (!readable || (!first && (view.type != type_ || view.device != device_))) {
     throw py::value_error("unsupported parameter");
   }
   type_ = view.type;
   device_ = view.device;
-  entry.data = view.data;
   entry.layout = view.layout();
-  entry.footprint.add_tensor(entry.param);
-  entry.footprint.add_dict(entry.state);
   const py::object rounding = slot.attr("low_precision");
   const auto is = [&](const char* mode) { return !rounding.is_none() && rounding.equal(py::str(mode)); };
   entry.displaced = is("displacement");
   entry.frozen = slot.attr("frozen").cast<bool>();
   Tensor t{};
-  t.x = view.data;
   t.type = type_;
+  t.state_type = state_type_;
   t.index = slot.attr("random_index").cast<std::uint32_t>();
   t.stochastic = is("stochastic");
   t.numel = view.numel();
@@ -98,29 +137,35 @@ Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
   if (t.group < 0) throw py::value_error("a negative group");
   group_count_ = std::max(group_count_, std::size_t(t.group) + 1);
   t.estimate = slot.attr("estimate").cast<int>();
-  const int least = first ? 0 : table_.back().estimate;
-  if (t.estimate < least || std::size_t(t.estimate) >= estimates_) {
-    throw py::value_error("estimate " + std::to_string(t.estimate) + ": out of range, or out of order");
-  }
   t.order = memory_order(view);
-  for (int which = 0; which < kStates; ++which) {
-    entry.states[which] = read_state(entry, t, which);
-    PyObject* state = needs(entry, which) ? find_state(entry, which) : nullptr;
-    if (state != nullptr) entry.footprint.add_tensor(state);
-  }
+  read_addresses(entry, t);
+  return t;
+}
+
+void TensorList::read_addresses(Entry& entry, Tensor& t) const {
+  TensorView view;
+  if (!read_param(entry, view)) throw py::value_error("the parameter has changed");
+  t.x = entry.data = view.data;
+  for (int which = 0; which < kStates; ++which) entry.states[which] = read_state(entry, t, which);
   t.m = entry.states[kM];
   t.v = entry.states[kV];
   t.s = entry.states[kS];
   t.x0 = entry.states[kX0];
   t.delta = static_cast<float*>(entry.states[kDelta]);
-  t.state_type = state_type_;
-  return t;
 }
 
-bool TensorList::needs(const Entry& entry, int which) {
-  if (which == kDelta) return entry.displaced;
-  if (which == kX0) return entry.displaced || !entry.frozen;
-  return which != kS || !entry.frozen;
+bool TensorList::read_param(const Entry& entry, TensorView& view) const {
+  return reader_.read(entry.param.ptr(), view) && view.device == device_ && view.type == type_ &&
+         view.has(entry.layout);
+}
+
+ParameterImage::Needs TensorList::Entry::needs() const {
+  ParameterImage::Needs needs;
+  needs[kM] = needs[kV] = true;
+  needs[kS] = !frozen;
+  needs[kX0] = displaced || !frozen;
+  needs[kDelta] = displaced;
+  return needs;
 }
 
 PyObject* TensorList::find_state(const Entry& entry, int which) const {
@@ -128,7 +173,7 @@ PyObject* TensorList::find_state(const Entry& entry, int which) const {
 }
 
 void* TensorList::read_state(const Entry& entry, const Tensor& tensor, int which) const {
-  if (!needs(entry, which)) return nullptr;
+  if (!entry.needs()[which]) return nullptr;
   PyObject* object = find_state(entry, which);
   if (object == nullptr && which == kM) return nullptr;  // beta1 is 0
   TensorView view;
@@ -153,21 +198,46 @@ bool TensorList::fits_type(Type type, int which) const {
 
 bool TensorList::unchanged() {
   for (std::size_t i = 0; i < entries_.size(); ++i) {
-    if (i + kFetchAhead < entries_.size()) entries_[i + kFetchAhead].footprint.fetch();
-    const Entry& entry = entries_[i];
-    TensorView now;
-    const bool same = reader_.read(entry.param.ptr(), now) && now.data == entry.data && now.device == device_ &&
-                      now.type == type_ && now.has(entry.layout);
-    if (!same) return false;
-    for (int which = 0; which < kStates; ++which) {
-      try {
-        if (read_state(entry, table_[i], which) != entry.states[which]) return false;
-      } catch (const py::value_error&) {
-        return false;
-      }
+    if (i + kFetchAhead < entries_.size()) images_[i + kFetchAhead].fetch();
+    if (images_[i].shows()) continue;
+    if (!is_unchanged(entries_[i], table_[i])) return false;
+    images_[i].take(entries_[i].needs(), keys_, reader_, tensor_class_);
+    if (i > 0) images_[i].share(images_[i - 1]);
+  }
+  return true;
+}
+
+bool TensorList::is_unchanged(const Entry& entry, const Tensor& tensor) const {
+  TensorView now;
+  if (!read_param(entry, now) || now.data != entry.data) return false;
+  for (int which = 0; which < kStates; ++which) {
+    try {
+      if (read_state(entry, tensor, which) != entry.states[which]) return false;
+    } catch (const py::value_error&) {
+      return false;
     }
   }
   return true;
+}
+
+bool TensorList::mend() {
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    if (images_[i].shows()) continue;
+    images_[i].forget();
+    try {
+      read_addresses(entries_[i], table_[i]);
+    } catch (const py::value_error&) {
+      return false;
+    }
+  }
+  release_gradients();
+  return true;
+}
+
+void TensorList::fetch_gradient(PyObject* grad, const Entry& entry) const {
+  if (reader_.is_tensor(grad)) TensorImage::fetch_rest(grad);
+  fetch_lines(entry.layout.shape.data(), 1);
+  fetch_lines(entry.layout.strides.data(), 1);
 }
 
 bool TensorList::read_gradient(PyObject* object, const Entry& entry, Gradient& gradient) const {
@@ -183,6 +253,9 @@ long TensorList::load_gradients(const py::list& grads) {
   if (grads.size() != entries_.size()) throw py::value_error("one gradient, or None, per tensor");
   grads_.assign(entries_.size(), Gradient{});
   for (std::size_t i = 0; i < entries_.size(); ++i) {
+    if (i + kFetchAhead < entries_.size()) {
+      fetch_gradient(PyList_GET_ITEM(grads.ptr(), i + kFetchAhead), entries_[i + kFetchAhead]);
+    }
     PyObject* grad = PyList_GET_ITEM(grads.ptr(), i);
     if (grad == Py_None || read_gradient(grad, entries_[i], grads_[i])) continue;
     release_gradients();

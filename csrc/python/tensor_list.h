@@ -10,7 +10,7 @@
 
 #include "prodigy/record.h"
 #include "prodigy/table.h"
-#include "python/footprint.h"
+#include "python/parameter_image.h"
 #include "python/state.h"
 #include "python/tensor_view.h"
 
@@ -27,13 +27,21 @@ class TensorList {
 
   const std::vector<Tensor>& table() const { return table_; }
   Type type() const { return type_; }  // of the parameters
-  Type state_type() const { return state_type_; }
   int device() const { return device_; }
+  std::size_t estimates() const { return estimates_; }
   // Throws std::invalid_argument, a ValueError in Python, if the record lacks a group or an estimate of the tensors.
   Record read_record(std::string_view bytes) const { return Record(bytes, group_count_, estimates_); }
 
   // Whether all tensors are still at the addresses, and of the shapes, that the table has.
   bool unchanged();
+
+  // Puts the tensors' addresses into the table, as they are now. Returns false if anything else of a tensor has
+  // changed, too: then this list is of no more use.
+  bool mend();
+
+  // Takes up more tensors. slots: those of this list and new ones among them, in the order of all. Raises ValueError if
+  // a state tensor does not fit its parameter; this list is then what it was.
+  void extend(const pybind11::list& slots);
 
   // Keeps the gradients' addresses, null for None, until release_gradients(). Returns -1, or the index of the first
   // that is not laid out as its parameter; then none is kept. The caller keeps the tensors themselves alive.
@@ -45,30 +53,40 @@ class TensorList {
  private:
   // Borrowed: the Python plan keeps its slots, and a reference from here would hide cycles from the garbage collector.
   struct Entry {
-    pybind11::handle param, state;
+    pybind11::handle slot, param, state;
     void* data;
     Layout layout;
     std::array<void*, kStates> states;  // their addresses
     bool displaced;                     // there must be a delta
     bool frozen;                        // there need be no s, and no x0 unless displaced
-    Footprint footprint;
+
+    ParameterImage::Needs needs() const;  // a state that is not needed is ignored
   };
 
+  // Appends to `entries` and `table` the slots of a list that are not among this list's.
+  void read_new(const pybind11::list& slots, std::vector<Entry>& entries, std::vector<Tensor>& table);
   Tensor read_slot(const pybind11::handle& slot, Entry& entry);
-  static bool needs(const Entry& entry, int which);           // else a state that is there is ignored
+  // Reads the parameter's address and those of its state. Raises ValueError if one of them does not fit the entry.
+  void read_addresses(Entry& entry, Tensor& tensor) const;
+  bool read_param(const Entry& entry, TensorView& view) const;
   PyObject* find_state(const Entry& entry, int which) const;  // null: none
   // The address of a state tensor; null where there is none, or where one number stands for zero everywhere.
   // Raises ValueError if it does not fit its parameter.
   void* read_state(const Entry& entry, const Tensor& tensor, int which) const;
   bool fits_type(Type type, int which) const;
+  bool is_unchanged(const Entry& entry, const Tensor& tensor) const;
+  // See Note [Fetching ahead].
+  void fetch_gradient(PyObject* grad, const Entry& entry) const;
   // The gradient's address; false if it is not laid out as its parameter.
   bool read_gradient(PyObject* object, const Entry& entry, Gradient& gradient) const;
 
+  pybind11::type tensor_class_;
   TensorReader reader_;
+  std::vector<ParameterImage> images_;  // what unchanged() looks at first; of the tensors of `entries_`
   std::vector<Entry> entries_;
   std::vector<Tensor> table_;
   std::vector<Gradient> grads_;  // empty unless loaded
-  std::array<pybind11::str, kStates> keys_;
+  ParameterImage::Keys keys_;
   Type type_ = Type::kOther;   // of all parameters
   Type state_type_;            // of all exp_avg, exp_avg_sq and s
   int device_ = kOtherDevice;  // of all tensors

@@ -71,7 +71,7 @@ TensorReader::TensorReader(py::type tensor_class) : tensor_class_(std::move(tens
 }
 
 bool TensorReader::read(PyObject* object, TensorView& view) const {
-  if (!PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(tensor_class_.ptr()))) return false;
+  if (!is_tensor(object)) return false;
   return api_ ? read_exchanged(object, view) : read_methods(object, view);
 }
 

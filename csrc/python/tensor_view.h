@@ -39,6 +39,10 @@ class TensorReader {
  public:
   explicit TensorReader(pybind11::type tensor_class);
 
+  bool is_tensor(PyObject* object) const {
+    return PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(tensor_class_.ptr()));
+  }
+
   // Returns false, with no Python error set, if `object` is not a tensor with plain strided memory.
   bool read(PyObject* object, TensorView& view) const;
 

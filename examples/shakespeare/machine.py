@@ -37,7 +37,9 @@ def describe(device):
     gpu = device.type == "cuda"
     return {
         "date": datetime.datetime.now().isoformat(timespec="seconds"),
-        "commit": _output("git", "describe", "--always", "--dirty", "--exclude=*"),
+        # Without git, whoever has copied the tree says which it is.
+        "commit": os.environ.get("PRODIGY_FUSED_COMMIT")
+        or _output("git", "describe", "--always", "--dirty", "--exclude=*"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "prodigy-fused": version("prodigy-fused"),

@@ -63,7 +63,7 @@ def compiled() -> tuple[str, ...]:
     return tuple(name for name, backend in _BACKENDS.items() if backend.COMPILED)
 
 
-READ_INDEX_MAPS = {"foreach", "reference"}  # the backends that read ``Slot.where``
+READ_INDEX_MAPS = {"reference"}  # the backends that read ``Slot.where``
 
 register("cuda", cuda)
 register("triton", triton)
@@ -111,14 +111,14 @@ def choose(p: Tensor, group: Group, where: IndexMap | None = None) -> str:
         if group["foreach"] is False:
             named = "reference"
         elif group["fused"] is False or group["foreach"]:
-            named = "foreach"
+            named = _in_python(p, group, where)
     reasons = {name: _unfit(name, p, group, where) for name in ([named] if named is not None else compiled())}
     for name, reason in reasons.items():
         if reason is None:
             return name
     if named is None and group["fused"] is None:
         _say_what_is_missing(p, group)
-        return "foreach" if _unfit("foreach", p, group, where) is None else "reference"
+        return _in_python(p, group, where)
     requested = "fused=True" if named is None else f"backend={named!r}"
     why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     raise RuntimeError(f"{requested} cannot be used for a parameter of shape {tuple(p.shape)}: {why}")
@@ -130,6 +130,11 @@ def _unfit(name: str, p: Tensor, group: Group, where: IndexMap | None) -> str | 
     if reason is None and where is not None and name not in READ_INDEX_MAPS and _uses_indices(p, group):
         return "it finds samples and random bits by the index within a shard, not within the whole: use fused=False"
     return reason
+
+
+def _in_python(p: Tensor, group: Group, where: IndexMap | None) -> str:
+    """Returns the best backend that takes a parameter whatever it is."""
+    return "foreach" if _unfit("foreach", p, group, where) is None else "reference"
 
 
 def _uses_indices(p: Tensor, group: Group) -> bool:

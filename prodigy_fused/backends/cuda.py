@@ -55,6 +55,9 @@ class CudaPlan(GpuPlan):
 
     def __init__(self, key: BucketKey, slots: Sequence[Slot], estimates: int, native: Any = None) -> None:
         super().__init__(key, slots, estimates, native or _C.CudaPlan)
+        self.upload_tables()
+
+    def upload_tables(self) -> None:
         self._buffers = {
             "table": self._upload_table(self._native.table_bytes, self._native.write_table),
             "partials": torch.empty(2 * self._native.chunk_count, dtype=torch.float64, device=self.device),

@@ -20,13 +20,19 @@ class TensorPlan:
     """The part of :class:`prodigy_fused.step.Plan` that plans share which look at their tensors anew in every step."""
 
     def __init__(self, key: BucketKey, slots: Sequence[Slot], estimates: int) -> None:
-        self.slots = slots
         self.sums = torch.zeros(estimates, 2, dtype=torch.float64, device=slots[0].param.device)
-        self._layouts = [_layout(slot.param) for slot in slots]
+        self.extend(slots)
         self._grads: Sequence[Tensor | None] = ()
 
     def unchanged(self) -> bool:
         return self._layouts == [_layout(slot.param) for slot in self.slots]
+
+    def mend(self) -> bool:
+        return False  # addresses are not looked at: what has changed is more
+
+    def extend(self, slots: Sequence[Slot]) -> None:
+        self.slots = slots
+        self._layouts = [_layout(slot.param) for slot in slots]
 
     def load_gradients(self, grads: Sequence[Tensor | None]) -> None:
         for slot, grad in zip(self.slots, grads, strict=True):

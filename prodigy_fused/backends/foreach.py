@@ -1,30 +1,34 @@
-"""Prodigy in ``torch._foreach_*`` operations: any device PyTorch has, and no value read back to the host.
+"""Prodigy in ``torch._foreach_*`` operations: any device PyTorch has, and no value read back from a GPU.
 
 The order is Algorithm 4's own: ``update`` computes m, v, s and the sums, ``finish`` computes x with d_new. That is more
-passes over memory than a compiled backend needs, but every launch covers a whole run of tensors.
+passes over memory than a compiled backend needs, but every launch covers a whole run of tensors: what is computed for
+one step only is one flat tensor, in which each parameter begins a new row (see :class:`.flat.Grid`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..estimate import FIELDS
-from ..hyper import Hyper
+from ..hyper import EstimateOptions, Hyper
 from ..options import Group
-from ..step import Slot, Step
-from ..sums import stable_sum
+from ..step import BucketKey, Slot, Step
+from ..sums import sum_of_any_order
 from ..tensors import is_fake
-from .elementwise import TensorPlan, apply_step, arithmetic, bias_correction, current_x, finite_or_zero, store_state
+from .elementwise import TensorPlan, bias_correction
+from .flat import Values
+from .pieces import Piece, RowTable, Run, pieces_of
 
 COMPILED = ONE_PASS = READS_DEVICE = False
-# Temporaries of one run hold at most this many elements (a single larger tensor is a run of its own), so that peak
-# memory does not grow with the model. On a CPU, where an operation costs no launch, they stay in its cache: on an EPYC
-# with tensors of 100,000 that is three times faster than temporaries which the system must page in and zero.
-RUN_ELEMENTS, RUN_ELEMENTS_ON_CPU = 1 << 24, 1 << 16
+# A run has at most this many elements, so that its temporaries do not grow with the model; on a CPU they fit a cache.
+RUN_ELEMENTS, RUN_ELEMENTS_PER_THREAD = 1 << 23, 1 << 18
+# On a CPU torch takes the tensors of a list one by one; smaller ones are copied to a flat one and back.
+SMALL = 1 << 13
 
 
 def missing(device: torch.device) -> str | None:
@@ -37,181 +41,180 @@ def unsupported(p: Tensor, group: Group) -> str | None:
     return None
 
 
-@dataclass
-class Run:
-    """Consecutive tensors of one group that are stepped together."""
-
-    slots: list[Slot]
-    grads: list[Tensor]
-    h: Hyper
-
-    @property
-    def lr(self) -> float:
-        """The group's learning rate."""
-        return float(self.h.lr)
-
-    @property
-    def estimate(self) -> int:
-        """The index of the group's estimate."""
-        return self.slots[0].estimate
-
-    @property
-    def frozen(self) -> bool:
-        """Whether the estimate is fixed, and the state has no samples."""
-        return self.slots[0].frozen
-
-    def states(self, key: str) -> list[Tensor]:
-        """Returns state tensors in the arithmetic's precision: copies if they are stored in another."""
-        return [slot.state[key].to(arithmetic(slot.param)) for slot in self.slots]
-
-    def store(self, key: str, values: list[Tensor], k: Tensor) -> None:
-        """Stores tensors that :meth:`states` returned and that were changed since."""
-        for slot, value in zip(self.slots, values, strict=True):
-            store_state(slot, key, value, k)
-
-    def distances(self) -> list[Tensor]:
-        """Returns ``x0 - x`` at the sampled positions, new tensors."""
-        xs = [current_x(slot) for slot in self.slots]  # resets a delta that no longer fits
-        if self.slots[0].low_precision == "displacement":
-            return list(torch._foreach_neg([slot.state["delta"] for slot in self.slots]))
-        xs = self.sampled(xs)
-        p0s = [slot.state["p0"].to(x.dtype).expand_as(x) for slot, x in zip(self.slots, xs, strict=True)]
-        return list(torch._foreach_sub(p0s, xs))
-
-    def sampled(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Returns the elements of ``tensors``, one per slot, at the sampled positions."""
-        return [slot.sampled(t) for t, slot in zip(tensors, self.slots, strict=True)]
-
-    def gradients(self, grad_scale: float) -> list[Tensor]:
-        """Returns ``g``, new tensors in the arithmetic's dtype: unscaled, of the minimised objective, with coupled
-        weight decay."""
-        sign = -1.0 if self.h.maximize else 1.0
-        wide = [g.to(arithmetic(slot.param)) for slot, g in zip(self.slots, self.grads, strict=True)]
-        gs = torch._foreach_mul(wide, sign / grad_scale)
-        if self.h.weight_decay and not self.h.decouple:
-            xs = [finite_or_zero(current_x(slot)) for slot in self.slots]
-            torch._foreach_add_(gs, xs, alpha=self.h.weight_decay)
-        return list(gs)
+LEAST_DLR = 1e-30  # whose reciprocal float32 can hold
 
 
-def without_nonfinite(gs: list[Tensor]) -> list[Tensor]:
-    """Sets elements that are not finite to 0, in place."""
-    return [g.nan_to_num_(0.0, 0.0, 0.0) for g in gs]
+class Numbers(NamedTuple):
+    """The scalars of a run: numbers on a CPU, elsewhere 0-dim tensors, which nobody waits for."""
+
+    k: Any
+    d: Any
+    lr: Any  # with the bias correction
+    weight: Any  # of g in s, divided by 1 - beta3
+    beta3: float
+    grad_scale: float
+    d_new: Any = None
+    decay: Any = None
+    shrink: Any = None  # m is multiplied by dlr and divided by shrink * sqrt(v) + shift
+    shift: Any = None
+    dlr: float = 1.0  # or it is in the last two
+
+
+def numbers_of(h: Hyper, options: EstimateOptions, old: Any, grad_scale: float) -> Numbers:
+    """Returns the scalars of the first phase."""
+    d, lr = old["d"], float(h.lr) * bias_correction(h, old["k"])
+    weight = d / options.d0 * (d if h.safeguard_warmup else d * lr) / (1 - options.beta3)
+    return Numbers(old["k"], d, lr, weight, options.beta3, grad_scale)
+
+
+def with_new_estimate(numbers: Numbers, h: Hyper, new: Any) -> Numbers:
+    """Adds the scalars of the second phase."""
+    dlr, d_new = numbers.d * numbers.lr, new["d"]
+    numbers = numbers._replace(d_new=d_new, decay=h.weight_decay * dlr)
+    if not isinstance(dlr, Tensor):
+        return numbers._replace(shift=d_new * h.eps, dlr=dlr)
+    is_step = new["k"] != numbers.k  # else every gradient has been zero, and x stays
+    dlr = dlr.clamp(min=LEAST_DLR)
+    shrink, shift = torch.where(is_step, 1 / dlr, 0.0), torch.where(is_step, d_new * h.eps / dlr, math.inf)
+    return numbers._replace(decay=numbers.decay * is_step, shrink=shrink, shift=shift)
+
+
+def product(values: Values, factor: Any) -> tuple[Values, float]:
+    """Returns values and a number, whose product is that of ``values`` and ``factor``."""
+    if isinstance(factor, Tensor):
+        return Values(values.grid, values.joined() * factor), 1.0
+    return values, factor
+
+
+def average(old: Values, new: Values, beta: float, factor: float) -> None:
+    """Sets ``old`` to ``beta * old + (1 - beta) * factor * new``."""
+    if factor == 1:
+        old.apply("lerp_", new, 1 - beta)
+    else:
+        old.apply("mul_", beta).apply("add_", new, alpha=(1 - beta) * factor)
 
 
 class ForeachPlan(TensorPlan):
     """A plan, as :class:`prodigy_fused.step.Plan` describes it."""
 
+    def __init__(self, key: BucketKey, slots: Sequence[Slot], estimates: int) -> None:
+        super().__init__(key, slots, estimates)
+        self._tables: dict[Any, RowTable] = {}
+
+    def on_host(self, step: Step) -> bool:
+        """Returns whether the estimates are numbers that can be read without waiting."""
+        return step.rows.is_cpu and not is_fake(step.rows)
+
+    def most(self) -> int:
+        """Returns how many elements a run may have."""
+        return RUN_ELEMENTS_PER_THREAD * torch.get_num_threads() if self.sums.is_cpu else RUN_ELEMENTS
+
     def runs(self, step: Step) -> Iterator[Run]:
-        """Yields the tensors that have a gradient and a learning rate, in runs of one group each."""
-        run, elements = None, 0
-        most = RUN_ELEMENTS_ON_CPU if self.sums.is_cpu else RUN_ELEMENTS
+        """Yields the tensors that have a gradient and a learning rate, in runs."""
+        most, on_host = self.most(), self.on_host(step)
+        small = SMALL if on_host else 0
+        kinds: dict[Any, int] = {}
+        kind_of: dict[int, int] = {}  # by group
+        waiting: dict[tuple[int, bool], tuple[int, list[Piece]]] = {}
         for slot, grad in zip(self.slots, self._grads, strict=True):
             h = step.hypers[slot.group]
             if grad is None or h.lr == 0 or grad.numel() == 0:
                 continue
-            if run is None or run.slots[0].group != slot.group or elements + grad.numel() > most:
-                if run is not None:
-                    yield run
-                run, elements = Run([], [], h), 0
-            run.slots.append(slot)
-            run.grads.append(grad)
-            elements += grad.numel()
-        if run is not None:
-            yield run
+            if slot.group not in kind_of:
+                kind_of[slot.group] = kinds.setdefault((h, slot.estimate, slot.slice_p, slot.low_precision), len(kinds))
+            for piece in pieces_of(slot, grad, most):
+                size = piece.x.numel()
+                key = kind_of[slot.group], size < small
+                elements, pieces = waiting.get(key, (0, []))
+                if pieces and elements + size > most:
+                    yield Run(pieces, step.hypers[pieces[0].slot.group], on_host, key[1], self._tables)
+                    elements, pieces = 0, []
+                pieces.append(piece)
+                waiting[key] = elements + size, pieces
+        for (_, copies), (_, pieces) in waiting.items():
+            yield Run(pieces, step.hypers[pieces[0].slot.group], on_host, copies, self._tables)
 
     def update(self, step: Step) -> None:
-        dots: list[list[Tensor]] = [[] for _ in step.rows]
-        norms: list[list[Tensor]] = [[] for _ in step.rows]
+        zero = self.sums.new_zeros(1)
+        sums: list[tuple[list[Tensor], list[Tensor]]] = [([zero], [zero]) for _ in step.rows]
+        olds = self._rows(step, step.rows)
         for run in self.runs(step):
-            self.update_run(run, step, dots[run.estimate], norms[run.estimate])
-        # Sorted, so that the order of the tensors does not matter.
-        zero = self.sums.new_zeros(())
-        totals = [torch.stack([_total(dot, zero), _total(norm, zero)]) for dot, norm in zip(dots, norms, strict=True)]
-        self.sums.copy_(torch.stack(totals))
+            slot = run.slot
+            numbers = numbers_of(run.h, step.options[slot.group], olds[slot.estimate], float(step.grad_scale))
+            self.update_run(run, numbers, *sums[slot.estimate])
+        self.sums.copy_(torch.stack([torch.stack([*map(sum_of_any_order, both)]) for both in sums]))
 
     def finish(self, step: Step, last: bool) -> None:
         new_rows = step.advanced()
+        olds, news = self._rows(step, step.rows), self._rows(step, new_rows)
         for run in self.runs(step):
-            self.step_run(run, step, new_rows)
+            slot = run.slot
+            numbers = numbers_of(run.h, step.options[slot.group], olds[slot.estimate], float(step.grad_scale))
+            if not self.on_host(step) or news[slot.estimate]["k"] != numbers.k:
+                self.step_run(run, with_new_estimate(numbers, run.h, news[slot.estimate]))
         if last:
             step.new_rows.copy_(new_rows)
 
-    @staticmethod
-    def update_run(run: Run, step: Step, dots: list[Tensor], norms: list[Tensor]) -> None:
-        """Updates m, v and s of a run, and appends each tensor's part of its estimate's two sums."""
-        h, options = run.h, step.options[run.slots[0].group]
-        old = dict(zip(FIELDS, step.rows[run.estimate], strict=True))
-        d, bc = old["d"], bias_correction(h, old["k"])
-        gs, vs = run.gradients(float(step.grad_scale)), run.states("exp_avg_sq")
-
-        if not run.frozen:
-            distances = run.distances()
-            samples = run.sampled(gs)
-            torch._foreach_mul_(distances, samples)
-            # Where g is 0, x or x0 need not be finite.
-            dots += [
-                run.lr * bc * stable_sum(t.masked_fill_(g == 0, 0.0)) for t, g in zip(distances, samples, strict=True)
-            ]
-            del distances, samples
-        without_nonfinite(gs)  # the sum above still carries the NaN; the state must stay finite
-
-        if not run.frozen:
-            ss = run.states("s")
-            weight = d / options.d0 * (d if h.safeguard_warmup else d * run.lr * bc)
-            torch._foreach_mul_(ss, options.beta3)
-            torch._foreach_add_(ss, torch._foreach_mul(run.sampled(gs), weight))
-            run.store("s", ss, old["k"])
-            norms += [stable_sum(t) for t in torch._foreach_abs(ss)]
-
-        torch._foreach_mul_(gs, d)
-        if h.beta1 > 0:
-            ms = run.states("exp_avg")
-            torch._foreach_mul_(ms, h.beta1)
-            torch._foreach_add_(ms, gs, alpha=1 - h.beta1)
-            run.store("exp_avg", ms, old["k"])
-        torch._foreach_mul_(vs, h.beta2)
-        torch._foreach_addcmul_(vs, gs, gs, value=1 - h.beta2)
-        run.store("exp_avg_sq", vs, old["k"])
+    def _rows(self, step: Step, rows: Tensor) -> list[dict[str, Any]]:
+        return [dict(zip(FIELDS, row, strict=True)) for row in (rows.tolist() if self.on_host(step) else rows)]
 
     @staticmethod
-    def step_run(run: Run, step: Step, new_rows: Tensor) -> None:
-        """Updates x of a run; ``new_rows`` are the estimates after the step."""
-        h = run.h
-        old, new = (dict(zip(FIELDS, rows[run.estimate], strict=True)) for rows in (step.rows, new_rows))
-        is_step = new["k"] - old["k"]  # 0 while every gradient has been zero: x stays
-        dlr = is_step * old["d"] * run.lr * bias_correction(h, old["k"])
+    def update_run(run: Run, numbers: Numbers, dots: list[Tensor], norms: list[Tensor]) -> None:
+        """Updates m, v and s of a run, and appends the parts of its estimate's two sums."""
+        h, k = run.h, numbers.k
+        if run.displaced:
+            run.mend_displacement()
+        g = run.gradients(numbers.grad_scale)
+        clean = False
+        if not run.slot.frozen:
+            samples = run.sampled(g)
+            sums, clean = _products(run, samples)
+            dots.append(sums * numbers.lr)
+            clean = clean and samples is g
+        if not clean:
+            g = run.finite(g)  # the sum above still carries the NaN; the state must stay finite
+        if not run.slot.frozen:
+            s = run.values("s")
+            terms, factor = product(run.sampled(g), numbers.weight)
+            average(s, terms, numbers.beta3, factor)
+            del terms
+            run.store("s", s, k)
+            norms.append(s.grid.row_sums(s.apply("abs").joined()))
+            del s
 
+        g, factor = product(g, numbers.d)
         if h.beta1 > 0:
-            ms = run.states("exp_avg")
+            m = run.values("exp_avg")
+            average(m, g, h.beta1, factor)
+            run.store("exp_avg", m, k)
+            del m
+        v = run.values("exp_avg_sq")
+        v.apply("mul_", h.beta2).apply("addcmul_", g, g, value=(1 - h.beta2) * factor * factor)
+        run.store("exp_avg_sq", v, k)
+
+    @staticmethod
+    def step_run(run: Run, numbers: Numbers) -> None:
+        """Updates x of a run."""
+        if run.h.beta1 > 0:
+            m, factor = run.values("exp_avg"), 1.0
         else:
-            ms = without_nonfinite(run.gradients(float(step.grad_scale)))
-            torch._foreach_mul_(ms, new["d"])
-        denominators = torch._foreach_sqrt(run.states("exp_avg_sq"))
-        _add_number(denominators, new["d"] * h.eps)
-        steps = torch._foreach_div(ms, denominators)
-        del denominators
-        torch._foreach_mul_(steps, dlr)
-        if h.weight_decay and h.decouple:
-            xs = [finite_or_zero(current_x(slot)) for slot in run.slots]
-            torch._foreach_add_(steps, torch._foreach_mul(xs, h.weight_decay * dlr))
-        if run.slots[0].low_precision is None:
-            torch._foreach_sub_([slot.param for slot in run.slots], steps)
-            return
-        for slot, step_of_x in zip(run.slots, steps, strict=True):
-            apply_step(slot, step_of_x, old["k"])
+            m, factor = product(run.finite(run.gradients(numbers.grad_scale)), numbers.d_new)
+        root = run.values("exp_avg_sq").apply("sqrt")
+        if numbers.shrink is None:
+            root.apply("add_", numbers.shift)
+        else:
+            root = Values(run.grid, torch.addcmul(numbers.shift, root.joined(), numbers.shrink))
+        run.subtract(m, root, factor * numbers.dlr, numbers.decay, numbers.k)
 
 
-def _add_number(tensors: tuple[Tensor, ...], number: Tensor) -> None:
-    if is_fake(number):  # torch._foreach_add_ would read it
-        for t in tensors:
-            t.add_(number)
-    else:
-        torch._foreach_add_(tensors, number)
-
-
-def _total(terms: list[Tensor], zero: Tensor) -> Tensor:
-    return torch.stack(terms).sort().values.sum() if terms else zero
+def _products(run: Run, samples: Values) -> tuple[Tensor, bool]:
+    """Returns the sums of rows of ``g * (x0 - x)``, and whether they are known to be finite, as g then is, too."""
+    grid, products = samples.grid, run.distances().apply("mul_", samples).joined()
+    sums = grid.row_sums(products)
+    if run.on_host and math.isfinite(sums.sum().item()):
+        return sums, True
+    # Where g is 0, x or x0 need not be finite. On a CPU this takes longer than all of the above.
+    return grid.row_sums(products.masked_fill_(samples.joined() == 0, 0.0)), False
 
 
 make_plan = ForeachPlan

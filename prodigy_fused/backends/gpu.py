@@ -17,6 +17,8 @@ from torch import Tensor
 from ..step import BucketKey, Slot, Step
 from .native import NativePlan
 
+SPARES = 8  # captures without a step between them that need not allocate pinned memory
+
 
 def capturing(device: torch.device) -> bool:
     """Returns whether a CUDA graph is being captured on the current stream; always False for other devices."""
@@ -29,15 +31,29 @@ class GpuPlan(NativePlan):
     def __init__(self, key: BucketKey, slots: Sequence[Slot], estimates: int, native: Any) -> None:
         super().__init__(key, slots, estimates, native)
         self.device = self.sums.device
-        self._uploads: list[Tensor] = []  # what a captured graph copies anew at every replay
-        self._captured = False
-        self._spare: Tensor | None = None  # pinned memory for the next capture, which should not allocate it
+        # All that captured graphs read and write, and copy anew at every replay. It outlives the plan (runtime.py).
+        self.captured: list[Any] = []
+        self._spares: list[Tensor] = []  # pinned memory for captures, which should not allocate it
         self._step_table = torch.empty(0, dtype=torch.uint8, device=self.device)
         self._step_words = b""  # of the last upload that has succeeded
-        self._keep_alive: Step | None = None  # its tensors are read by the kernels, in a graph at every replay
+        self._keep_alive: Step | None = None  # its tensors are read by the kernels
+
+    def mend(self) -> bool:
+        if not super().mend():
+            return False
+        self.upload_tables()
+        return True
+
+    def extend(self, slots: Sequence[Slot]) -> None:
+        super().extend(slots)
+        self.upload_tables()
+
+    def upload_tables(self) -> None:
+        """Uploads what is constant until the plan is mended or extended, to new memory: a graph may read the old."""
+        raise NotImplementedError
 
     def _upload_table(self, size: int, write: Callable[[int], Any]) -> Tensor:
-        """Returns the table of the tensors, constant for the life of the plan; ``write`` fills it at a host address."""
+        """Returns a table that ``write`` fills at a host address."""
         table = torch.empty(size, dtype=torch.uint8, device=self.device)
         self._upload(table, write)
         return table
@@ -46,27 +62,30 @@ class GpuPlan(NativePlan):
         """Uploads the words that change between steps to ``_step_table``, if they did change."""
         self._keep_alive = step
         # A graph must bring its own gradients' addresses; and once there is one, replays may have done so.
-        self._captured |= capturing(self.device)
-        if words != self._step_words or self._captured:
+        if words != self._step_words or self.captured or capturing(self.device):
             if self._step_table.numel() != len(words):
                 self._step_table = self.sums.new_empty(len(words), dtype=torch.uint8)
             self._step_words = b""
             self._upload(self._step_table, lambda to: memmove(to, words, len(words)))
             self._step_words = words
-        if self._spare is None and not capturing(self.device):
-            self._spare = self._host_memory(len(words))
+        if capturing(self.device):
+            self.captured += [step, *(value for value in vars(self).values() if isinstance(value, (Tensor, dict)))]
+        elif len(self._spares) < SPARES or self._spares[0].numel() != len(words):
+            self._spares = list(self._pinned(SPARES * len(words)).view(SPARES, -1))
 
     def _upload(self, to: Tensor, write: Callable[[int], Any]) -> None:
         host = self._host_memory(to.numel())
         write(host.data_ptr())
         to.copy_(host, non_blocking=True)
         if capturing(self.device):
-            self._uploads.append(host)
+            self.captured.append(host)
 
     def _host_memory(self, size: int) -> Tensor:
-        if capturing(self.device) and self._spare is not None and self._spare.numel() == size:
-            spare, self._spare = self._spare, None
-            return spare
+        if capturing(self.device) and self._spares and self._spares[0].numel() == size:
+            return self._spares.pop()
+        return self._pinned(size)
+
+    def _pinned(self, size: int) -> Tensor:
         # torch's pinned-memory allocator does not reuse a block before the copy from it has completed.
         return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=self.device.type == "cuda")
 

@@ -8,7 +8,8 @@ still running at the release have finished before anything else is written there
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -49,10 +50,40 @@ def check_layout(module: Any, wanted: dict[str, Any]) -> None:
         raise LayoutError(f"{name}: {problem}")
 
 
+def images_are_right(shows: Callable[[Tensor, type, Callable[[Tensor], Any]], bool]) -> bool:
+    """Returns whether the image of a tensor shows whatever is done to it, and nothing else: see Note [Images] in
+    csrc/python/tensor_image.h.
+
+    Args:
+        shows: ``_C.image_shows``.
+    """
+
+    def as_before(change: Callable[[Tensor], Any]) -> bool:
+        return shows(torch.ones(3, 3, dtype=torch.float32, device="cpu"), Tensor, change)
+
+    changes: list[Callable[[Tensor], Any]] = [
+        lambda t: setattr(t, "data", t.clone()),
+        lambda t: setattr(t, "data", t.view(torch.int32)),
+        lambda t: t.untyped_storage().resize_(0),
+        lambda t: t.untyped_storage().resize_(1 << 16),
+        lambda t: t.set_(t.untyped_storage(), 1, (2, 2), (3, 1)),
+        lambda t: t.set_(t.untyped_storage(), 0, (3, 3), (1, 3)),
+        lambda t: t.set_(t.untyped_storage(), 0, (3, 2), (3, 1)),
+        lambda t: t.resize_(9),
+        lambda t: torch.utils.swap_tensors(t, t.clone()),  # type: ignore[no-untyped-call]
+    ]
+    harmless: list[Callable[[Tensor], Any]] = [lambda t: None, lambda t: t.mul_(2)]
+    try:
+        return all(map(as_before, harmless)) and not any(map(as_before, changes))
+    except Exception:  # a change that this torch does not allow, or not here, as under FakeTensorMode
+        return False
+
+
 try:
     from .. import _C
 
     check_layout(_C, LAYOUT)
+    _C.trust_images(images_are_right(_C.image_shows))
     MISSING = None
 except LayoutError as error:
     MISSING = (
@@ -77,6 +108,28 @@ def unfit(p: Tensor, group: Group) -> str | None:
     return None
 
 
+def same_objects(a: list[Any], b: list[Any]) -> bool:
+    """Returns whether two lists hold the very same objects."""
+    return len(a) == len(b) and all(map(is_, a, b)) if MISSING else _C.same_objects(a, b)
+
+
+def read_gradients(params: list[Tensor]) -> tuple[list[Tensor | None], int]:
+    """Returns the gradients of parameters, and how many of them are None."""
+    if not MISSING:
+        return _C.read_gradients(params)
+    grads = [p.grad for p in params]
+    return grads, sum(grad is None for grad in grads)
+
+
+def count_steps(states: list[dict[str, Any]]) -> None:
+    """Adds 1 to the entry ``step`` of each state."""
+    if not MISSING:
+        _C.count_steps(states)
+        return
+    for state in states:
+        state["step"] += 1
+
+
 class NativePlan:
     """The part of :class:`prodigy_fused.step.Plan` that is common to plans which find tensors by address.
 
@@ -93,6 +146,13 @@ class NativePlan:
 
     def unchanged(self) -> bool:
         return bool(self._native.unchanged())
+
+    def mend(self) -> bool:
+        return bool(self._native.mend())
+
+    def extend(self, slots: Sequence[Slot]) -> None:
+        self._native.extend(list(slots))
+        self.slots = slots
 
     def load_gradients(self, grads: Sequence[Tensor | None]) -> None:
         loaded = list(grads)

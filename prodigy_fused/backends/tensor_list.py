@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -33,13 +34,23 @@ class TensorList:
     """The tensors of a plan as they were when it was built, and the gradients of a step."""
 
     def __init__(self, slots: Sequence[Slot], tensor_class: type, state_format: str, estimates: int) -> None:
-        self._slots = slots
-        self._known = self._look()
-        self._words = array("Q")
+        self._known: list[list[Any]] = []
+        self.extend(slots)
 
     def unchanged(self) -> bool:
         """Returns whether every parameter and state tensor is where it was."""
         return self._look() == self._known
+
+    def mend(self) -> bool:
+        """Takes note of the addresses that all tensors have now; returns whether nothing else has changed."""
+        known, self._known = self._known, self._look()
+        return all(map(_differ_in_address, chain(*known), chain(*self._known)))
+
+    def extend(self, slots: Sequence[Slot]) -> None:
+        """Takes up more tensors: ``slots`` are those that are there and new ones, in the order of all."""
+        self._slots = slots
+        self._known = self._look()
+        self._words = array("Q")
 
     def load_gradients(self, grads: list[Tensor | None]) -> int:
         """Keeps the gradients' addresses; returns the index of the first gradient that is laid out otherwise than its
@@ -67,9 +78,17 @@ class TensorList:
         """Returns each gradient's address and the bits of an element, 8 bytes each, 0 for None."""
         return self._words.tobytes()
 
-    def _look(self) -> list[Any]:
+    def _look(self) -> list[list[Any]]:
         states = [[slot.state.get(key) for key in KEYS] for slot in self._slots]
         return [list(map(_where, [slot.param, *state])) for slot, state in zip(self._slots, states, strict=True)]
+
+
+def _differ_in_address(a: Any, b: Any) -> bool:
+    """Returns whether two places differ in the address at most, and the second has memory."""
+    if a is None or b is None:
+        return a is b
+    (_, *former), (address, *now) = a, b
+    return bool(former == now and (address or 0 in b[1]))
 
 
 def _where(t: Tensor | None) -> Any:

@@ -1,14 +1,14 @@
 """The Triton backend: the CUDA backend's step where there is no nvcc, and on AMD and Intel GPUs (triton_kernels/).
 
 Triton is imported when a parameter on a GPU asks for it, not before. Its kernels are compiled once, and kept on disk
-by Triton: nothing that changes between steps is a constant of theirs.
+by Triton: nothing that changes between steps is a constant of theirs, but for the type of the gradients.
 """
 
 from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import memmove
 from functools import cache
 from itertools import accumulate
@@ -32,19 +32,38 @@ if not native.MISSING:
 
 COMPILED = ONE_PASS = READS_DEVICE = True
 MINIMUM_VERSION = (3, 6)  # older ones are untested
-PROGRAMS_PER_MULTIPROCESSOR = 8  # more than are resident: 3 or 4, by registers
+# Where a compiled kernel does not say how many are resident: more than that cost nothing.
+PROGRAMS_PER_MULTIPROCESSOR = 8
+REGISTERS = 1 << 16  # of a multiprocessor, on every NVIDIA GPU that Triton knows
 
 
 class Sizes(NamedTuple):
-    """Constants of the kernels; chosen, not tuned."""
+    """Constants of the kernels of a bucket."""
 
-    chunk: int = 1 << 13  # elements
-    block: int = 1 << 9  # elements that a program takes at a time, 4 a thread; in float64 half as many
+    chunk: int  # elements
+    block: int  # elements that a program takes at a time
+    resident: int  # programs that a multiprocessor's registers are to suffice for
     lanes: int = 1 << 9  # of the last sum
     warps: int = 4
 
 
-SIZES = Sizes()
+def sizes(key: BucketKey) -> Sizes:
+    """Returns the constants of a bucket's kernels.
+
+    A thread takes 16 bytes at a time of the widest array that is written: wider stores have gaps, which Triton closes
+    by a detour through shared memory. A chunk with samples is to stay in the cache (Note [Samples first] of
+    triton_kernels/samples.py). The programs are as many as registers allow without a spill in the walk over aligned
+    elements: tests/test_triton.py.
+    """
+    itemsizes = [getattr(torch, name).itemsize for name in (key.dtype, key.state_format)]
+    widest = max(*itemsizes, 4 if key.displaced else 0)
+    chunk = (1 << 14) // itemsizes[0] if key.sampled else 1 << 13
+    return Sizes(chunk, 2048 // widest, resident=5 if widest == 2 or key.sampled else 6)
+
+
+def registers(size: Sizes) -> int:
+    """Returns how many registers a thread may have for so many programs to be resident, on an NVIDIA GPU."""
+    return REGISTERS // (32 * size.warps * size.resident) // 8 * 8
 
 
 def missing(device: torch.device) -> str | None:
@@ -121,92 +140,139 @@ class TritonPlan(GpuPlan):
         p = slots[0].param
         super().__init__(key, slots, estimates, _tensor_list(p.device))
         self._kernels = _kernels()
-        words = {"T": str(arithmetic(p)).removeprefix("torch."), "X": key.dtype, "S": key.state_format}
-        self._types = {name: getattr(self._kernels.tl, word) for name, word in words.items()}
-        self._block = SIZES.block * 4 // arithmetic(p).itemsize
-        rows, owners = self._rows(slots)
+        self._sizes = sizes(key)
+        self._constants = self._constants_of(key, str(arithmetic(p)).removeprefix("torch."))
+        self._estimates = estimates
+        self.upload_tables()
+
+    def upload_tables(self) -> None:
+        slots = self.slots
+        rows, owners = _rows(slots, self._sizes.chunk)
         self._chunks = len(owners)
-        ranges = _ranges(slots, estimates).tobytes()
+        ranges = _ranges(slots, self._estimates, self._sizes.chunk).tobytes()
         self._ranges = self._upload_table(len(ranges), lambda to: memmove(to, ranges, len(ranges))).view(torch.int64)
         table = (rows + owners).tobytes()
         table_on_device = self._upload_table(len(table), lambda to: memmove(to, table, len(table))).view(torch.int64)
         self._tensors, self._owners = table_on_device[: len(rows)], table_on_device[len(rows) :]
-        self._programs = min(max(1, self._chunks), PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(self.device))
         self._partials = self.sums.new_empty(2 * self._chunks)
         self._counters = torch.zeros(2, dtype=torch.int32, device=self.device)
-        self._views: dict[str, Tensor] = {}
+        self._views: tuple[Tensor, ...] = ()
+        self._launchers: dict[tuple[Any, Any], Callable[..., Any]] = {}
 
-    def _rows(self, slots: Sequence[Slot]) -> tuple[array[int], array[int]]:
-        """Returns the rows of all tensors; and of every chunk, the tensor it belongs to."""
-        from ..triton_kernels import tables
-
-        rows, owners = array("Q"), array("Q")  # unsigned, as in tensor_list.py
-        for i, slot in enumerate(slots):
-            p, state, order = slot.param, slot.state, memory_order(slot.param)
-            x0 = state.get("p0")
-            stands_for_zero = x0 is not None and x0.dim() == 0 and (slot.slice_p > 1 or p.dim() > 0)
-            row = tables.Tensor(
-                x=p.data_ptr(),
-                m=_address(state.get("exp_avg")),
-                v=_address(state["exp_avg_sq"]),
-                s=_address(state.get("s")),  # none: no samples
-                x0=0 if stands_for_zero else _address(x0),
-                delta=_address(state["delta"]) if slot.low_precision == "displacement" else 0,
-                numel=p.numel(),
-                slice_p=slot.slice_p,
-                group=slot.group,
-                first_chunk=len(owners),
-                index=slot.random_index,
-                stochastic=slot.low_precision == "stochastic",
-                dims=len(order),
-            )
-            rows.extend(tables.tensor_row(row, order))
-            owners.extend([i] * _chunks(slot))
-        return rows, owners
+    def _constants_of(self, key: BucketKey, arithmetic: str) -> dict[str, Any]:
+        """Returns the constants of the kernels by name, but for G, which is one of a launch."""
+        tl, elements = self._kernels.tl, self._kernels.elements
+        samples = elements.NONE if key.frozen else elements.SOME if key.sampled else elements.ALL
+        return {
+            "T": getattr(tl, arithmetic),
+            "X": getattr(tl, key.dtype),
+            "S": getattr(tl, key.state_format),
+            "G": getattr(tl, key.dtype),
+            "SAMPLES": samples.value,
+            "DISPLACED": key.displaced,
+            "CHUNK": self._sizes.chunk,
+            "BLOCK": self._sizes.block,
+        }
 
     def update(self, step: Step) -> None:
         with self._guard():
-            self._upload_step(step, step.record + self._native.gradient_words())
+            words = self._native.gradient_words()
+            self._upload_step(step, step.record + words)
             if not self._views:
                 self._views = self._cut(len(step.record))
+            self._constants["G"] = self._type_of_gradients(words)
             arguments = self._partials, self._chunks, self._ranges
-            self._launch(self._kernels.prodigy_update_kernel, step, self.sums, *arguments, LANES=SIZES.lanes)
+            self._launch(self._kernels.prodigy_update_kernel, step, self.sums, *arguments, LANES=self._sizes.lanes)
 
     def finish(self, step: Step, last: bool) -> None:
         with self._guard():
             arguments = int(last), self._chunks, step.new_rows
             self._launch(self._kernels.prodigy_finish_kernel, step, step.sums, *arguments)
 
-    def _cut(self, record_bytes: int) -> dict[str, Tensor]:
+    def _cut(self, record_bytes: int) -> tuple[Tensor, ...]:
         """Returns the parts of the step table, whose address and size are constant for the life of the plan."""
         record, groups, grads = self._step_table.tensor_split((STEP.size, record_bytes))
-        return {
-            "record": record.view(torch.float64),
-            "groups": groups.view(torch.float64),
-            "grads": grads.view(torch.int64),
-        }
+        return record.view(torch.float64), groups.view(torch.float64), grads.view(torch.int64)
 
-    def _launch(self, kernel: Any, step: Step, sums: Tensor, *arguments: Any, **sizes: int) -> None:
-        kernel[(self._programs,)](
-            self._tensors, self._owners, step.rows, sums, self._counters, *arguments, len(step.rows),
-            **{**self._views, **sizes, **self._types},
-            CHUNK=SIZES.chunk,
-            BLOCK=self._block,
-            num_warps=SIZES.warps,
-            enable_fp_fusion=False,
+    def _type_of_gradients(self, words: bytes) -> Any:
+        """Returns the constant G: for parameters of 16 bits, gradients may all be of 32 bits, or some of them."""
+        own = self._constants["X"]
+        bits = words[8::16]  # the lowest byte of each one's number of bits
+        if own.primitive_bitwidth != 16 or 32 not in bits:
+            return own
+        return None if 16 in bits else self._kernels.tl.float32
+
+    def _launch(self, kernel: Any, step: Step, sums: Tensor, *arguments: Any, **more: int) -> None:
+        constants = {**self._constants, **more}
+        arguments = (
+            self._tensors, self._owners, step.rows, sums, self._counters, *arguments, len(step.rows), *self._views,
+            *constants.values(),
         )  # fmt: skip
+        launch = self._launchers.get((kernel, constants["G"]))
+        if launch is None:
+            programs = max(1, min(self._chunks, PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(self.device)))
+            options = {"num_warps": self._sizes.warps, "enable_fp_fusion": False, **self._options()}
+            compiled = kernel[(programs,)](*arguments, **options)
+            self._keep_launcher((kernel, constants["G"]), compiled)
+        else:
+            launch(*arguments)
+
+    def _options(self) -> dict[str, int]:
+        """Returns the options that only compilers for NVIDIA's GPUs know."""
+        return {"maxnreg": registers(self._sizes)} if _is_nvidia(self.device) else {}
+
+    def _keep_launcher(self, key: tuple[Any, Any], compiled: Any) -> None:
+        """Keeps what launches a compiled kernel without Triton's looking for it, with as many programs as fit."""
+        if _is_nvidia(self.device):
+            threads = 32 * compiled.metadata.num_warps
+            resident = REGISTERS // (threads * (-(-compiled.n_regs // 8) * 8))
+            programs = max(1, min(self._chunks, resident * _multiprocessors(self.device)))
+            self._launchers[key] = compiled[(programs, 1, 1)]
 
 
-def _chunks(slot: Slot) -> int:
-    return -(-slot.param.numel() // SIZES.chunk)
+def _is_nvidia(device: torch.device) -> bool:
+    return device.type == "cuda" and not torch.version.hip
 
 
-def _ranges(slots: Sequence[Slot], estimates: int) -> array[int]:
+def _rows(slots: Sequence[Slot], chunk: int) -> tuple[array[int], array[int]]:
+    """Returns the rows of all tensors; and of every chunk, the tensor it belongs to."""
+    from ..triton_kernels import tables
+
+    rows, owners = array("Q"), array("Q")  # unsigned, as in tensor_list.py
+    for i, slot in enumerate(slots):
+        p, state, order = slot.param, slot.state, memory_order(slot.param)
+        x0 = state.get("p0")
+        stands_for_zero = x0 is not None and x0.dim() == 0 and (slot.slice_p > 1 or p.dim() > 0)
+        row = tables.Tensor(
+            x=p.data_ptr(),
+            m=_address(state.get("exp_avg")),
+            v=_address(state["exp_avg_sq"]),
+            s=_address(state.get("s")),  # none: no samples
+            x0=0 if stands_for_zero else _address(x0),
+            delta=_address(state["delta"]) if slot.low_precision == "displacement" else 0,
+            numel=p.numel(),
+            slice_p=slot.slice_p,
+            group=slot.group,
+            first_chunk=len(owners),
+            index=slot.random_index,
+            stochastic=slot.low_precision == "stochastic",
+            dims=len(order),
+        )
+        rows.extend(tables.tensor_row(row, order))
+        owners.extend([i] * _chunks(slot, chunk))
+    return rows, owners
+
+
+def _chunks(slot: Slot, chunk: int) -> int:
+    return -(-slot.param.numel() // chunk)
+
+
+def _ranges(slots: Sequence[Slot], estimates: int, chunk: int) -> array[int]:
     """Returns the first chunk of each estimate's tensors, and the number of all chunks."""
-    sizes = [0] * estimates
+    counts = [0] * estimates
     for slot in slots:
-        sizes[slot.estimate] += _chunks(slot)
-    return array("Q", accumulate(sizes, initial=0))
+        counts[slot.estimate] += _chunks(slot, chunk)
+    return array("Q", accumulate(counts, initial=0))
 
 
 def _address(t: Tensor | None) -> int:
@@ -215,7 +281,7 @@ def _address(t: Tensor | None) -> int:
 
 def _tensor_list(device: torch.device) -> Any:
     """Returns the class in C++, if it was built and knows such devices, else the one in Python."""
-    known = device.type == "cpu" or (device.type == "cuda" and not torch.version.hip)
+    known = device.type == "cpu" or _is_nvidia(device)
     return _C.TensorList if known and not native.MISSING else TensorList
 
 

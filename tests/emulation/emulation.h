@@ -39,6 +39,7 @@ enum class At { kStart, kBarrier, kShuffle, kEnd };
 inline unsigned seed = 0;
 inline int resident = 3;  // the answer of the occupancy query
 inline long launches = 0;
+inline int policy = -1;  // of the last update
 
 struct Fiber {
   ucontext_t context;
@@ -174,4 +175,14 @@ inline void __threadfence() {}
 template <class T>
 T __ldcg(const T* from) {
   return *from;
+}
+
+// Bytes of the eight of (high, low), one for each of the four digits of `which`.
+inline std::uint32_t __byte_perm(std::uint32_t low, std::uint32_t high, std::uint32_t which) {
+  const std::uint64_t bytes = std::uint64_t(high) << 32 | low;
+  std::uint32_t result = 0;
+  for (unsigned k = 0; k < 4; ++k) {
+    result |= std::uint32_t(bytes >> 8 * (which >> 4 * k & 7u) & 0xffu) << 8 * k;
+  }
+  return result;
 }

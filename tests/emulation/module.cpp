@@ -1,10 +1,8 @@
 // The CUDA backend's kernels and packer, unchanged, on the CPU: a module for the tests, which is in no wheel.
-#include "emulation.h"
-// After it, because the kernels need it.
 #include <pybind11/pybind11.h>
 
-#include "cuda/kernels.cuh"
-#include "cuda/launch.h"
+#include "cuda/entry.h"
+#include "emulation.h"
 #include "prodigy/rounding.h"
 #include "python/cuda_plan.h"
 #include "python/layout.h"
@@ -12,14 +10,12 @@
 
 namespace prodigy::cuda {
 
-int resident_blocks(Kernel, Storage) { return 1 << 20; }
+int resident_blocks(Variant) { return emulation::resident; }
 
-void launch(Kernel kernel, Storage storage, int blocks, const Arguments& arguments, void*) {
-  const bool update = kernel == Kernel::kUpdate;
-  auto function = update ? update_kernel<float, false> : finish_kernel<float, false>;
-  if (storage == Storage::kFloat64) function = update ? update_kernel<double, false> : finish_kernel<double, false>;
-  if (storage == Storage::kMixed) function = update ? update_kernel<float, true> : finish_kernel<float, true>;
-  emulation::run(function, unsigned(std::min(blocks, emulation::resident)), kBlockSize, arguments);
+void launch(Variant variant, std::int64_t blocks, const Arguments& arguments, void*) {
+  const auto [function, threads] = entry(variant);
+  if (variant.kernel == Kernel::kUpdate) emulation::policy = variant.policy;
+  emulation::run(function, unsigned(blocks), unsigned(threads), arguments);
 }
 
 }  // namespace prodigy::cuda
@@ -55,6 +51,16 @@ void bind_rounding(pybind11::module_ m) {
   m.def("stochastic", &stochastic_all<kType>);
 }
 
+// For each policy of the update, its threads, chunk and tile.
+pybind11::list policies() {
+  pybind11::list all;
+  for (int n = 0; n < cuda::UpdatePolicies::kSize; ++n) {
+    cuda::visit_policy(cuda::UpdatePolicies(), n,
+                       [&](auto p) { all.append(pybind11::make_tuple(p.kThreads, p.kChunk, p.kTile)); });
+  }
+  return all;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_emulated, m) {
@@ -66,7 +72,7 @@ PYBIND11_MODULE(_emulated, m) {
 #endif
   bind_rounding<Type::kBFloat16>(m.def_submodule("bfloat16"));
   bind_rounding<Type::kFloat16>(m.def_submodule("float16"));
-  m.attr("CHUNK") = prodigy::cuda::kCudaChunkSize;
+  m.attr("POLICIES") = policies();
   prodigy::add_layout(m);
   prodigy::bind_cuda_plan(m);
   m.def(
@@ -77,4 +83,5 @@ PYBIND11_MODULE(_emulated, m) {
       },
       pybind11::arg("resident"), pybind11::arg("seed"), "The most blocks of a grid; the order that things run in.");
   m.def("launches", [] { return emulation::launches; }, "How many kernels have been launched.");
+  m.def("policy", [] { return emulation::policy; }, "The number of the policy of the last update.");
 }

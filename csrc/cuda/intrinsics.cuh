@@ -1,0 +1,68 @@
+// Instructions of NVIDIA's GPUs that C++ has no expression for. tests/emulation/intrinsics.h has them for the CPU.
+#pragma once
+
+#include "cuda/policy.h"
+
+#if defined(__CUDACC__)
+namespace prodigy::cuda {
+
+// To within 1 unit in the last place; of subnormal numbers, too.
+__device__ __forceinline__ float approximate_root(float value) {
+  float root;
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(value));
+  return root;
+}
+
+// To within 2 units in the last place for 2^-126 <= |divisor| <= 2^126.
+__device__ __forceinline__ float approximate_quotient(float dividend, float divisor) {
+  return __fdividef(dividend, divisor);
+}
+
+// Two numbers rounded to nearest, the first in the low half. As nearest<kType>() of prodigy/rounding.h, but for the
+// bits of a NaN.
+template <Type kType>
+__device__ __forceinline__ std::uint32_t nearest_pair(float low, float high) {
+  std::uint32_t pair;
+  if constexpr (kType == Type::kBFloat16) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  }
+  return pair;
+}
+
+// As widen<kType>() of the lower and of the upper half.
+template <Type kType>
+__device__ __forceinline__ float widen_low(std::uint32_t pair) {
+  if constexpr (kType == Type::kBFloat16) return __uint_as_float(pair << 16);
+  float wide;
+  asm("{.reg .b16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, low;}" : "=f"(wide) : "r"(pair));
+  return wide;
+}
+
+template <Type kType>
+__device__ __forceinline__ float widen_high(std::uint32_t pair) {
+  if constexpr (kType == Type::kBFloat16) return __uint_as_float(pair & 0xffff0000u);
+  float wide;
+  asm("{.reg .b16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, high;}" : "=f"(wide) : "r"(pair));
+  return wide;
+}
+
+}  // namespace prodigy::cuda
+#else
+#include "intrinsics.h"
+#endif
+
+namespace prodigy::cuda {
+
+// Where m and v are stored with 16 bits, a root and a quotient that are off by at most 3 units in the last of float32's
+// places are exact: the rounding of m and v is 2^14 times as coarse. The kernel would else wait for arithmetic, not for
+// memory. No divisor is out of approximate_quotient's range: a root is at least 2^-75, or 0, and less than 2^64.
+struct ApproximateRoots {
+  static __device__ __forceinline__ float root(float value) { return approximate_root(value); }
+  static __device__ __forceinline__ float quotient(float dividend, float divisor) {
+    return approximate_quotient(dividend, divisor);
+  }
+};
+
+}  // namespace prodigy::cuda

@@ -1,0 +1,47 @@
+#include "python/tensor_image.h"
+
+namespace prodigy {
+namespace py = pybind11;
+
+namespace {
+
+const void* address(const py::handle& integer) { return reinterpret_cast<const void*>(integer.cast<std::uintptr_t>()); }
+
+const void* cdata(const py::handle& object) { return address(py::getattr(object, "_cdata", py::int_(0))); }
+
+}  // namespace
+
+int TensorImage::find(const void* object, int begin, int end, const void* value) {
+  for (int i = begin; i < end; ++i) {
+    if (word(object, i) == reinterpret_cast<std::uintptr_t>(value)) return i;
+  }
+  return 0;
+}
+
+bool TensorImage::take(const py::handle& tensor, const TensorView& view, const py::handle& tensor_class) {
+  const py::object storage = tensor.attr("untyped_storage")();
+  object_ = tensor.ptr();
+  impl_ = cdata(tensor);
+  storage_ = cdata(storage);
+  // A class that dispatches to Python may answer as it likes.
+  const char* dispatch = "__torch_dispatch__";
+  const bool plain = py::type::of(tensor).attr(dispatch).is(tensor_class.attr(dispatch));
+  if (!plain || impl_ == nullptr || storage_ == nullptr || view.data == nullptr) return false;
+
+  const auto words = [](std::size_t bytes) { return int(bytes / sizeof(void*)); };
+  const auto size = words(reinterpret_cast<const PyTypeObject*>(tensor_class.ptr())->tp_basicsize);
+  impl_at_ = find(object_, words(sizeof(PyObject)), size, impl_);
+  storage_at_ = find(impl_, kBegin, kImplEnd, storage_);
+  data_at_ = find(storage_, kBegin, kStorageEnd, address(storage.attr("data_ptr")()));
+  if (impl_at_ == 0 || storage_at_ == 0 || data_at_ == 0) return false;
+  data_ = word(storage_, data_at_);
+  digest_ = digest();
+  const auto is_inside = [&](const std::int64_t* array) {
+    const auto* begin = static_cast<const std::int64_t*>(impl_) + kBegin;
+    const auto* end = static_cast<const std::int64_t*>(impl_) + kImplEnd;
+    return begin <= array && array + view.dims <= end;
+  };
+  return sizeof(void*) == sizeof(std::int64_t) && is_inside(view.shape) && is_inside(view.strides);
+}
+
+}  // namespace prodigy

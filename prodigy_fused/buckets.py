@@ -1,0 +1,60 @@
+"""Buckets: parameters that are stepped together, by one plan."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .low_precision import mode_of
+from .options import Group
+from .state import state_dtype
+from .step import BucketKey, Plan, Slot
+
+_index = attrgetter("index")
+
+
+def merged(slots: list[Slot], new: list[Slot]) -> list[Slot]:
+    """Returns both in the order of the parameters. A few new ones cost little, however many slots there are."""
+    if len(new) != 1:
+        return sorted([*slots, *new], key=_index)
+    at = bisect_left(slots, new[0].index, key=_index)
+    return [*slots[:at], *new, *slots[at:]]
+
+
+class Bucket(NamedTuple):
+    """A plan and the parameters that it steps."""
+
+    plan: Plan
+    slots: list[Slot]  # in the order of the optimizer's parameters, as the next two are
+    params: list[Tensor]  # the optimizer's own
+    states: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, plan: Plan, slots: list[Slot]) -> Bucket:
+        """Returns the bucket of a plan with these slots."""
+        return cls(plan, slots, [slot.parameter for slot in slots], [slot.state for slot in slots])
+
+    def extend(self, new: list[Slot]) -> None:
+        """Takes up more parameters."""
+        for slot in new:
+            at = bisect_left(self.slots, slot.index, key=_index)
+            self.slots.insert(at, slot)
+            self.params.insert(at, slot.parameter)
+            self.states.insert(at, slot.state)
+        self.plan.extend(self.slots)
+
+
+def key_of(backend: str, p: Tensor, group: Group, counted: bool) -> BucketKey:
+    """Returns the key of the bucket that a parameter belongs to.
+
+    Args:
+        p: of a DTensor, this rank's tensor.
+        counted: whether this rank's elements enter the sums.
+    """
+    dtype, state_format = (str(t).removeprefix("torch.") for t in (p.dtype, state_dtype(p, group)))
+    sampled = group["slice_p"] > 1 and not group["frozen"]
+    displaced = mode_of(p, group) == "displacement"
+    return BucketKey(backend, str(p.device), dtype, state_format, sampled, displaced, group["frozen"], counted)

@@ -1,0 +1,38 @@
+// csrc/cuda/intrinsics.cuh for the CPU.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "prodigy/rounding.h"
+
+namespace prodigy::cuda {
+
+// Off by `units` in the last place, as approximations may be.
+inline float off_by(float value, int units) {
+  if (!(std::fabs(value) < INFINITY) || value == 0.0f) return value;
+  return bits_as<float>(bits_as<std::uint32_t>(value) + std::uint32_t(units));
+}
+
+// In a way that depends on the argument, so that errors do not cancel.
+inline float approximate_root(float value) {
+  return off_by(std::sqrt(value), int(bits_as<std::uint32_t>(value) % 3) - 1);
+}
+inline float approximate_quotient(float dividend, float divisor) {
+  return off_by(dividend / divisor, int(bits_as<std::uint32_t>(dividend) % 5) - 2);
+}
+
+template <Type kType>
+std::uint32_t nearest_pair(float low, float high) {
+  return nearest<kType>(low) | std::uint32_t(nearest<kType>(high)) << 16;
+}
+template <Type kType>
+float widen_low(std::uint32_t pair) {
+  return widen<kType>(std::uint16_t(pair));
+}
+template <Type kType>
+float widen_high(std::uint32_t pair) {
+  return widen<kType>(std::uint16_t(pair >> 16));
+}
+
+}  // namespace prodigy::cuda

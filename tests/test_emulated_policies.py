@@ -1,0 +1,154 @@
+"""Every kernel of the CUDA backend, one for each way that tensors are stored and sampled: run by the CPU."""
+
+from __future__ import annotations
+
+import emulated
+import pytest
+import torch
+from kernel_runs import at_offset, params, values
+from oracle import same, snapshot
+from torch import nn
+
+from prodigy_fused import Prodigy
+
+pytestmark = pytest.mark.skipif(emulated.native is None, reason=str(emulated.MISSING))
+
+NARROW = {"state_dtype": "bfloat16"}
+SAMPLED = {"slice_p": 11}
+FROZEN = {"prodigy_steps": 2}
+DISPLACED = {"low_precision": "displacement"}
+STOCHASTIC = {"low_precision": "stochastic"}
+# As UpdatePolicies of csrc/cuda/policy.h has them: the type of the parameters, and options with which it is chosen.
+POLICIES = [
+    (torch.float32, {}),
+    (torch.float32, SAMPLED),
+    (torch.float32, FROZEN),
+    (torch.float64, SAMPLED),
+    (torch.bfloat16, {}),
+    (torch.bfloat16, SAMPLED),
+    (torch.bfloat16, FROZEN),
+    (torch.bfloat16, NARROW),
+    (torch.bfloat16, SAMPLED | NARROW),
+    (torch.bfloat16, FROZEN | NARROW),
+    (torch.bfloat16, DISPLACED),
+    (torch.float16, STOCHASTIC),
+    (torch.float16, SAMPLED),
+    (torch.float16, {}),
+    (torch.float32, NARROW),
+    (torch.float32, SAMPLED | NARROW),
+    (torch.float16, STOCHASTIC | NARROW),
+]
+ANY = len(POLICIES) - 1
+# Others that run in the last one, and in the one for float64.
+MORE = [
+    (ANY, torch.float16, SAMPLED | NARROW),
+    (ANY, torch.float16, FROZEN),
+    (ANY, torch.float32, FROZEN | NARROW),
+    (ANY, torch.bfloat16, DISPLACED | NARROW),
+    (3, torch.float64, {}),
+    (3, torch.float64, FROZEN),
+]
+CASES = [(n, *case) for n, case in enumerate(POLICIES)] + MORE
+ROUNDED = {torch.bfloat16: 2**-8, torch.float16: 2**-11}
+
+
+def channels_last(x):
+    """As a tensor of four dimensions, if it has any that fit."""
+    n = x.numel() // 6
+    return x[: 6 * n].view(2, n, 3, 1).to(memory_format=torch.channels_last)
+
+
+def start(backend: str, policy: int, dtype, options) -> Prodigy:
+    """Tensors that end around the ends of packs, tiles and chunks; some misaligned, one channels_last."""
+    threads, chunk, tile = emulated.native.POLICIES[policy]
+    sizes = [2 * chunk + 5, tile + 3, tile - 1, chunk, 8 * threads + 8, 9, 8, 7, 1, 0, chunk + 7]
+    xs = [x.clamp(-4, 4) for x in values(sizes, 0)]
+    xs = [at_offset(x.to(dtype), 1) if i in (1, 4) else x.to(dtype) for i, x in enumerate(xs)]
+    xs[-1] = channels_last(xs[-1])
+    return Prodigy([nn.Parameter(x) for x in xs], backend=backend, d0=1e-3, weight_decay=0.01, **options)
+
+
+def train(opt: Prodigy, steps: int = 4) -> Prodigy:
+    for k in range(steps):
+        xs = params(opt)
+        for i, (p, g) in enumerate(zip(xs, values([p.numel() for p in xs], 1 + k), strict=True)):
+            g = 0.02 * g.to(p.dtype).view(p.shape) + 1 + p.detach() / 4  # a drift, so that d grows
+            g = g.contiguous(memory_format=torch.channels_last) if p.dim() == 4 else g
+            p.grad = at_offset(g, 3) if i in (0, 2) else g
+        opt.step()
+    return opt
+
+
+def fields(opt: Prodigy):
+    """The tensors that a step writes, by name and parameter."""
+    for i, p in enumerate(params(opt)):
+        yield f"x of {i}", p.detach()
+        for key, value in opt.state[p].items():
+            if isinstance(value, torch.Tensor) and value.dim() and key != "p0":
+                yield f"{key} of {i}", value
+
+
+def check(ours: Prodigy, theirs: Prodigy) -> None:
+    """Equal to rounding. What has 16 bits is rounded with the same bits: the same numbers, but for a few."""
+    assert ours.d == pytest.approx(theirs.d, rel=1e-6) and ours.d > 1e-3
+    ours_, theirs_ = dict(fields(ours)), dict(fields(theirs))
+    assert ours_.keys() == theirs_.keys()
+    changed = total = 0
+    for name, a in ours_.items():
+        b = theirs_[name]
+        coarse = 2 * ROUNDED.get(a.dtype, 2e-6)
+        assert torch.allclose(a.double(), b.double(), rtol=coarse, atol=coarse / 32), name
+        if a.dtype in ROUNDED:
+            changed += (a != b).sum().item()
+            total += a.numel()
+    assert changed <= 2e-3 * total
+
+
+def name(case) -> str:
+    policy, dtype, options = case
+    return f"{policy}-{str(dtype)[6:]}-" + "-".join(f"{k}={v}" for k, v in options.items())
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_every_policy(monkeypatch, case):
+    seen = []
+    for grid in ((1, 0), (3, 3), (1000, 5)):
+        monkeypatch.setattr(emulated, "grid", grid)
+        seen.append(train(start("emulated", *case)))
+        assert emulated.native.policy() == case[0]
+    assert all(same(snapshot(seen[0]), snapshot(other)) for other in seen[1:])
+    check(seen[0], train(start("cpu", *case)))
+
+
+def test_the_tables_are_tried_entirely():
+    assert len(POLICIES) == len(emulated.native.POLICIES)
+
+
+@pytest.mark.parametrize("slice_p", [2, 3, 4, 5, 61, 1500, 1 << 40])
+@pytest.mark.parametrize(("policy", "dtype"), [(1, torch.float32), (5, torch.bfloat16)], ids=str)
+def test_samples(policy, dtype, slice_p):
+    """Also where there are none in most chunks, or in all but the first."""
+    both = [train(start(name, policy, dtype, {"slice_p": slice_p})) for name in ("emulated", "cpu")]
+    assert emulated.native.policy() == policy
+    check(*both)
+
+
+@pytest.mark.parametrize("policy", [4, 5, 8, 10])
+def test_no_momentum(policy):
+    """The gradient is read again by ``finish``."""
+    dtype, options = POLICIES[policy]
+    both = [train(start(name, policy, dtype, options | {"betas": (0.0, 0.99)})) for name in ("emulated", "cpu")]
+    check(*both)
+
+
+def test_gradients_of_another_type_run_in_the_last_policy():
+    opt = start("emulated", 4, torch.bfloat16, {})
+    other = start("cpu", 4, torch.bfloat16, {})
+    for wide in (False, True, False):
+        for o in (opt, other):
+            for p in params(o):
+                p.grad_dtype = None
+                p.grad = (p.detach() / 4 + 1).to(torch.float32 if wide else p.dtype)
+            o.step()
+        assert emulated.native.policy() == (ANY if wide else 4)
+    check(opt, other)

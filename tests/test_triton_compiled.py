@@ -1,0 +1,89 @@
+"""Triton's kernels as compiled, on a machine without a GPU: registers, spills, 16-byte accesses, instructions."""
+
+import json
+
+import pytest
+from processes import ROOT, python
+from toolbox import device_of
+
+pytestmark = pytest.mark.skipif(device_of("triton") is None, reason="no Triton here")
+
+UPDATE, FINISH = "prodigy_update_kernel", "prodigy_finish_kernel"
+SM_80, SM_90, SM_100 = (("cuda", arch, 32) for arch in (80, 90, 100))
+AMD = ("hip", "gfx942", 64)
+F32, F64, BF16, F16 = "float32", "float64", "bfloat16", "float16"
+# Parameters, state, samples, displaced, gradients (None: some of float32); and of *update*, at most so many words
+# spilled outside of the walk over aligned elements, loads of such words within it, and its instructions per element, of
+# which about ten are the slow paths of the root and the quotient.
+POLICIES = {
+    (F32, F32, "ALL", False, F32): (18, 0, 70),
+    (F32, F32, "SOME", False, F32): (12, 0, 58),
+    (F32, F32, "NONE", False, F32): (0, 0, 58),
+    (F32, BF16, "ALL", False, F32): (24, 4, 97),
+    (F32, BF16, "SOME", False, F32): (18, 0, 78),
+    (BF16, F32, "ALL", False, BF16): (14, 0, 90),
+    (BF16, F32, "ALL", False, F32): (16, 0, 89),
+    (BF16, F32, "ALL", False, None): (18, 0, 94),
+    (BF16, F32, "ALL", True, BF16): (20, 0, 105),
+    (BF16, F32, "SOME", False, BF16): (26, 0, 77),
+    (BF16, BF16, "ALL", False, BF16): (36, 5, 105),
+    (BF16, BF16, "SOME", False, BF16): (50, 2, 86),
+    (F16, F32, "ALL", True, F16): (22, 1, 110),
+    (F16, F32, "SOME", False, F16): (26, 0, 91),
+    (F64, F64, "ALL", False, F64): (20, 1, 107),
+    (F64, F64, "SOME", False, F64): (14, 0, 88),
+}
+SIZES = {F32: 4, F64: 8, BF16: 2, F16: 2}
+FLOAT32, SAMPLED, BFLOAT16, _, _, MIXED, DISPLACED, _, SMALL, SMALL_SAMPLED = (
+    list(POLICIES)[i] for i in (0, 1, *range(5, 13))
+)
+
+
+def accesses(kernel, policy):
+    """Returns the sizes of a thread's loads and stores: 16 bytes of the widest array that is written."""
+    dtype, state, samples, displaced, gradients = policy
+    x, s, delta, grads = SIZES[dtype], SIZES[state], [4] * displaced, [SIZES[gradients]] if gradients else [4, 2]
+    if kernel == UPDATE:
+        loads = [x, s, s, *grads, *([s] * (samples == "ALL")), *([x] * (samples == "ALL" or displaced)), *delta]
+        stores = [x, s, s, *([s] * (samples == "ALL")), *delta]
+    else:  # m; or, without momentum, the gradient
+        loads, stores = [x, s, s, *grads, *([x] * displaced), *delta], [x, *delta]
+    scale = 16 // max(x, s, *delta)
+    return widths([size * scale for size in loads]), widths([size * scale for size in stores])
+
+
+def widths(totals):
+    """Returns the accesses of at most 16 bytes to so many bytes each."""
+    return sorted(min(16, total) for total in totals for _ in range(-(-total // 16)))
+
+
+def check(wanted):
+    rows = json.loads(python((ROOT / "tests" / "triton_compiled.py").read_text(), json.dumps(wanted)))
+    for (kernel, policy, target), row in zip(wanted, rows, strict=True):
+        what = (kernel, policy, target, row)
+        if target == AMD:
+            assert row["binary"] > 1000, what
+            continue
+        words, reloads, instructions = POLICIES[policy] if kernel == UPDATE else (20, 0, 270)
+        assert row["registers"] * row["threads"] * row["resident"] <= 1 << 16, what
+        assert row["spilled"] <= words and row["reloads"] <= reloads and row["shared"] == 0, what
+        assert row["instructions"] <= instructions, what
+        assert (row["loads"], row["stores"]) == accesses(kernel, policy), what
+        rounds = 2 in [SIZES[policy[0]], *([SIZES[policy[1]]] if kernel == UPDATE else [])]
+        assert row["hashes"] == int(rounds), what  # one for all elements of a thread
+        assert row["inexact"] == 0 and row["exact"] > 0 and row["arrivals"] == 1, what
+
+
+def test_kernels_keep_to_registers_and_16_byte_accesses():
+    updates = [FLOAT32, SAMPLED, BFLOAT16, MIXED, DISPLACED, SMALL, SMALL_SAMPLED]
+    check(
+        [(UPDATE, policy, SM_90) for policy in updates]
+        + [(UPDATE, FLOAT32, SM_80), (UPDATE, FLOAT32, SM_100), (FINISH, DISPLACED, SM_90)]
+        + [(UPDATE, SMALL_SAMPLED, AMD), (FINISH, FLOAT32, AMD)]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [SM_80, SM_90, SM_100, AMD], ids=str)
+def test_all_kernels_keep_to_registers_and_16_byte_accesses(target):
+    check([(kernel, policy, target) for kernel in (UPDATE, FINISH) for policy in POLICIES])

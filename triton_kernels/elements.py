@@ -1,0 +1,75 @@
+"""The elements of a chunk: which of them a block has, and how their values are loaded and stored.
+
+Constants, the same for all tensors of a plan: X, the type of x and x0; G, that of the gradients, or None if each
+gradient has X or float32; S, that of m, v and s; SAMPLES, which elements have an s and enter the sums; DISPLACED,
+whether x is x0 + delta, rounded, and delta a float32. ALIGNED: see `is_aligned`.
+"""
+
+import triton
+import triton.language as tl
+
+from .rounding import array, displacement, load, store
+
+# SAMPLES. None: the estimate is frozen.
+NONE = tl.constexpr(0)
+ALL = tl.constexpr(1)
+SOME = tl.constexpr(2)  # slice_p > 1: s and x0 are packed
+
+
+@triton.jit
+def is_aligned(t, grad, SAMPLES: tl.constexpr, DISPLACED: tl.constexpr):
+    """Returns whether all arrays with a chunk's index start at a multiple of 16 bytes, and eight elements are whole."""
+    addresses = t.x | grad.address | t.m | t.v
+    if SAMPLES == ALL:
+        addresses |= t.s | t.x0
+    if DISPLACED:
+        addresses |= t.delta | t.x0
+    return (addresses % 16 == 0) & (t.numel % 8 == 0)
+
+
+@triton.jit
+def size_of(t, begin, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
+    """Returns the number of a chunk's elements. ALIGNED: known as a multiple of 8, which 16-byte accesses need."""
+    size = tl.minimum(t.numel - begin, CHUNK).to(tl.int32)
+    return tl.multiple_of(size, 8) if ALIGNED else size
+
+
+@triton.jit
+def masked(condition, mask):
+    """Returns `mask` if a condition common to all elements holds, else a mask of no element."""
+    return tl.where(condition, mask, False)
+
+
+@triton.jit
+def load_grads(grad, begin, i, mask, X: tl.constexpr, G: tl.constexpr, ALIGNED: tl.constexpr):
+    """Returns elements of a gradient, in the type of the arithmetic."""
+    if G is not None:
+        return load(array(grad.address, begin, G, ALIGNED) + i, mask, G)
+    else:
+        if grad.bits == 32:
+            value = load(array(grad.address, begin, tl.float32, ALIGNED) + i, mask, tl.float32)
+        else:
+            value = load(array(grad.address, begin, X, ALIGNED) + i, mask, X)
+        return value
+
+
+@triton.jit
+def position_of(x, x0, delta, X: tl.constexpr, DISPLACED: tl.constexpr):
+    """Returns x in the type of the arithmetic, its position and origin (Note [Position] of rule.py), and x0 - x.
+
+    Where x is not displaced, the origin is 0, and may be any x0 as long as x0 - x is not used.
+    """
+    if DISPLACED:
+        position = displacement(x, x0, delta, X)
+        return x0 + position, position, x0, -position
+    else:
+        return x, x, tl.zeros_like(x), x0 - x
+
+
+@triton.jit
+def store_position(x, delta, position, origin, mask, t, random, X: tl.constexpr, DISPLACED: tl.constexpr):
+    """Writes a position to x, and to delta where there is one."""
+    if DISPLACED:
+        tl.store(delta, position, mask)
+        position = origin + position
+    store(x, position, mask, X, t.stochastic, random)
