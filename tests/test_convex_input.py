@@ -99,7 +99,8 @@ def test_a_checkpoint_of_two_estimates_for_one():
     opt = start("DoG", [{"params": [a, b]}, {"params": [c]}])
     step(opt, 0)
     state = copy.deepcopy(opt.state_dict())
-    state["param_groups"][1]["estimates"][0]["d"] *= 2
+    (estimate,) = state["param_groups"][1]["estimates"]
+    state["param_groups"][1]["estimates"] = [{**estimate, "d": 2 * estimate["d"]}]
     with refused(opt, ValueError, "disagree on 'estimates'"):
         opt.load_state_dict(state)
 
