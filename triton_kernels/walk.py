@@ -22,7 +22,6 @@ from .rule import (
 )
 from .samples import sample_walk
 
-
 THREADS = tl.constexpr(128)  # of a program
 
 
