@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from ..estimate import FIELDS
 from ..hyper import EstimateOptions, Hyper
 from ..options import Group
+from ..state import KEYS
 from ..step import BucketKey, Slot, Step
 from ..sums import sum_of_any_order
 from ..tensors import is_fake
@@ -100,6 +102,14 @@ class ForeachPlan(TensorPlan):
     def __init__(self, key: BucketKey, slots: Sequence[Slot], estimates: int) -> None:
         super().__init__(key, slots, estimates)
         self._tables: dict[Any, RowTable] = {}
+        self._states = self._state()
+
+    def _state(self) -> list[Tensor | None]:
+        return [slot.state.get(key) for slot in self.slots for key in KEYS]
+
+    def unchanged(self) -> bool:
+        # Pieces take state in the order of memory: another tensor may have another one.
+        return super().unchanged() and all(map(is_, self._state(), self._states))
 
     def on_host(self, step: Step) -> bool:
         """Returns whether the estimates are numbers that can be read without waiting."""
