@@ -140,7 +140,8 @@ class Run:
         if first.dtype != self.dtype or self._copies:
             return Values(grid, grid.flat(tensors, self.dtype))
         if len(tensors) == 1:
-            return Values(grid, first if first.dim() == 1 else first.view(-1))
+            # Of these only a gradient, which is not written to, may be laid out otherwise.
+            return Values(grid, first.reshape(-1) if key == "grad" else first.view(-1))
         return Values(grid, parts=tensors)
 
     def flat(self, key: str) -> Tensor:
