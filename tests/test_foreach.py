@@ -98,7 +98,7 @@ def test_operations_do_not_grow_with_the_tensors(as_on_a_gpu, dtype, more, optio
     if more.get("low_precision") and "slice_p" in options:
         pytest.skip("refused")
     few, many = (operations(n, dtype, **more, **options) for n in (10, 100))
-    # Samples of a tensor are not side by side: those of x, of the gradient and of the random bits are copied one by one.
+    # Samples are not side by side: those of x, of the gradient and of the random bits are copied tensor by tensor.
     of_each = (4 if more.get("state_dtype") else 3) * ("slice_p" in options)
     assert len(many) == len(few) + 90 * of_each
     assert not READS & set(many)
