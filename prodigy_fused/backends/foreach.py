@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -102,14 +101,19 @@ class ForeachPlan(TensorPlan):
     def __init__(self, key: BucketKey, slots: Sequence[Slot], estimates: int) -> None:
         super().__init__(key, slots, estimates)
         self._tables: dict[Any, RowTable] = {}
-        self._states = self._state()
+        self._orders = self._orders_now()
 
-    def _state(self) -> list[Tensor | None]:
-        return [slot.state.get(key) for slot in self.slots for key in KEYS]
+    def _orders_now(self) -> list[Any]:
+        found = (slot.state.get(key) for slot in self.slots for key in KEYS)
+        return [t if t is None else (t.shape, t.stride()) for t in found]
 
     def unchanged(self) -> bool:
-        # Pieces take state in the order of memory: another tensor may have another one.
-        return super().unchanged() and all(map(is_, self._state(), self._states))
+        # Pieces take state in the order of memory, and a tensor that was put in its place may have another one.
+        return super().unchanged() and self._orders == self._orders_now()
+
+    def extend(self, slots: Sequence[Slot]) -> None:
+        super().extend(slots)
+        self._orders = self._orders_now()
 
     def on_host(self, step: Step) -> bool:
         """Returns whether the estimates are numbers that can be read without waiting."""
