@@ -133,3 +133,43 @@ def test_both_ways_to_compute_agree(monkeypatch, dtype, options):
     for p, q in zip(*(opt.param_groups[0]["params"] for opt in runs), strict=True):
         # Without momentum an element whose v is small magnifies what the order of two roundings changes.
         assert p.isclose(q, rtol=tight, atol=tight).double().mean() > 0.99
+
+
+def compared(params, grads, **options):
+    """The sums of parameters, and d, after steps on the gradients that ``grads`` returns: foreach's and reference's."""
+    runs = []
+    for backend in ("foreach", "reference"):
+        own = params()
+        opt = Prodigy(own, backend=backend, **options)
+        for t in range(4):
+            for p, g in zip(own, grads(own, t), strict=True):
+                p.grad = g
+            opt.step()
+        runs.append([opt.d, *(p.detach().double().sum().item() for p in own)])
+    return runs
+
+
+def test_gradients_of_two_dtypes():
+    """With d = 1, nothing else would convert them."""
+
+    def params():
+        return [nn.Parameter(torch.linspace(-1, 1, 9000).bfloat16()) for _ in range(3)]
+
+    def grads(own, t):
+        return [p.detach().to(torch.float32 if i == 0 else p.dtype) + t for i, p in enumerate(own)]
+
+    ours, theirs = compared(params, grads, d0=1.0, lr=1e-3)
+    assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_parameters_that_share_memory_are_stepped_one_after_the_other(dtype):
+    def params():
+        memory = torch.ones(10, dtype=dtype)
+        return [nn.Parameter(memory), nn.Parameter(memory)]
+
+    def grads(own, t):
+        return [p.detach().clone() for p in own]
+
+    ours, theirs = compared(params, grads, d0=0.1)
+    assert ours == pytest.approx(theirs, rel=1e-5) and abs(ours[1] - 10) > 1

@@ -207,7 +207,7 @@ class Run:
 
     def gradients(self, grad_scale: float) -> Values:
         """Returns ``g``, not to be changed: unscaled, of the minimised objective, with coupled weight decay."""
-        scale = (-1.0 if self.h.maximize else 1.0) / grad_scale
+        scale = (-1.0 if self.h.maximize else 1.0) * (1 / grad_scale if grad_scale else math.inf)
         coupled = self.h.weight_decay and not self.h.decouple
         if scale == 1 and not coupled:
             return self.values("grad")
