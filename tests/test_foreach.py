@@ -143,6 +143,7 @@ def compared(params, grads, **options):
         opt = Prodigy(own, backend=backend, **options)
         for t in range(4):
             for p, g in zip(own, grads(own, t), strict=True):
+                p.grad_dtype = None  # any
                 p.grad = g
             opt.step()
         runs.append([opt.d, *(p.detach().double().sum().item() for p in own)])
