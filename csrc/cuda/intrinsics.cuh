@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/policy.h"
+#include "prodigy/rounding.h"
 
 #if defined(__CUDACC__)
 namespace prodigy::cuda {
