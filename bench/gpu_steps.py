@@ -35,6 +35,7 @@ def steps(peer: peers.Peer, device: torch.device, dtype: torch.dtype, elements: 
     Raises:
         FloatingPointError: a parameter is not finite afterwards.
     """
+    torch.manual_seed(0)
     make = {"device": device, "dtype": dtype}
     params = [nn.Parameter(torch.randn(n, **make)) for n in (elements, *TAILS)]
     optimizer = peer.make(params)

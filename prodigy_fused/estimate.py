@@ -116,22 +116,22 @@ class Estimates:
                 group.update(published)
 
 
-def advance(row: Tensor, sums: Tensor, options: EstimateOptions) -> Tensor:
-    """Computes the new estimate (docs/algorithm.md, Algorithm 4, the lines from ``num`` to ``d_new``).
+def advance(rows: Tensor, sums: Tensor, options: EstimateOptions) -> Tensor:
+    """Computes new estimates (docs/algorithm.md, Algorithm 4, the lines from ``num`` to ``d_new``).
 
     Args:
-        row: float64[8], the estimate before the step.
-        sums: float64[2], ``sum lr*bc*<g, x0 - x>`` and ``sum |s|`` over all parameters.
-        options: the options of the estimate.
+        rows: float64[E, 8], the estimates before the step.
+        sums: float64[E, 2], of each ``sum lr*bc*<g, x0 - x>`` and ``sum |s|`` over its parameters.
+        options: the options that these estimates have in common.
 
     Returns:
-        The row after the step, a new tensor. No value is read by the host, so this runs on any device.
+        The rows after the step, a new tensor. No value is read by the host, so this runs on any device.
     """
-    old = dict(zip(FIELDS, row, strict=True))
+    old = dict(zip(FIELDS, rows.unbind(1), strict=True))
     if options.frozen:
-        return torch.stack([*row[: FIELDS.index("k")], old["k"] + 1, *row[FIELDS.index("k") + 1 :]])
-    d, den = old["d"], sums[1]
-    num = options.beta3 * old["d_numerator"] + d / options.d0 * d * sums[0]
+        return torch.stack([*(old | {"k": old["k"] + 1}).values()], 1)
+    d, (dot, den) = old["d"], sums.unbind(1)
+    num = options.beta3 * old["d_numerator"] + d / options.d0 * d * dot
     d_hat = options.d_coef * num / den
     d_max = torch.maximum(old["d_max"], d_hat)
     grown = torch.where(d == options.d0, torch.maximum(d, d_hat), d) * options.growth_rate
@@ -139,10 +139,10 @@ def advance(row: Tensor, sums: Tensor, options: EstimateOptions) -> Tensor:
 
     is_step = den != 0  # else no gradient has been non-zero yet
     # Non-finite entries count as zero in den, so before the first step only the other sum tells.
-    finite = torch.where(is_step, torch.isfinite(d_hat) & torch.isfinite(den), torch.isfinite(sums[0]))
+    finite = torch.where(is_step, torch.isfinite(d_hat) & torch.isfinite(den), torch.isfinite(dot))
     taken = [d_new, d_max, d_hat, num, den]
     new = [torch.where(is_step & finite, t, old[name]) for name, t in zip(FIELDS, taken, strict=False)]
     new.append(old["k"] + is_step)
     new.append(old["nonfinite_steps"] + ~finite)
     new.append(old["corrections"] + (new[0] != d))
-    return torch.stack(new)
+    return torch.stack(new, 1)

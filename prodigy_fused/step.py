@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -91,8 +92,12 @@ class Step:
 
     def advanced(self) -> Tensor:
         """Returns the estimates after the step, float64[E, 8], from ``sums``; a new tensor."""
-        rows = zip(self.rows, self.sums, self.options, strict=False)
-        return torch.stack([advance(row, sums, options) for row, sums, options in rows])
+        done, parts = 0, []
+        for options, own in groupby(self.options[: len(self.rows)]):
+            end = done + len(list(own))
+            parts.append(advance(self.rows[done:end], self.sums[done:end], options))
+            done = end
+        return torch.cat(parts)
 
     def to(self, device: torch.device) -> Step:
         """Returns a copy with its tensors on ``device``; tensors already there are shared.

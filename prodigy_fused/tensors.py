@@ -139,6 +139,17 @@ def check_materialised(index: int, p: Tensor) -> None:
         )
 
 
+def are_apart(params: list[Tensor]) -> bool:
+    """Returns whether no two parameters share memory."""
+    if any(map(is_fake, params)):
+        return True
+    try:
+        MemoryRuns().add(dict(enumerate(params)))
+    except ValueError:
+        return False
+    return True
+
+
 def check_memory(what: str, t: Tensor) -> None:
     """Raises ``ValueError`` if the storage of ``t`` was freed, or it never had one."""
     if t.numel() > 0 and t.untyped_storage().nbytes() == 0:

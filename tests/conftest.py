@@ -92,10 +92,9 @@ CRAWLING = {
 
 # They take their time each, most in a process of their own: first, so that no worker is left with one at the end.
 LONG = {
-    "test_kernels_compile_to_16_byte_accesses_and_exact_arithmetic",
     "test_nothing_that_changes_between_steps_compiles_anew", "test_wheel", "test_editable_install", "test_demo",
     "test_runs_and_learns", "test_dry_run_emulates_and_lists_the_rest", "test_ranks_agree_with_one_process",
-    "test_an_example_that_does_not_learn_fails",
+    "test_an_example_that_does_not_learn_fails", "test_kernels_keep_to_registers_and_16_byte_accesses",
 }  # fmt: skip
 # Files of hundreds of variants that run the same lines: coverage, which slows a test by a half, looks away.
 VARIANTS = {
@@ -111,12 +110,13 @@ def pytest_collection_modifyitems(items) -> None:
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
         many = item.path.stem.removeprefix("test_") in VARIANTS
+        emulates = item.path.stem == "test_emulated_policies" or (many and "emulated" in map(str, params.values()))
         role = next((role for role, value in params.items() if str(value) in crawling), None)
         if role is not None:
             variants.setdefault((item.path, item.originalname, role), []).append(item)
         if many or role is not None:  # traced, an interpreter is slower still
             item.add_marker("no_cover")
-        if many and "emulated" in map(str, params.values()):
+        if emulates:
             item.add_marker("sanitized")
     for same in variants.values():
         kept = None if same[0].originalname in CRAWLING else same[len(same) // 2]

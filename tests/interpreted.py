@@ -11,7 +11,7 @@ from prodigy_fused.backends import native
 from prodigy_fused.backends import triton as backend
 
 # The emulation's chunk. Blocks are large, because the interpreter's time is one of operations, not of elements.
-SIZES = backend.Sizes(chunk=1 << 10, block=1 << 9, resident=1, lanes=16, warps=1)
+SIZES = backend.Sizes(chunk=1 << 10, block=1 << 9, resident=1, lanes=4, warps=1)
 PROGRAMS = 2
 
 

@@ -123,8 +123,10 @@ def test_a_parameter_joins_later(method):
     for k in range(8):
         if k == 4:
             late.add_param_group({"params": (p for p in [params[1]])})
+            assert late.param_groups[1]["estimates"] == late.param_groups[0]["estimates"] != []
         step(early, k, without=(3,) if k < 4 else ())
         step(late, k)
+    assert late.step_count == 8
     if method == "LDoG":  # whose average had weight before
         assert torch.equal(joined(parameters(late)), joined(parameters(early)))
     else:
@@ -189,6 +191,22 @@ def test_a_small_first_estimate_grows_in_low_precision(dtype):
     assert opt.state[p]["z"].dtype == torch.float64
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", METHODS)
+def test_only_the_parameters_are_rounded(method, dtype):
+    """On the same gradients, all else is as with parameters of float64."""
+    low = [nn.Parameter(p.detach().to(dtype)) for p in split(normal(3, 9))]
+    opt, twin = start(method, low), start(method, [nn.Parameter(p.detach().double()) for p in low])
+    for k in range(6):
+        step(opt, k)
+        for p, q in zip(low, parameters(twin), strict=True):
+            q.grad = p.grad.double()
+        twin.step(lambda k=k: 1.0 + k)
+        assert [opt.d, opt.d_hat] == [twin.d, twin.d_hat]
+        rounded = [q.to(dtype) for q in (*parameters(twin), *twin.average())]
+        assert torch.equal(joined([*low, *opt.average()]), joined(rounded))
+
+
 @pytest.mark.parametrize("method", ["ProdigyGD", "ProdigyDA", "ProdigyCoordinate"])
 def test_the_certificate_does_not_cancel(method):
     """x0 - x of 1e-10, of which the parameters near 1 keep six digits: in the linear phase d_hat is the average's
@@ -247,6 +265,20 @@ def test_adam_agrees_with_its_formulas(decouple, correct, growth):
         assert close(numpy(joined(params)), oracle.x, numpy(normal(3, 9)), 1e-10)
         assert [opt.d, opt.d_hat] == pytest.approx([oracle.d, oracle.d_hat], rel=1e-10)
     assert opt.d > 2e-3
+
+
+def test_adam_of_16_bits_has_a_state_of_32():
+    low = [nn.Parameter(p.detach().bfloat16()) for p in split(normal(3, 9))]
+    opt, twin = start("DAdaptAdam", low), start("DAdaptAdam", [nn.Parameter(p.detach().float()) for p in low])
+    feed(opt, 0)
+    for p, q in zip(low, parameters(twin), strict=True):
+        q.grad = p.grad.float()
+    opt.step()
+    twin.step()
+    assert opt.d_hat == twin.d_hat
+    for p, q in zip(low, parameters(twin), strict=True):
+        assert torch.equal(p, q.bfloat16())
+        assert all(torch.equal(opt.state[p][name], vector) for name, vector in twin.state[q].items())
 
 
 def test_adam_leaves_a_group_without_lr_alone():

@@ -94,6 +94,17 @@ def test_a_bad_checkpoint_changes_nothing(what):
         opt.load_state_dict(state)
 
 
+def test_a_checkpoint_of_two_estimates_for_one():
+    a, b, c = split(normal(3, 9))
+    opt = start("DoG", [{"params": [a, b]}, {"params": [c]}])
+    step(opt, 0)
+    state = copy.deepcopy(opt.state_dict())
+    (estimate,) = state["param_groups"][1]["estimates"]
+    state["param_groups"][1]["estimates"] = [{**estimate, "d": 2 * estimate["d"]}]
+    with refused(opt, ValueError, "disagree on 'estimates'"):
+        opt.load_state_dict(state)
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 ARGUMENTS = [

@@ -114,9 +114,9 @@ def test_the_most_valuable_parts_come_first_and_races_of_prototypes_are_run(modu
 
 
 def test_steps_for_profilers_are_of_every_variant(capsys, monkeypatch):
-    monkeypatch.setattr(gpu_steps, "DTYPES", (torch.bfloat16,))
+    monkeypatch.setattr(gpu_steps, "DTYPES", (torch.float32,))
     gpu_steps.main(["--backend=cpu", "--elements=100"])
     lines = capsys.readouterr().out.splitlines()
-    assert "bfloat16 prodigy_fused(cpu, displacement): d 1e-06" in lines
-    (moved,) = (line for line in lines if line.startswith("bfloat16 prodigy_fused(cpu, d moves)"))
+    assert "float32 prodigy_fused(cpu, bfloat16 state, slice_p=11): d 1e-06" in lines
+    (moved,) = (line for line in lines if line.startswith("float32 prodigy_fused(cpu, d moves)"))
     assert not moved.endswith(" 1e-06")

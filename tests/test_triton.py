@@ -85,7 +85,7 @@ def test_a_compiled_kernel_is_launched_with_as_many_programs_as_fit(monkeypatch)
 
     plan = start("triton", [50_000])
     train(plan, 1)
-    (plan, _), *_ = plan._runtime.plans.plans
+    plan = plan._runtime.plans.plans[0][0]
     step = SimpleNamespace(rows=plan.sums)
     monkeypatch.setattr(triton, "_multiprocessors", lambda device: 2)
     for nvidia in (True, False):

@@ -144,7 +144,8 @@ def snapshot(opt: torch.optim.Optimizer) -> Any:
     grads = [p.grad for p in params]
     state = [dict(opt.state[p]) if p in opt.state else None for p in params]
     # An estimate is a number, or on a GPU a tensor, after a step a new one.
-    numbers = [{name: float(group[name]) for name in FIELDS if name in group} for group in opt.param_groups]
+    shown = [{name: group[name] for name in FIELDS if name in group} for group in opt.param_groups]
+    numbers = [{k: v if v is None or isinstance(v, str) else float(v) for k, v in each.items()} for each in shown]
     groups = [
         {**group, **own, "params": list(map(id, group["params"]))}
         for group, own in zip(opt.param_groups, numbers, strict=True)

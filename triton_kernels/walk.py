@@ -22,7 +22,6 @@ from .rule import (
 )
 from .samples import sample_walk
 
-
 THREADS = tl.constexpr(128)  # of a program
 
 
@@ -46,15 +45,9 @@ def folded(terms):
 
 
 @triton.jit
-def add(dot, norm, more_dot, more_norm):
-    """Returns both sums."""
-    return dot + more_dot, norm + more_norm
-
-
-@triton.jit
 def sums_of(dot, norm):
     """Returns the sums of all lanes, in float64. Which lane has which element is fixed, so they are always the same."""
-    return tl.reduce((dot.to(tl.float64), norm.to(tl.float64)), 0, add)
+    return tl.sum(dot.to(tl.float64)), tl.sum(norm.to(tl.float64))
 
 
 @triton.jit

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/policy.h"
+#include "prodigy/rounding.h"
 
 #if defined(__CUDACC__)
 namespace prodigy::cuda {
@@ -24,7 +25,11 @@ template <Type kType>
 __device__ __forceinline__ std::uint32_t nearest_pair(float low, float high) {
   std::uint32_t pair;
   if constexpr (kType == Type::kBFloat16) {
+#if __CUDA_ARCH__ >= 800
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+#else
+    pair = nearest<kType>(low) | std::uint32_t(nearest<kType>(high)) << 16;
+#endif
   } else {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   }
@@ -57,7 +62,8 @@ namespace prodigy::cuda {
 
 // Where m and v are stored with 16 bits, a root and a quotient that are off by at most 3 units in the last of float32's
 // places are exact: the rounding of m and v is 2^14 times as coarse. The kernel would else wait for arithmetic, not for
-// memory. No divisor is out of approximate_quotient's range: a root is at least 2^-75, or 0, and less than 2^64.
+// memory. A divisor is in approximate_quotient's range: a root is at least 2^-75 and less than 2^64, or 0; then m is 0,
+// too, or so is the quotient's share of a 16-bit x.
 struct ApproximateRoots {
   static __device__ __forceinline__ float root(float value) { return approximate_root(value); }
   static __device__ __forceinline__ float quotient(float dividend, float divisor) {

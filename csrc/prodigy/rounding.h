@@ -139,8 +139,7 @@ PRODIGY_INLINE std::uint16_t nearest(float value) {
 // In the upper half, a number rounded to bfloat16 as stochastic() does, if it is the result of an operation: a NaN is
 // then a quiet one, which needs no care.
 PRODIGY_INLINE std::uint32_t stochastic_above(float value, std::uint32_t random) {
-  constexpr float infinity = std::numeric_limits<float>::infinity();
-  return bits_as<std::uint32_t>(value) + (std::fabs(value) < infinity ? random >> 16 : 0u);
+  return bits_as<std::uint32_t>(value) + (std::fabs(value) < INFINITY ? random >> 16 : 0u);
 }
 
 // Rounds away from zero with probability (|value| - lower) / ulp, where `lower` is the next smaller size, else towards

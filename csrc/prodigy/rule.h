@@ -19,7 +19,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
 
 #include "prodigy/record.h"
 
@@ -98,8 +97,7 @@ PRODIGY_INLINE Coefficients<T> without_step(Coefficients<T> c) {
 
 template <class T>
 PRODIGY_INLINE T finite_or_zero(T value) {
-  constexpr T infinity = std::numeric_limits<T>::infinity();
-  return std::fabs(value) < infinity ? value : T(0);
+  return std::fabs(value) < T(INFINITY) ? value : T(0);
 }
 
 // g: the gradient of the objective that is minimised, unscaled, with coupled weight decay.

@@ -18,11 +18,11 @@ int state_of(const py::handle& key, const ParameterImage::Keys& keys) {
 
 void ParameterImage::take(const Needs& needs, const Keys& keys, const TensorReader& reader,
                           const py::handle& tensor_class) {
-  if (tries_ == kMostTries) return;
+  if (tries_ == kMostTries || !trusted) return;
   ++tries_;
   TensorView view;
   const bool taken = reader.read(param_, view) && param_image_.take(param_, view, tensor_class);
-  valid_ = take_states(needs, keys, reader, tensor_class) && taken && trusted;
+  valid_ = take_states(needs, keys, reader, tensor_class) && taken;
 }
 
 bool ParameterImage::take_states(const Needs& needs, const Keys& keys, const TensorReader& reader,
@@ -32,6 +32,7 @@ bool ParameterImage::take_states(const Needs& needs, const Keys& keys, const Ten
   bool all_taken = true;
   PyObject *key, *value;
   for (Py_ssize_t position = 0; PyDict_Next(state_, &position, &key, &value);) {
+    if (!PyUnicode_CheckExact(key)) return false;  // kept, another object could be part of a cycle
     int which = state_of(key, keys);
     if (which < kStates && !needs[which]) which = kStates;
     items.push_back({py::reinterpret_borrow<py::object>(key), which});

@@ -30,10 +30,12 @@ bool TensorImage::take(const py::handle& tensor, const TensorView& view, const p
 
   const auto words = [](std::size_t bytes) { return int(bytes / sizeof(void*)); };
   const auto size = words(reinterpret_cast<const PyTypeObject*>(tensor_class.ptr())->tp_basicsize);
-  impl_at_ = find(object_, words(sizeof(PyObject)), size, impl_);
-  storage_at_ = find(impl_, kBegin, kImplEnd, storage_);
-  data_at_ = find(storage_, kBegin, kStorageEnd, address(storage.attr("data_ptr")()));
-  if (impl_at_ == 0 || storage_at_ == 0 || data_at_ == 0) return false;
+  // Each is looked into only where what refers to it was found, and the places are kept only if all were.
+  const int impl_at = find(object_, words(sizeof(PyObject)), size, impl_);
+  const int storage_at = impl_at == 0 ? 0 : find(impl_, kBegin, kImplEnd, storage_);
+  const int data_at = storage_at == 0 ? 0 : find(storage_, kBegin, kStorageEnd, address(storage.attr("data_ptr")()));
+  if (data_at == 0) return false;
+  impl_at_ = impl_at, storage_at_ = storage_at, data_at_ = data_at;
   data_ = word(storage_, data_at_);
   digest_ = digest();
   const auto is_inside = [&](const std::int64_t* array) {

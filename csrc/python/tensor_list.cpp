@@ -92,6 +92,7 @@ void TensorList::extend(const py::list& slots) {
   entries_ = std::move(entries);
   table_ = std::move(table);
   images_ = std::move(images);
+  for (const Tensor& t : table_) group_count_ = std::max(group_count_, std::size_t(t.group) + 1);
   release_gradients();
 }
 
@@ -135,7 +136,6 @@ Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
   t.slice_p = slot.attr("slice_p").cast<std::int64_t>();
   t.group = slot.attr("group").cast<int>();
   if (t.group < 0) throw py::value_error("a negative group");
-  group_count_ = std::max(group_count_, std::size_t(t.group) + 1);
   t.estimate = slot.attr("estimate").cast<int>();
   t.order = memory_order(view);
   read_addresses(entry, t);
@@ -224,11 +224,13 @@ bool TensorList::mend() {
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     if (images_[i].shows()) continue;
     images_[i].forget();
+    const bool momentum = table_[i].m != nullptr;
     try {
       read_addresses(entries_[i], table_[i]);
     } catch (const py::value_error&) {
       return false;
     }
+    if ((table_[i].m != nullptr) != momentum) return false;  // exp_avg was taken away, or given back
   }
   release_gradients();
   return true;

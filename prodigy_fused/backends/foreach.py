@@ -17,9 +17,10 @@ from torch import Tensor
 from ..estimate import FIELDS
 from ..hyper import EstimateOptions, Hyper
 from ..options import Group
+from ..state import KEYS
 from ..step import BucketKey, Slot, Step
 from ..sums import sum_of_any_order
-from ..tensors import is_fake
+from ..tensors import are_apart, is_fake
 from .elementwise import TensorPlan, bias_correction
 from .flat import Values
 from .pieces import Piece, RowTable, Run, pieces_of
@@ -100,6 +101,24 @@ class ForeachPlan(TensorPlan):
     def __init__(self, key: BucketKey, slots: Sequence[Slot], estimates: int) -> None:
         super().__init__(key, slots, estimates)
         self._tables: dict[Any, RowTable] = {}
+        self._orders = self._orders_now()
+        self._apart = True  # else each tensor is a run of its own, or one's new values would be another's old ones
+
+    def _orders_now(self) -> list[Any]:
+        found = (slot.state.get(key) for slot in self.slots for key in KEYS)
+        return [t if t is None else (t.shape, t.stride(), t.dtype) for t in found]
+
+    def unchanged(self) -> bool:
+        # Pieces take state in the order of memory, and a tensor that was put in its place may have another one.
+        return super().unchanged() and self._orders == self._orders_now()
+
+    def extend(self, slots: Sequence[Slot]) -> None:
+        super().extend(slots)
+        self._orders = self._orders_now()
+
+    def load_gradients(self, grads: Sequence[Tensor | None]) -> None:
+        super().load_gradients(grads)
+        self._apart = are_apart([slot.param for slot in self.slots])
 
     def on_host(self, step: Step) -> bool:
         """Returns whether the estimates are numbers that can be read without waiting."""
@@ -114,17 +133,23 @@ class ForeachPlan(TensorPlan):
         most, on_host = self.most(), self.on_host(step)
         small = SMALL if on_host else 0
         kinds: dict[Any, int] = {}
-        kind_of: dict[int, int] = {}  # by group
+        kind_of: dict[tuple[int, torch.dtype], int] = {}  # by group and the gradient's dtype
         waiting: dict[tuple[int, bool], tuple[int, list[Piece]]] = {}
         for slot, grad in zip(self.slots, self._grads, strict=True):
             h = step.hypers[slot.group]
             if grad is None or h.lr == 0 or grad.numel() == 0:
                 continue
-            if slot.group not in kind_of:
-                kind_of[slot.group] = kinds.setdefault((h, slot.estimate, slot.slice_p, slot.low_precision), len(kinds))
+            if not self._apart:
+                for piece in pieces_of(slot, grad, most):
+                    yield Run([piece], h, on_host, False, self._tables)
+                continue
+            own = slot.group, grad.dtype
+            if own not in kind_of:
+                kind = h, slot.estimate, slot.slice_p, slot.low_precision, grad.dtype
+                kind_of[own] = kinds.setdefault(kind, len(kinds))
             for piece in pieces_of(slot, grad, most):
                 size = piece.x.numel()
-                key = kind_of[slot.group], size < small
+                key = kind_of[own], size < small
                 elements, pieces = waiting.get(key, (0, []))
                 if pieces and elements + size > most:
                     yield Run(pieces, step.hypers[pieces[0].slot.group], on_host, key[1], self._tables)

@@ -127,7 +127,7 @@ def count_steps(states: list[dict[str, Any]]) -> None:
         _C.count_steps(states)
         return
     for state in states:
-        state["step"] += 1
+        state["step"] = state.get("step", 0) + 1
 
 
 class NativePlan:

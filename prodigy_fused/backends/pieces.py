@@ -140,7 +140,8 @@ class Run:
         if first.dtype != self.dtype or self._copies:
             return Values(grid, grid.flat(tensors, self.dtype))
         if len(tensors) == 1:
-            return Values(grid, first if first.dim() == 1 else first.view(-1))
+            # Of these only a gradient, which is not written to, may be laid out otherwise.
+            return Values(grid, first.reshape(-1) if key == "grad" else first.view(-1))
         return Values(grid, parts=tensors)
 
     def flat(self, key: str) -> Tensor:
@@ -206,7 +207,7 @@ class Run:
 
     def gradients(self, grad_scale: float) -> Values:
         """Returns ``g``, not to be changed: unscaled, of the minimised objective, with coupled weight decay."""
-        scale = (-1.0 if self.h.maximize else 1.0) / grad_scale
+        scale = (-1.0 if self.h.maximize else 1.0) * (1 / grad_scale if grad_scale else math.inf)
         coupled = self.h.weight_decay and not self.h.decouple
         if scale == 1 and not coupled:
             return self.values("grad")

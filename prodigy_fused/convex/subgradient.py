@@ -95,7 +95,7 @@ class SubgradientMethod(Base):
             g = [torch.zeros_like(x) if p.grad is None else p.grad.double() for p, x in zip(block, at.x0, strict=True)]
             gg, z = dot(g, g), at.z
             self._check_finite(params, gg)
-            at.loss = loss.detach() if isinstance(loss, Tensor) else loss
+            at.loss = loss
             weight = self._rule(at, g, gg)
             at.weights += weight
             share = weight / at.weights if weight > 0 else 0.0
