@@ -69,6 +69,8 @@ class IndexMap:
         split = [d for d, size in enumerate(shape) if len(self._own[d]) < size]
         self.is_identity = not split
         self.affine = self._affine(shape, split)
+        # Whether the elements are consecutive ones of the whole: g(i) = base + i.
+        self.is_shift = self.affine is not None and self.affine.length >= self.shape.numel()
         self._samples: dict[tuple[int, torch.device], slice | Tensor] = {}
 
     def _affine(self, shape: Sequence[int], split: list[int]) -> Affine | None:
@@ -91,9 +93,8 @@ class IndexMap:
 
     def samples(self, slice_p: int, device: torch.device) -> slice | Tensor:
         """Returns which elements of the flattened shard are samples: those whose g is a multiple of ``slice_p``."""
-        affine, numel = self.affine, self.shape.numel()
-        if affine is not None and affine.length >= numel:
-            return slice(-affine.base % slice_p, None, slice_p)
+        if self.affine is not None and self.is_shift:
+            return slice(-self.affine.base % slice_p, None, slice_p)
         key = slice_p, device
         if key not in self._samples:
             self._samples[key] = (self.indices(device).flatten() % slice_p == 0).nonzero().flatten()

@@ -63,7 +63,8 @@ def compiled() -> tuple[str, ...]:
     return tuple(name for name, backend in _BACKENDS.items() if backend.COMPILED)
 
 
-READ_INDEX_MAPS = {"reference"}  # the backends that read ``Slot.where``
+READ_SHIFTS: set[str] = set()  # the backends that take shards of consecutive elements of the whole
+READ_ROWS: set[str] = set()  # those that take affine maps, see Note [Global index] in dtensor.py
 
 register("cuda", cuda)
 register("triton", triton)
@@ -127,9 +128,12 @@ def choose(p: Tensor, group: Group, where: IndexMap | None = None) -> str:
 def _unfit(name: str, p: Tensor, group: Group, where: IndexMap | None) -> str | None:
     """Returns why a backend cannot take a parameter; None if it can."""
     reason = get(name).unsupported(p, group)
-    if reason is None and where is not None and name not in READ_INDEX_MAPS and _uses_indices(p, group):
-        return "it finds samples and random bits by the index within a shard, not within the whole: use fused=False"
-    return reason
+    if reason is not None or where is None or name == "reference" or not _uses_indices(p, group):
+        return reason
+    readers = READ_SHIFTS if where.is_shift else READ_ROWS
+    if where.affine is not None and p.is_contiguous() and name in readers:
+        return None
+    return "it cannot tell the index in the whole tensor, by which samples and random bits go, of this shard's elements"
 
 
 def _in_python(p: Tensor, group: Group, where: IndexMap | None) -> str:

@@ -1,0 +1,116 @@
+"""Shards of one tensor, stepped by themselves, are the slices of the whole, stepped at once: samples and random bits go
+by the index in the whole. No process group: what an optimizer is told of its shards is put in place of DTensors."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from toolbox import used
+from torch import nn
+
+from prodigy_fused import Prodigy, plans
+from prodigy_fused.dtensor import IndexMap
+
+# The whole's shape, and the dimension and the places where it is cut. Every shard has a sample, or it would not step.
+CUTS = {
+    "rows": ((20, 24), 0, (6,)),
+    "rows, none of 8 elements": ((9, 5), 0, (3, 5)),
+    "a vector": ((101,), 0, (33, 50)),
+    "rows of several chunks": ((5, 30_000), 0, (1, 3)),
+    "columns": ((12, 40), 1, (16,)),
+    "columns, none of 8 elements": ((12, 7), 1, (2, 3)),
+    "the middle of three": ((3, 9, 16), 1, (4,)),
+    "columns of several chunks": ((3, 80_000), 1, (39_000,)),
+}
+OPTIONS = {
+    "slice_p=3": (torch.float32, {"slice_p": 3}),
+    "slice_p=11, float64": (torch.float64, {"slice_p": 11}),
+    "bfloat16": (torch.bfloat16, {}),
+    "bfloat16, bfloat16 state, slice_p=5": (torch.bfloat16, {"slice_p": 5, "state_dtype": torch.bfloat16}),
+    "float16, slice_p=2": (torch.float16, {"slice_p": 2}),
+    "bfloat16 state": (torch.float32, {"state_dtype": torch.bfloat16}),
+    "no momentum": (torch.bfloat16, {"slice_p": 4, "betas": (0.0, 0.999)}),
+}
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """The index maps of parameters that stand for shards, by id."""
+    maps = {}
+    monkeypatch.setattr(plans, "is_dtensor", lambda p: id(p) in maps)
+    monkeypatch.setattr(plans, "index_map", lambda p: maps[id(p)])
+    return maps
+
+
+def same(backend, got, wanted):
+    """Equal bits; on backends that are torch's operations, which round a vector's tail in another way, nearly all."""
+    assert got.dtype == wanted.dtype and got.shape == wanted.shape
+    if backend.one_pass:
+        return torch.equal(got, wanted)
+    close = torch.allclose(got.double(), wanted.double(), rtol=2.0 * torch.finfo(got.dtype).eps, atol=1e-6)
+    return close and (got == wanted).double().mean() > 0.9
+
+
+def samples(whole, own, dim, slice_p):
+    """Of the packed samples of the whole, those of a shard."""
+    g = torch.arange(math.prod(whole)).view(whole).index_select(dim, own).flatten()
+    return g[g % slice_p == 0] // slice_p
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("cut", CUTS)
+def test_shards_are_slices_of_the_whole(backend, told, cut, options):
+    shape, dim, places = CUTS[cut]
+    dtype, given = OPTIONS[options]
+    if "several" in cut and backend.crawls:
+        pytest.skip("crawls")
+    slice_p = given.get("slice_p", 1)
+    start = torch.randn(shape).to(backend.device, dtype)
+    grads = [torch.randn(shape).to(start) for _ in range(3)]
+    bounds = [0, *places, shape[dim]]
+    owns = [torch.arange(*pair) for pair in pairwise(bounds)]
+    part = lambda t, own: t.index_select(dim, own.to(t.device)).contiguous()  # noqa: E731
+
+    # d_coef holds d at d0: the shards' sums are their own here, and must not matter.
+    make = lambda p: backend([p], d0=0.01, d_coef=1e-9, weight_decay=0.1, **given)  # noqa: E731
+    p = nn.Parameter(start.clone())
+    whole, shards = make(p), []
+    for own in owns:
+        q = nn.Parameter(part(start, own))
+        told[id(q)] = IndexMap(shape, [own if d == dim else None for d in range(len(shape))])
+        shards.append((q, own, make(q)))
+    for grad in grads:
+        p.grad = grad
+        whole.step()
+        for q, own, opt in shards:
+            q.grad = part(grad, own)
+            opt.step()
+
+    for q, own, opt in shards:
+        assert same(backend, q, part(p, own))
+        for name in ("exp_avg", "exp_avg_sq") if given.get("betas") is None else ("exp_avg_sq",):
+            assert same(backend, opt.state[q][name], part(whole.state[p][name], own)), name
+        for name in ("s", "p0"):
+            wanted, got = whole.state[p][name], opt.state[q][name]
+            if slice_p == 1:
+                assert same(backend, got, part(wanted, own)), name
+            else:
+                assert same(backend, got.flatten(), wanted.flatten()[samples(shape, own, dim, slice_p)]), name
+    rtol = 1e-4 if dtype != torch.float64 else 1e-12
+    for name in ("d_numerator", "d_denom"):
+        total = sum(float(opt.param_groups[0][name]) for _, _, opt in shards)
+        # Each has its own rounding of the sums; terms of both signs.
+        assert total == pytest.approx(float(whole.param_groups[0][name]), rel=rtol, abs=1e-7), name
+
+
+def test_what_a_map_makes_impossible_is_said(told):
+    p = nn.Parameter(torch.zeros(2, 2, 2))
+    own = torch.tensor([0, 1])
+    told[id(p)] = IndexMap((4, 4, 2), [torch.tensor([0, 2]), own, None])
+    p.grad = torch.ones_like(p)
+    with pytest.raises(RuntimeError, match="index"):
+        Prodigy([p], slice_p=2, fused=True).step()
+    opt = Prodigy([p], slice_p=2)
+    opt.step()
+    assert used(opt) == {"reference"}
