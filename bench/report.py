@@ -14,6 +14,7 @@ from operator import itemgetter
 from pathlib import Path
 
 import goals
+import roofline
 import rows
 from peers import ANCHOR, COPY, IN_PLACE
 from rich.console import Console
@@ -25,7 +26,7 @@ REFERENCE = "prodigyopt"
 MARK = re.compile(r"(<!-- (\w+): written by bench/report.py -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 HEAD = "# Measurements\n\nWritten by `make figures` from the rows of the CSV files in this folder.\n"
 Cells = dict[str, Callable[[Row, list[Row]], str]]
-WRITTEN = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+WRITTEN = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "distributed.md")
 
 
 def _number(name: str, form: str, scale: float = 1) -> Callable[[Row, list[Row]], str]:
@@ -226,7 +227,7 @@ def for_the_record(files: list[Path] | None = None) -> list[Row]:
 def with_figures(file: Path, measured: list[Row]) -> str:
     """Returns the text of one of the files WRITTEN, with everything between the marks rewritten."""
     root = "../" * (len(file.relative_to(ROOT).parts) - 1)
-    blocks = {"cost": cost, "gpu": gpu, "policies": policies, "demo": demo}
+    blocks = {"cost": cost, "gpu": gpu, "policies": policies, "demo": demo, "model": lambda _: roofline.table()}
 
     def written(found: re.Match[str]) -> str:
         return found[1] + blocks[found[2]](measured).replace("](bench/", f"]({root}bench/") + "\n" + found[3]
@@ -247,7 +248,6 @@ def main() -> None:
         print(markdown(measured))
         return
     import plots
-    import roofline
 
     plots.draw(measured, RESULTS)
     model = ["## The cost model against the measurements", "", roofline.report(measured), "", roofline.table()]

@@ -1,15 +1,16 @@
-"""A cost model of a step: bytes over bandwidth, launches, one small all-reduce.
+"""A cost model of a step: bytes over bandwidth, launches, one small all-gather.
 
-python bench/roofline.py             the table for 8 B, 70 B and 405 B parameters on 8 to 4,096 GPUs: a prediction
+python bench/roofline.py             the table for 8 B, 70 B and 405 B parameters on 8 to 4,096 GPUs: a prediction, from
+                                     the rows that an H200 has measured
 python bench/roofline.py FILE.csv    the error of the prediction against measured rows
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import rows
@@ -50,24 +51,43 @@ def prodigyopt_bytes(x: int = 4) -> float:
 
 
 @dataclass(frozen=True)
+class Gather:
+    """The latency of an all-gather of a few bytes: a ring, through which they go step by step, in microseconds."""
+
+    base_us: float
+    near_us: float  # a step to a GPU of the same node
+    far_us: float  # a step to the next node
+    per_node: int  # GPUs
+
+    def seconds(self, ranks: int) -> float:
+        """Returns the time on this many GPUs."""
+        if ranks == 1:
+            return 0.0
+        far = -(-ranks // self.per_node) - 1
+        return 1e-6 * (self.base_us + far * self.far_us + (ranks - 1 - far) * self.near_us)
+
+
+@dataclass(frozen=True)
 class Machine:
     """The numbers of a machine that a step's time depends on."""
 
     name: str
     gb_s: float  # bandwidth of a copy, read and written bytes both counted
     launch_us: float
-    hop_us: float = 0.0  # latency of the all-reduce, per doubling of the ranks
+    gather: Gather | None = None
     tflops: float = 0.0  # of a training step, achieved and not advertised
 
 
-# All assumed: about 90 % of the advertised 4.8 TB/s, and common orders of magnitude. None of it measured here.
-H200 = Machine("H200 (assumed)", gb_s=4300, launch_us=3, hop_us=6, tflops=400)
+# NCCL gathers in a ring, in which the latency grows linearly; these are the numbers by which NCCL itself estimates it
+# (src/graph/tuning.cc: ring, protocol LL, NVLink and network). Not measured here: one GPU gathers nothing.
+NCCL = Gather(base_us=6.6, near_us=0.6, far_us=2.7, per_node=8)
+# The copy as measured (bench/results/NVIDIA-H200); launches and what training reaches are assumed.
+H200 = Machine("NVIDIA H200", gb_s=4250, launch_us=3, gather=NCCL, tflops=400)
 
 
-def step_seconds(elements: float, per_element: float, machine: Machine, launches: int = 2, ranks: int = 1) -> float:
-    """Returns the seconds of a step on one rank that holds `elements`; the all-reduce of the two sums is not hidden."""
-    hops = math.ceil(math.log2(ranks)) if ranks > 1 else 0
-    return elements * per_element / (1e9 * machine.gb_s) + 1e-6 * (launches * machine.launch_us + hops * machine.hop_us)
+def step_seconds(elements: float, per_element: float, machine: Machine, launches: int = 2) -> float:
+    """Returns the seconds of a step on one rank that holds `elements`, of which each moves so many bytes."""
+    return elements * per_element / (1e9 * machine.gb_s) + 1e-6 * launches * machine.launch_us
 
 
 def training_seconds(parameters: float, tokens: float, machine: Machine) -> float:
@@ -76,74 +96,96 @@ def training_seconds(parameters: float, tokens: float, machine: Machine) -> floa
 
 
 @dataclass(frozen=True)
+class Optimizer:
+    """What the table has a column of."""
+
+    name: str
+    kept: float  # bytes per parameter in memory: x, g and the state
+    peer: str  # whose rows say how long a step takes
+    dtype: str = "float32"
+    gathers: bool = True  # the two sums
+
+
+# bfloat16 has a float32 displacement. Frozen, or prodigyopt's own way of reducing, there is no row of.
+OPTIMIZERS = (
+    Optimizer("AdamW(fused)", 16, "AdamW(fused)", gathers=False),
+    Optimizer("slice_p=1", 24, "prodigy_fused(cuda)"),
+    Optimizer("slice_p=11", 16 + 8 / 11, "prodigy_fused(cuda, slice_p=11)"),
+    Optimizer("bfloat16", 22, "prodigy_fused(cuda, displacement)", "bfloat16"),
+    Optimizer("prodigyopt", 24, "prodigyopt"),
+)
+MEASURED = Path(__file__).parent / "results" / "NVIDIA-H200" / "2026-11-26-6fd1e19" / "bench.csv"
+LARGE = "1 B, GPT"  # the workload that is nearest to a shard of a large model
+
+
+def seconds_per_element(measured: list[dict[str, Any]], optimizer: Optimizer) -> float:
+    """Returns how long an optimizer took for each parameter of the large workload.
+
+    Raises:
+        ValueError: no row says it.
+    """
+    for row in measured:
+        if (row["kind"], row["workload"], row["peer"], row["dtype"], row["status"]) == (
+            ("step", LARGE, optimizer.peer, optimizer.dtype, "ok")
+        ):
+            return 1e-3 * float(row["ms"]) / int(row["parameters"])
+    raise ValueError(f"no row of {optimizer.peer} for {LARGE}, {optimizer.dtype}")
+
+
+@dataclass(frozen=True)
 class Prediction:
     """The prediction for one rank of a fully sharded run."""
 
     gb: float  # of x, g and the state
-    step: float  # seconds
-    share: float  # of the optimizer in a training step
+    update: float  # seconds of a step without the all-gather
+    gather: float  # seconds
+    share: float  # of both in a training step
 
 
 def predict(
-    shapes: Shapes,
-    machine: Machine,
-    ranks: int,
-    tokens: int,
-    kept: float,
-    moved: float,
-    launches: int = 2,
-    reduces: bool = True,
+    shapes: Shapes, machine: Machine, ranks: int, tokens: int, optimizer: Optimizer, per_element: float
 ) -> Prediction:
-    """Predicts a step on `shapes`, split over `ranks`.
+    """Predicts a step on `shapes`, split over `ranks`. The all-gather is not hidden by anything.
 
     Args:
         tokens: per rank and step.
-        kept: bytes per parameter in memory.
-        moved: bytes per parameter that a step reads and writes, by one of the functions above.
-        reduces: whether two sums are all-reduced.
+        per_element: seconds, as measured on one GPU.
     """
     elements = numel(shard(shapes, ranks))
-    seconds = step_seconds(elements, moved, machine, launches, ranks if reduces else 1)
+    update = elements * per_element
+    gather = machine.gather.seconds(ranks) if optimizer.gathers and machine.gather else 0.0
     rest = training_seconds(numel(shapes), tokens, machine)
-    return Prediction(1e-9 * elements * kept, seconds, seconds / (seconds + rest))
+    return Prediction(1e-9 * elements * optimizer.kept, update, gather, (update + gather) / (update + gather + rest))
 
 
 MODELS = {"8 B": llama3(), "70 B": llama3(80, 8192, 1024, 28672), "405 B": llama3(126, 16384, 1024, 53248)}
 RANKS, TOKENS, MEMORY_GB = (8, 64, 512, 4096), 8192, 141
-# Bytes kept and moved per parameter, launches, and whether sums are all-reduced. In bfloat16, x, g and x0 have half the
-# bytes, and x - x0 is kept in float32.
-OPTIMIZERS = {
-    "AdamW(fused)": (16, adamw_bytes(), 1, False),
-    "slice_p=1": (24, prodigy_bytes(), 2),
-    "slice_p=11": (16 + 8 / 11, prodigy_bytes(slice_p=11), 2),
-    "bfloat16": (22, prodigy_bytes(x=2, displacement=True), 2),
-    "frozen": (16, prodigy_bytes(frozen=True), 2, False),
-    "prodigyopt": (24, prodigyopt_bytes(), 2),
-}
 
 
-def table(machine: Machine = H200) -> str:
+def table(machine: Machine = H200, measured: list[dict[str, Any]] | None = None) -> str:
     """Returns the predictions as a Markdown table."""
-    head = " | ".join(f"{name} {what}" for what in ("ms", "share") for name in OPTIMIZERS)
-    lines = [
-        f"**Prediction, not measured.** Llama-3 shapes, fully sharded, {TOKENS:,} tokens a GPU and step. "
-        f"{machine.name}: {machine.gb_s:.0f} GB/s, {machine.launch_us:g} us a launch, {machine.hop_us:g} us a hop of "
-        f"the all-reduce, {machine.tflops:.0f} TFLOP/s reached. float32 but for the column bfloat16 (displacement in "
-        "float32); "
-        "prodigyopt without its waits for the device; GB are those of slice_p=1; share: of a training step.",
-        "",
-        f"| parameters | GPUs | GB a GPU | {head} |",
-        "|---|" + "---:|" * (2 + 2 * len(OPTIMIZERS)),
-    ]
+    measured = rows.read(MEASURED) if measured is None else measured
+    costs = [(optimizer, seconds_per_element(measured, optimizer)) for optimizer in OPTIMIZERS]
+    names = [optimizer.name for optimizer in OPTIMIZERS]
+    head = ["parameters", "GPUs", "GB a GPU", *names, "all-gather", "share", "of AdamW"]
+    lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
     for model, shapes in MODELS.items():
         for ranks in RANKS:
-            found = {name: predict(shapes, machine, ranks, TOKENS, *how) for name, how in OPTIMIZERS.items()}
-            fits = {name: p.gb <= MEMORY_GB for name, p in found.items()}
-            times = [f"{1e3 * p.step:.3f}" if fits[name] else "too large" for name, p in found.items()]
-            shares = [f"{p.share:.2%}" if fits[name] else "" for name, p in found.items()]
-            cells = [model, f"{ranks:,}", f"{found['slice_p=1'].gb:.1f}", *times, *shares]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            found = [predict(shapes, machine, ranks, TOKENS, *cost) for cost in costs]
+            adamw, ours = found[0], found[1]
+            times = [f"{1e3 * p.update:.3g} ms" if p.gb <= MEMORY_GB else "too large" for p in found]
+            shares = [f"{p.share:.2%}" if p.gb <= MEMORY_GB else "" for p in (ours, adamw)]
+            cells = [model, f"{ranks:,}", f"{ours.gb:.1f}", *times, f"{1e3 * ours.gather:.3g} ms", *shares]
+            lines.append(f"| {' | '.join(cells)} |")
+    commit = measured[0]["commit"]
+    return "\n".join([*lines, "", NOTE.format(commit=commit, device=machine.name, tflops=machine.tflops)])
+
+
+NOTE = f"""**Predicted, not measured.** Llama 3's shapes, fully sharded, {TOKENS:,} tokens a GPU and step. The time of a
+step is what the {{device}} took per parameter of "{LARGE}" (commit {{commit}}); that of the all-gather is NCCL's own
+estimate of a ring through nodes of {NCCL.per_node} GPUs. Share: of both, with `slice_p=1`, in a training step at
+{{tflops:.0f}} TFLOP/s a GPU, which is assumed; GB: x, g and state, with `slice_p=1`. float32, but for bfloat16 with a
+displacement. prodigyopt is without its wait for every tensor, and each rank would follow another `d`."""
 
 
 def predicted_ms(row: dict[str, Any]) -> float | None:

@@ -5,6 +5,7 @@ import compiled_foreach
 import peers
 import pytest
 import roofline
+import rows
 import run
 import test_micro
 import torch
@@ -130,31 +131,44 @@ def test_bytes_per_parameter(count, expected):
     assert count == pytest.approx(expected, abs=0.05)
 
 
-MACHINE = roofline.Machine("m", gb_s=100, launch_us=10, hop_us=5, tflops=2)
+RING = roofline.Gather(base_us=10, near_us=1, far_us=5, per_node=4)
+MACHINE = roofline.Machine("m", gb_s=100, launch_us=10, gather=RING, tflops=2)
 
 
-def test_a_step_is_bytes_over_bandwidth_and_launches_and_hops():
+def test_a_step_is_bytes_over_bandwidth_and_launches():
     assert roofline.step_seconds(10**9, 40, MACHINE, launches=0) == pytest.approx(0.4)
     assert roofline.step_seconds(0, 40, MACHINE, launches=2) == pytest.approx(20e-6)
-    assert roofline.step_seconds(0, 40, MACHINE, launches=0, ranks=8) == pytest.approx(15e-6)
     assert roofline.training_seconds(10**9, 1000, MACHINE) == pytest.approx(3)
+
+
+@pytest.mark.parametrize(("ranks", "us"), [(1, 0), (2, 10 + 1), (4, 10 + 3), (8, 10 + 6 + 5), (16, 10 + 12 + 15)])
+def test_a_ring_goes_through_all_gpus(ranks, us):
+    assert RING.seconds(ranks) == pytest.approx(1e-6 * us)
 
 
 def test_a_prediction_is_of_one_ranks_shard():
     shapes = [(1000, 10**6), (7, 10**6)]
-    alone = roofline.predict(shapes, MACHINE, 1, 1000, kept=24, moved=40)
-    shared = roofline.predict(shapes, MACHINE, 4, 1000, kept=24, moved=40)
+    ours = roofline.Optimizer("ours", 24, "ours")
+    alone = roofline.predict(shapes, MACHINE, 1, 1000, ours, 4e-10)
+    shared = roofline.predict(shapes, MACHINE, 4, 1000, ours, 4e-10)
     assert alone.gb == pytest.approx(24 * 1.007)
     assert shared.gb == pytest.approx(24 * 0.252)  # the first rank's: two of the seven
-    assert shared.step == pytest.approx(0.252 * 0.4 + 20e-6 + 10e-6)
+    assert (alone.update, alone.gather) == pytest.approx((1.007 * 0.4, 0))
+    assert (shared.update, shared.gather) == pytest.approx((0.252 * 0.4, 13e-6))
     assert 0 < shared.share < alone.share < 1
+    assert roofline.predict(shapes, MACHINE, 4, 1000, roofline.Optimizer("a", 16, "a", gathers=False), 1e-9).gather == 0
 
 
-def test_the_table_of_predictions_says_that_it_is_one():
+def test_the_table_of_predictions_is_of_measured_rows_and_says_that_it_predicts():
+    measured = rows.read(roofline.MEASURED)
+    ours = next(o for o in roofline.OPTIMIZERS if o.name == "slice_p=1")
+    found = next(r for r in measured if r["workload"] == roofline.LARGE and r["peer"] == ours.peer)
+    assert roofline.seconds_per_element(measured, ours) == pytest.approx(1e-3 * found["ms"] / found["parameters"])
     lines = roofline.table().splitlines()
-    assert lines[0].startswith("**Prediction, not measured.**")
-    assert len(lines) == 4 + 3 * 4
-    assert [line.split("|")[1].strip() for line in lines[4::4]] == ["8 B", "70 B", "405 B"]
+    assert [line.split("|")[1].strip() for line in lines[2:14:4]] == ["8 B", "70 B", "405 B"]
+    assert "**Predicted, not measured.**" in lines[15]
+    with pytest.raises(ValueError, match="no row of"):
+        roofline.seconds_per_element([], ours)
 
 
 def test_the_error_of_the_model_is_reported():
