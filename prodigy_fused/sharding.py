@@ -114,7 +114,9 @@ class Span:
             return sums
         mine = sums.to(_device_for(self.group, sums.device)).contiguous()
         everyone = mine.new_empty(dist.get_world_size(self.group) * mine.numel())
-        dist.all_gather_into_tensor(everyone, mine.flatten(), group=self.group)
+        # torch 2.13 has renamed it, and warns of the old name.
+        all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        all_gather(everyone, mine.flatten(), group=self.group)
         return everyone.view(-1, *sums.shape).sum(0).to(sums.device)
 
     def agree(self, found_inf: Scalar, device: torch.device) -> Scalar:

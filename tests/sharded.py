@@ -4,7 +4,7 @@ with the same run on one rank, which every rank takes for itself."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from torch.distributed.tensor.parallel import (
     SequenceParallel,
     parallelize_module,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from prodigy_fused import Prodigy
 from prodigy_fused.dtensor import is_dtensor
@@ -173,25 +175,16 @@ def compare(model: nn.Module, opt: Prodigy, theirs: Any = None, alone: nn.Module
     close(whole(model), whole(alone))
 
 
-@contextlib.contextmanager
-def collectives() -> Iterator[list[int]]:
-    """Yields a list to which the bytes of each collective are added that sends something."""
-    sizes: list[int] = []
-    names = [name for name in ("all_gather_into_tensor", "all_reduce", "all_gather", "broadcast", "reduce_scatter")]
-    originals = {name: getattr(dist, name) for name in names}
+class Collectives(TorchDispatchMode):
+    """Notes of each collective how many bytes this rank sends."""
 
-    def counting(name: str) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            tensor = args[1] if name == "all_gather_into_tensor" else args[0]
-            sizes.append(tensor.numel() * tensor.element_size())
-            return originals[name](*args, **kwargs)
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
 
-        return call
-
-    for name in names:
-        setattr(dist, name, counting(name))
-    try:
-        yield sizes
-    finally:
-        for name, original in originals.items():
-            setattr(dist, name, original)
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace in ("c10d", "_c10d_functional") and "wait" not in func.__name__:
+            # An output, if it is there, is at least as large.
+            tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+            self.sizes.append(min(t.numel() * t.element_size() for t in tensors))
+        return func(*args, **(kwargs or {}))

@@ -18,10 +18,10 @@ from sharded import (
     OPTIONS,
     STEPS,
     WAYS,
+    Collectives,
     Net,
     backward,
     close,
-    collectives,
     compare,
     equal_on_all_ranks,
     fsdp2,
@@ -249,9 +249,9 @@ def _() -> None:
     rank = dist.get_rank()
 
     def step(wanted: list[int]) -> None:
-        with collectives() as sizes:
+        with Collectives() as sent:
             opt.step()
-        assert sizes == wanted, (sizes, wanted)
+        assert sent.sizes == wanted, (sent.sizes, wanted)
 
     backward(model, 0)
     if rank == 1:
@@ -308,10 +308,10 @@ def _() -> None:
             if i == 1:
                 p.grad.to_local().mul_(2)
         kept = [p.grad.to_local().clone() for p in params]
-        with collectives() as sizes:
+        with Collectives() as sent:
             opt.step()
         theirs.step()
-        assert sizes == [2 * 160, 160, 16], sizes
+        assert sent.sizes == [2 * 160, 160, 16], sent.sizes
         assert all(torch.equal(p.grad.to_local(), g) for p, g in zip(params, kept, strict=True))
     assert abs(opt.d / theirs.d - 1) < 1e-11 and theirs.d > D0
     close([p.full_tensor() for p in params], alone)
@@ -336,9 +336,6 @@ def _() -> None:
     opt = Prodigy([sharded], d0=D0)
     sharded.grad = distribute_tensor(whole, other, [Shard(0)])
     _refused(ValueError, "the gradient of parameter 0 of shape (4, 3) is on DeviceMesh", opt.step)
-    sampled = Prodigy([sharded], d0=D0, slice_p=2)
-    assert sampled.param_groups[0]["fused"] is None
-    _refused(RuntimeError, "the index within a shard", lambda: Prodigy([sharded], fused=True, slice_p=2))
     mixed = Prodigy([plain, sharded], d0=D0)
     plain.grad, sharded.grad = whole, distribute_tensor(whole, mesh, [Shard(0)])
     mixed.step()
