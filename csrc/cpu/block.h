@@ -51,10 +51,12 @@ struct Samples {
   std::int64_t first;
   int count, start;
 
-  PRODIGY_INLINE Samples(const Tensor& t, std::int64_t begin, int n)
-      : first((begin + t.slice_p - 1) / t.slice_p),
-        count(int((begin + n - 1) / t.slice_p + 1 - first)),
-        start(count > 0 ? int(first * t.slice_p - begin) : 0) {}
+  PRODIGY_INLINE Samples(const Tensor& t, const Chunk& chunk, std::int64_t begin, int n) {
+    const std::int64_t g = begin + chunk.shift, number = samples_before(g, t.slice_p);
+    first = number - chunk.sample_shift;
+    count = int(samples_before(g + n, t.slice_p) - number);
+    start = count > 0 ? int(number * t.slice_p - g) : 0;
+  }
 };
 
 // -- to and from tensors ----------------------------------------------------------------------------------------------
@@ -108,13 +110,15 @@ PRODIGY_INLINE void close_position(const Tensor& t, std::int64_t begin, int n, c
   }
 }
 
-// Random bits for the block, in `scratch`; null if it needs none.
+// Random bits for the block, in `scratch`; null if it needs none. Unless g, the index of the block's first element in
+// the whole tensor, is a multiple of 8, the block is the rest of an eight.
 template <class T>
-PRODIGY_INLINE const std::uint32_t* draw(const RandomBits& random, std::int64_t begin, int n, bool needed,
+PRODIGY_INLINE const std::uint32_t* draw(const RandomBits& random, std::int64_t g, int n, bool needed,
                                          Scratch<T>& scratch) {
   if (std::is_same_v<T, double> || !needed) return nullptr;
-  random_run(random, begin, n, scratch.random);
-  return scratch.random;
+  const int skipped = int(g % kEight);
+  random_run(random, g - skipped, skipped + n, scratch.random);
+  return scratch.random + skipped;
 }
 
 // -- the two phases ---------------------------------------------------------------------------------------------------

@@ -14,15 +14,15 @@ using std::int64_t;
 template <class X, class S, bool kMomentum, bool kDelta, Sampled kSampled>
 Sums<double> update_blocks(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<Wide<X>>& c) {
   using Kernel = UpdateBlock<X, S, kMomentum, kDelta, kSampled>;
-  const RandomBits random(c.k, t.index, kStepStream, chunk.begin);
-  const bool rounds = t.stochastic || is_half(t.state_type);
+  const RandomBits random(c.k, t.index, kStepStream, chunk.begin + chunk.shift);
+  const bool rounds = needs_random_bits(t);
   Scratch<Wide<X>> scratch;
   Sums<double> sums{0.0, 0.0};
   for (int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
     const int n = int(std::min<int64_t>(kBlock, chunk.end - begin));
-    const Samples samples(t, begin, n);
+    const Samples samples(t, chunk, begin, n);
     Arrays<X, S> a = open_update<X, S>(t, grad, begin, n, kMomentum, samples, scratch);
-    a.random = draw(random, begin, n, rounds, scratch);
+    a.random = draw(random, begin + chunk.shift, n, rounds, scratch);
     const Sums<double> part = run<Kernel>(a, &t, begin, n, samples, c);
     close_update(t, begin, n, kMomentum, samples, a);
     sums.dot += part.dot;
@@ -73,12 +73,12 @@ Sums<double> update_chunk(const Tensor& t, const Gradient& grad, const Chunk& ch
 
 template <class T>
 void finish_chunk(const Tensor& t, const Gradient& grad, const Chunk& chunk, const GroupRow<T>& group) {
-  const RandomBits random(group.c.k, t.index, stream_of(group.how), chunk.begin);
+  const RandomBits random(group.c.k, t.index, stream_of(group.how), chunk.begin + chunk.shift);
   Scratch<T> scratch;
   for (int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
     const int n = int(std::min<int64_t>(kBlock, chunk.end - begin));
     Arrays<T, T> a = open_finish(t, grad, begin, n, group.c.momentum, scratch);
-    a.random = draw(random, begin, n, t.stochastic, scratch);
+    a.random = draw(random, begin + chunk.shift, n, t.stochastic, scratch);
     run<FinishBlock<T>>(a, n, group);
     close_position(t, begin, n, a);
   }

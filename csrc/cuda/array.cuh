@@ -84,9 +84,10 @@ struct Array {
 
   __device__ __forceinline__ Array(const void* address, Type)
       : data(static_cast<Number*>(const_cast<void*>(address))) {}
+  // Whether packs can be moved at once from element i on.
   template <int kCount>
-  __device__ __forceinline__ bool aligned() const {
-    return reinterpret_cast<std::uintptr_t>(data) % sizeof(Access<Raw<Number, kCount>>) == 0;
+  __device__ __forceinline__ bool aligned(std::int64_t i) const {
+    return (reinterpret_cast<std::uintptr_t>(data) + i * sizeof(Number)) % sizeof(Access<Raw<Number, kCount>>) == 0;
   }
 };
 
@@ -201,8 +202,8 @@ struct Array<AnyNumber> {
 
   __device__ __forceinline__ Array(const void* address, Type t) : data(const_cast<void*>(address)), type(t) {}
   template <int kCount>
-  __device__ __forceinline__ bool aligned() const {
-    return reinterpret_cast<std::uintptr_t>(data) % unsigned(kCount * size_of(type)) == 0;
+  __device__ __forceinline__ bool aligned(std::int64_t i) const {
+    return (reinterpret_cast<std::uintptr_t>(data) + i * size_of(type)) % unsigned(kCount * size_of(type)) == 0;
   }
   // Calls visit(array) with the array as one of its type.
   template <class Visit>

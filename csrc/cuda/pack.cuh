@@ -28,12 +28,31 @@ struct Arrays {
   __device__ __forceinline__ bool displaced() const {
     return Storage::kDelta == Delta::kAlways || (Storage::kDelta == Delta::kAsked && delta.data != nullptr);
   }
-  // Whether all arrays are that are walked with one index; sampled: not s and x0. Chunks begin at multiples of a pack.
-  __device__ __forceinline__ bool aligned(bool sampled) const {
-    const bool all = x.template aligned<kCount>() && grad.template aligned<kCount>() && m.template aligned<kCount>() &&
-                     v.template aligned<kCount>() && (!displaced() || delta.template aligned<kCount>());
-    return all && (sampled || (s.template aligned<kCount>() && x0.template aligned<kCount>()));
+  // Whether all arrays are, at the beginning of a chunk, that are walked with one index; sampled: not s and x0.
+  __device__ __forceinline__ bool aligned(std::int64_t begin, bool sampled) const {
+    const auto is = [&](const auto& array) { return array.template aligned<kCount>(begin); };
+    return is(x) && is(grad) && is(m) && is(v) && (!displaced() || is(delta)) && (sampled || (is(s) && is(x0)));
   }
+};
+
+// The random bits of a chunk's elements.
+template <class Storage>
+struct ChunkBits {
+  RandomBits bits;
+  std::int64_t shift;
+  std::uint32_t skipped;  // what RandomBits::run takes for the elements of an eight before those of the chunk
+
+  __device__ __forceinline__ ChunkBits(std::uint32_t step, std::uint32_t tensor, Stream stream, const Chunk& chunk)
+      : bits(step, tensor, stream, chunk.begin + chunk.shift),
+        shift(chunk.shift),
+        skipped(before(std::uint32_t(chunk.begin + chunk.shift) % kEight)) {}
+
+  // bits.run of the pack from element i on.
+  __device__ __forceinline__ std::uint32_t run(std::int64_t i) const {
+    if constexpr (Storage::kPerThread < kEight) return bits.run(i + shift);
+    return bits.shared(std::uint32_t((i + shift) >> 3)) * skipped;
+  }
+  __device__ __forceinline__ std::uint32_t of(std::int64_t i) const { return bits.of(i + shift); }
 };
 
 // A pack as it lies in memory. What is not read is 0, or not used.

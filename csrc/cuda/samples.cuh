@@ -51,9 +51,10 @@ struct Samples {
       now = search<kThreads>(t, begin, int(threadIdx.x), size);
       return;
     }
-    const std::int64_t first = divided_up(begin, t.slice_p), distance = first * t.slice_p - begin;
+    const std::int64_t g = begin + chunk.shift, first = divided_up(g, t.slice_p), distance = first * t.slice_p - g;
     period = t.slice_p < size ? int(t.slice_p) : size;
-    now = {(distance < size ? int(distance) : size) + int(threadIdx.x) * period, first + threadIdx.x};
+    now = {(distance < size ? int(distance) : size) + int(threadIdx.x) * period,
+           first - chunk.sample_shift + threadIdx.x};
   }
   __device__ __forceinline__ void next() {
     if (period == 0) {
@@ -67,7 +68,8 @@ struct Samples {
 // s, and the sums, of this thread's samples before `end`, a position in the chunk.
 template <class Storage, int kThreads, class T>
 __device__ __forceinline__ void take_samples(const Arrays<Storage>& a, Samples<kThreads>& samples, int end,
-                                             const Coefficients<T>& c, const RandomBits& random, Sums<T>& sums) {
+                                             const Coefficients<T>& c, const ChunkBits<Storage>& random,
+                                             Sums<T>& sums) {
   for (; samples.now.at < end; samples.next()) {
     const std::int64_t i = samples.begin + samples.now.at, index = samples.now.index;
     const T grad = load_one<T>(a.grad, i), x = load_one<T>(a.x, i);

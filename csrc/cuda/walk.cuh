@@ -30,7 +30,7 @@ struct LaneSums {
 // use of one.
 template <bool kEvery, class Storage, class T, class Lanes>
 __device__ __forceinline__ void update_pack(const Arrays<Storage>& a, std::int64_t i, int count, bool full,
-                                            const Coefficients<T>& c, const RandomBits& random, Lanes& sums) {
+                                            const Coefficients<T>& c, const ChunkBits<Storage>& random, Lanes& sums) {
   using Roots = typename Storage::Roots;
   constexpr int kCount = Storage::kPerThread;
   Loaded<Storage> in;
@@ -83,8 +83,8 @@ __device__ __forceinline__ Sums<double> update_sampling(const Tensor& t, const G
   constexpr bool kEvery = std::is_same_v<typename Policy::Sampling, EveryElement>;
   constexpr bool kPth = std::is_same_v<typename Policy::Sampling, EveryPth>;
   const Arrays<Storage> a(t, grad);
-  const bool aligned = a.aligned(kPth);
-  const RandomBits random(c.k, a.index, kStepStream, chunk.begin);
+  const bool aligned = a.aligned(chunk.begin, kPth);
+  const ChunkBits<Storage> random(c.k, a.index, kStepStream, chunk);
   LaneSums < T, kEvery&& Storage::kPerThread<8 ? Storage::kPerThread : 2> sums;
   if constexpr (kPth) {
     Samples<Policy::kThreads> samples(t, chunk);
@@ -133,8 +133,9 @@ __device__ __forceinline__ void finish_chunk(const Tensor& t, const Gradient& gr
   using T = typename Policy::T;
   const Arrays<Storage> a(t, grad);
   const bool momentum = group.c.momentum;
-  const RandomBits random(group.c.k, a.index, stream_of(group.how), chunk.begin);
-  each_pack<Policy>(chunk.begin, chunk.end, a.aligned(!a.displaced()), [&](std::int64_t i, int count, bool full) {
+  const bool aligned = a.aligned(chunk.begin, !a.displaced());
+  const ChunkBits<Storage> random(group.c.k, a.index, stream_of(group.how), chunk);
+  each_pack<Policy>(chunk.begin, chunk.end, aligned, [&](std::int64_t i, int count, bool full) {
     Loaded<Storage> in;
     const auto read = [&](auto whole) {
       constexpr bool kFull = decltype(whole)::value;

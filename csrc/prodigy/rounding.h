@@ -40,8 +40,9 @@ PRODIGY_INLINE std::uint32_t mix(std::uint32_t h) {
 // Of a multiplicative generator (Steele and Vigna, "Computationally easy, spectrally good multipliers for congruential
 // pseudorandom number generators", 2021).
 constexpr std::uint32_t kFactor = 0xadb4a92du;
-// Elements that share a hash.
+// Elements that share a hash, and those that share a RandomBits: numbers of them that begin at a multiple.
 constexpr int kEight = 8;
+constexpr std::int64_t kSameBits = std::int64_t(kEight) << 32;
 
 // kFactor to the power 1 + e, for 0 <= e < kEight.
 PRODIGY_INLINE constexpr std::uint32_t power(std::uint32_t e) {
@@ -49,11 +50,14 @@ PRODIGY_INLINE constexpr std::uint32_t power(std::uint32_t e) {
   return kFactor * (e & 1 ? kFactor : 1u) * (e & 2 ? k2 : 1u) * (e & 4 ? k4 : 1u);
 }
 
+// kFactor to the power e.
+PRODIGY_INLINE constexpr std::uint32_t before(std::uint32_t e) { return e == 0 ? 1u : power(e - 1); }
+
 // See Note [Random bits] of prodigy_fused/rounding.py. The part that the elements of a run have in common.
 struct RandomBits {
   std::uint32_t a, b;
 
-  // begin: the first of the elements, which must agree in all but the low 35 bits of their positions.
+  // begin: one of the elements.
   PRODIGY_INLINE RandomBits(std::uint32_t step, std::uint32_t tensor, Stream stream, std::int64_t begin) {
     const std::uint32_t word = 2 * std::uint32_t(begin >> 35) + stream;
     a = mix(mix(mix(kSeed + step) + tensor) + word);
@@ -70,9 +74,9 @@ struct RandomBits {
   PRODIGY_INLINE std::uint32_t of(std::int64_t position) const {
     return shared(std::uint32_t(position >> 3)) * power(std::uint32_t(position) % kEight);
   }
-  // For a run of elements up to the next multiple of 8: of(begin + e) is run(begin) * power(e). begin: a multiple of 4.
+  // For a run of elements up to the next multiple of 8: of(begin + e) is run(begin) * power(e).
   PRODIGY_INLINE std::uint32_t run(std::int64_t begin) const {
-    return shared(std::uint32_t(begin >> 3)) * (begin & 4 ? power(3) : 1u);
+    return shared(std::uint32_t(begin >> 3)) * before(std::uint32_t(begin) % kEight);
   }
 };
 

@@ -20,6 +20,14 @@ struct MemoryOrder {
   std::int64_t row_major_stride[kMaxDims];  // the same dimension's, if memory were in row-major order
 };
 
+// Where the elements of a shard are in the whole tensor, both in row-major order: Note [Global index] of
+// prodigy_fused/dtensor.py. An ordinary tensor is the whole.
+struct IndexMap {
+  std::int64_t base = 0;            // the first element
+  std::int64_t length = INT64_MAX;  // of a row, whose elements are consecutive ones of the whole
+  std::int64_t pitch = 0;           // from the first element of a row to that of the next
+};
+
 // A tensor's gradient in one step.
 struct Gradient {
   const void* data = nullptr;  // null: the tensor is left alone
@@ -43,11 +51,18 @@ struct Tensor {
   std::int64_t slice_p;
   int group, estimate;
   MemoryOrder order;
+  IndexMap where;  // of a shard that has samples or random bits, which go by the index in the whole; it is row-major
 };
 
+// Whether anything of a tensor is rounded stochastically.
+PRODIGY_INLINE bool needs_random_bits(const Tensor& t) { return t.stochastic || is_half(t.state_type); }
+
+// Elements [begin, end) of a tensor, which are in a row of it.
 struct Chunk {
   std::int32_t tensor;
   std::int64_t begin, end;
+  std::int64_t shift;         // from an element's index to that in the whole tensor
+  std::int64_t sample_shift;  // from a sample's place in s to its number among the samples of the whole
 };
 
 // The position in row-major order of the element at memory position i.
@@ -58,6 +73,16 @@ PRODIGY_INLINE std::int64_t row_major(const MemoryOrder& order, std::int64_t i) 
     i %= order.stride[k];
   }
   return position;
+}
+
+// The index in the whole tensor of element i.
+PRODIGY_INLINE std::int64_t global_index(const IndexMap& where, std::int64_t i) {
+  return where.base + i / where.length * where.pitch + i % where.length;
+}
+
+// How many samples the whole tensor has before an element; hence the number of the first one that is not before it.
+PRODIGY_INLINE std::int64_t samples_before(std::int64_t global_index, std::int64_t slice_p) {
+  return global_index / slice_p + (global_index % slice_p != 0);
 }
 
 }  // namespace prodigy

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "prodigy/chunks.h"
+
 namespace prodigy {
 namespace py = pybind11;
 
@@ -51,6 +53,15 @@ MemoryOrder memory_order(const TensorView& view) {
     order.row_major_stride[order.dims++] = row_major[k];
   }
   return order;
+}
+
+// where: None, or the prodigy_fused.dtensor.IndexMap of a shard. Raises ValueError if kernels cannot follow it.
+IndexMap index_map(const py::object& where, const Tensor& tensor) {
+  if (where.is_none()) return {};
+  const py::object affine = where.attr("affine");
+  if (affine.is_none() || tensor.order.dims > 0) throw py::value_error("unsupported shard");
+  const auto number = [&](const char* name) { return affine.attr(name).cast<std::int64_t>(); };
+  return {number("base"), number("length"), number("pitch")};
 }
 
 }  // namespace
@@ -138,6 +149,8 @@ Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
   if (t.group < 0) throw py::value_error("a negative group");
   t.estimate = slot.attr("estimate").cast<int>();
   t.order = memory_order(view);
+  if (needs_random_bits(t) || (t.slice_p > 1 && !entry.frozen)) t.where = index_map(slot.attr("where"), t);
+  entry.samples = sample_count(t.where, t.numel, t.slice_p);
   read_addresses(entry, t);
   return t;
 }
@@ -182,10 +195,10 @@ void* TensorList::read_state(const Entry& entry, const Tensor& tensor, int which
   }
   const bool packed = tensor.slice_p > 1 && (which == kS || which == kX0);
   if (which == kX0 && view.dims == 0 && (packed || !entry.layout.shape.empty())) return nullptr;
-  const std::int64_t samples = (tensor.numel + tensor.slice_p - 1) / tensor.slice_p;
-  const bool fits = packed ? view.dims == 1 && view.shape[0] == samples && (samples <= 1 || view.strides[0] == 1)
-                           : view.has(entry.layout);
-  if (!fits) throw py::value_error("state of another shape");
+  const auto is_run = [&](std::int64_t n) {
+    return view.dims == 1 && view.shape[0] == n && (n <= 1 || view.strides[0] == 1);
+  };
+  if (!(packed ? is_run(entry.samples) : view.has(entry.layout))) throw py::value_error("state of another shape");
   return view.data;
 }
 

@@ -59,6 +59,7 @@ class TensorList {
     std::array<void*, kStates> states;  // their addresses
     bool displaced;                     // there must be a delta
     bool frozen;                        // there need be no s, and no x0 unless displaced
+    std::int64_t samples;               // the elements of s and x0 if slice_p > 1
 
     ParameterImage::Needs needs() const;  // a state that is not needed is ignored
   };

@@ -63,8 +63,10 @@ def compiled() -> tuple[str, ...]:
     return tuple(name for name, backend in _BACKENDS.items() if backend.COMPILED)
 
 
-READ_SHIFTS: set[str] = set()  # the backends that take shards of consecutive elements of the whole
-READ_ROWS: set[str] = set()  # those that take affine maps, see Note [Global index] in dtensor.py
+READ_SHIFTS: set[str] = {"cpu", "cuda"}  # the backends that take shards of consecutive elements of the whole
+READ_ROWS: set[str] = {"cpu", "cuda"}  # those that take affine maps, see Note [Global index] in dtensor.py
+# What a row takes in a plan's chunk list and its sums; and what is nothing to speak of.
+_ROW_BYTES, _FEW_BYTES = 64, 1 << 20
 
 register("cuda", cuda)
 register("triton", triton)
@@ -131,9 +133,12 @@ def _unfit(name: str, p: Tensor, group: Group, where: IndexMap | None) -> str | 
     if reason is not None or where is None or name == "reference" or not _uses_indices(p, group):
         return reason
     readers = READ_SHIFTS if where.is_shift else READ_ROWS
-    if where.affine is not None and p.is_contiguous() and name in readers:
-        return None
-    return "it cannot tell the index in the whole tensor, by which samples and random bits go, of this shard's elements"
+    if where.affine is None or not p.is_contiguous() or name not in readers:
+        return "it cannot tell the index in the whole tensor, by which samples and random bits go, of a shard's elements"
+    rows = -(-p.numel() // where.affine.length)
+    if rows * _ROW_BYTES > p.nbytes + _FEW_BYTES:
+        return f"a list of the {rows} rows of this shard would take more memory than the shard"
+    return None
 
 
 def _in_python(p: Tensor, group: Group, where: IndexMap | None) -> str:

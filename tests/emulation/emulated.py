@@ -87,4 +87,6 @@ def register():
     """Makes ``backend="emulated"`` a choice."""
     if "emulated" not in backends.names():
         backends.register("emulated", sys.modules[__name__])
+        for readers in (backends.READ_SHIFTS, backends.READ_ROWS):
+            readers.add("emulated")
         publish_views()
