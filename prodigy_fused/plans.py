@@ -45,7 +45,12 @@ class PlanSet:
         ValueError, TypeError, RuntimeError: a parameter or gradient that cannot be stepped.
     """
 
-    def __init__(self, groups: list[Group], states: dict[Tensor, Any], span: Span) -> None:
+    def __init__(
+        self, groups: list[Group], states: dict[Tensor, Any], span: Span, gradients_to_come: bool = False
+    ) -> None:
+        """Args:
+        gradients_to_come: where no parameter has a state, all that require a gradient take part.
+        """
         self.groups, self.states, self.span = groups, states, span
         self.params = parameters(groups)
         self.sizes = [len(group["params"]) for group in groups]
@@ -64,9 +69,10 @@ class PlanSet:
         self._memory = MemoryRuns()  # of those that are stepped in one pass
         self._new: list[int] = []  # take part, but have no plan yet
         self._gradients: list[tuple[list[Tensor | None], int]] = []  # of each plan, and how many of them are None
-        self._take_up(self._participants())
+        is_first = not any(state.is_there(states.get(p)) for p in self.params)
+        self.take_up(self._participants(gradients_to_come and is_first))
 
-    def _participants(self) -> list[int]:
+    def _participants(self, all_of_them: bool) -> list[int]:
         """Returns the indices of the parameters that have a gradient or a state; the others are waiting."""
         found: list[int] = []
         seen: set[int] = set()
@@ -75,11 +81,11 @@ class PlanSet:
                 continue
             seen.add(id(p))
             check_materialised(index, p)
-            has_part = p.grad is not None or state.is_there(self.states.get(p))
+            has_part = p.grad is not None or state.is_there(self.states.get(p)) or (all_of_them and p.requires_grad)
             (found if has_part else self.waiting).append(index)
         return found
 
-    def _take_up(self, indices: Sequence[int]) -> None:
+    def take_up(self, indices: Sequence[int]) -> None:
         """Chooses the backends of parameters that are to have a plan."""
         for index in indices:
             p = self.params[index]
@@ -165,11 +171,11 @@ class PlanSet:
 
     # -- keeping up ----------------------------------------------------------------------------------------------------
 
-    def keep_up(self, groups: list[Group], states: dict[Tensor, Any]) -> bool:
+    def keep_up(self, groups: list[Group], states: dict[Tensor, Any], gradients_to_come: bool = False) -> bool:
         """Returns whether the plans are for these parameters and this state, as they are now.
 
-        Takes note of new addresses, and of parameters with a first gradient. After False, or an exception, the plans
-        are of no more use.
+        Takes note of new addresses, and of parameters with a first gradient, unless gradients are to come one by one.
+        After False, or an exception, the plans are of no more use.
 
         Raises:
             ValueError, TypeError, RuntimeError: a parameter or gradient that cannot be stepped.
@@ -179,11 +185,13 @@ class PlanSet:
         moved = [bucket for bucket in self.plans if not bucket.plan.unchanged()]
         if moved and not self._mend(moved):
             return False
+        if gradients_to_come:
+            return True
         arrived = [index for index in self.waiting if self.params[index].grad is not None]
         if arrived and self.maps:
             return False  # the gradients below would be redistributed, which all ranks have to do equally often
         if arrived:
-            self._take_up(arrived)
+            self.take_up(arrived)
             self.load_gradients()  # which checks those of the others, before state is created
             self.waiting = [index for index in self.waiting if index not in self._chosen]
             self.built = False
@@ -234,8 +242,12 @@ class PlanSet:
         """
         if self.capturing() and not all(group["capturable"] for group in self.groups):
             raise RuntimeError("a step is captured in a CUDA graph: construct the optimizer with capturable=True")
-        self._gradients = self._read_gradients()
-        for bucket, (grads, _) in zip(self.plans, self._gradients, strict=True):
+        self.load(self._read_gradients())
+
+    def load(self, gradients: list[tuple[list[Tensor | None], int]]) -> None:
+        """Gives every plan its gradients, with the number of those that are None."""
+        self._gradients = gradients
+        for bucket, (grads, _) in zip(self.plans, gradients, strict=True):
             bucket.plan.load_gradients(grads)
 
     def _read_gradients(self) -> list[tuple[list[Tensor | None], int]]:
@@ -249,6 +261,10 @@ class PlanSet:
         """Runs phase 1 of all plans; returns the total of their sums, float64[E, 2] on the device of the estimates."""
         for bucket in self.plans:
             bucket.plan.update(step.to(bucket.plan.sums.device))
+        return self.total(step)
+
+    def total(self, step: Step) -> Tensor:
+        """Returns the total of the plans' sums, float64[E, 2] on the device of the estimates."""
         counted = [
             bucket.plan.sums
             for key, bucket in zip(self.keys, self.plans, strict=True)

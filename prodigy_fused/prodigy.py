@@ -13,6 +13,7 @@ from . import backends, checkpoint, hyper, options
 from .estimate import FIELDS, initial
 from .groups import check_new, with_its_own_choice
 from .options import OPTIONS
+from .release import warn_if_one_for_each
 from .runtime import Runtime
 from .sharding import LOST, Span, holds_plain_parts
 
@@ -111,6 +112,7 @@ class Prodigy(Optimizer):
         self._step_supports_amp_scaling = False
         super().__init__(params, {**options.stored(defaults), **initial(float(d0))})
         self._declare_amp_support()
+        warn_if_one_for_each(self)
 
     # -- parameters and groups ----------------------------------------------------------------------------------------
 
@@ -124,6 +126,7 @@ class Prodigy(Optimizer):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
         if not isinstance(param_group["params"], (Tensor, set, list)):  # a generator, for example
             param_group["params"] = list(param_group["params"])
+        self._runtime.check_closed("a new group")
         own = with_its_own_choice(param_group)
         for name in hyper.COMMON if self.param_groups else ():
             own.setdefault(name, self.param_groups[0][name])
@@ -168,11 +171,36 @@ class Prodigy(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        scalars = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
+        scalars = self._scalars()
         for name, value in scalars.items():
             options.check_scalar(name, value)
         self._runtime.step(self.param_groups, self.state, **scalars)
         return loss
+
+    def _scalars(self) -> dict[str, Any]:
+        return {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
+
+    @torch.no_grad()
+    def step_parameter(self, p: Tensor, group: Any = None, i: Any = None) -> None:
+        """Steps one parameter whose gradient is there, so that it can be freed before the others are: gradient release,
+        for trainers with hooks of their own (:func:`prodigy_fused.enable_gradient_release` has them for all others).
+
+        ``step()`` ends the step, and updates d: with the same bits as a step of all gradients at once.
+
+        Args:
+            p: the parameter; nothing is done if it has no gradient.
+            group, i: as trainers pass them (the parameter's group, and its place there); not needed.
+
+        Raises:
+            ValueError: a bad gradient, or not a parameter of this optimizer; nothing has been changed then.
+            RuntimeError: a second gradient before ``step()``, a gradient scaler, DistributedDataParallel, a CUDA graph.
+        """
+        scaled = any(value is not None for value in self._scalars().values())
+        self._runtime.take(self.param_groups, self.state, p, scaled)
+
+    def supports_fused_back_pass(self) -> bool:
+        """Returns True: trainers ask whether there is :meth:`step_parameter`."""
+        return True
 
     def report(self) -> dict[str, float]:
         """Returns the numbers worth logging as plain floats. Waits for the device.
@@ -252,6 +280,7 @@ class Prodigy(Optimizer):
         Shares tensors with the optimizer where no conversion is needed, as torch's does; clone what must not change.
         """
         # Run first, so that user hooks see the reference's format.
+        self._runtime.check_closed("state_dict()")
         first = self.register_state_dict_post_hook(
             lambda opt, saved: checkpoint.export(opt.param_groups, saved), prepend=True
         )
@@ -270,6 +299,7 @@ class Prodigy(Optimizer):
         Raises:
             ValueError: missing keys, wrong shapes, another slice_p, a NaN estimate; nothing has been changed then.
         """
+        self._runtime.check_closed("load_state_dict()")
         groups = self.param_groups  # and registered last, so that user hooks see the state dict first
         last = self.register_load_state_dict_pre_hook(lambda _, saved: checkpoint.import_(groups, saved))
         try:

@@ -12,14 +12,15 @@ from torch import Tensor
 from .dtensor import is_dtensor, local, ready
 
 
-def local_gradients(params: Sequence[Tensor]) -> list[Tensor | None]:
-    """Returns the gradients of parameters: of a DTensor, the part that fits the parameter's own.
+def local_gradients(params: Sequence[Tensor], grads: list[Any] | None = None) -> list[Tensor | None]:
+    """Returns the gradients of parameters, or those that are given: of a DTensor, the part that fits the parameter's
+    own.
 
     What backward leaves to be added up over ranks (sequence parallelism does so with the norms' gradients) is added up
     here, in one collective per dimension of a mesh and dtype.
     """
-    grads: list[Any] = [p.grad for p in params]
-    late = [i for i, (p, g) in enumerate(zip(params, grads, strict=True)) if g is not None and _differs(p, g)]
+    grads = [p.grad for p in params] if grads is None else list(grads)
+    late = [i for i, (p, g) in enumerate(zip(params, grads, strict=True)) if g is not None and differs(p, g)]
     if late:
         with torch.no_grad():
             for i, grad in zip(late, _without_partials([grads[i] for i in late]), strict=True):
@@ -27,7 +28,8 @@ def local_gradients(params: Sequence[Tensor]) -> list[Tensor | None]:
     return [g if g is None or not is_dtensor(g) else ready(local(g)) for g in grads]
 
 
-def _differs(p: Tensor, grad: Tensor) -> bool:
+def differs(p: Tensor, grad: Tensor) -> bool:
+    """Returns whether a gradient has other placements than its parameter."""
     return is_dtensor(grad) and is_dtensor(p) and grad.placements != p.placements  # type: ignore[attr-defined]
 
 

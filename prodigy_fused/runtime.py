@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from itertools import chain
 from operator import is_
@@ -10,15 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import backends, hyper, options, record
+from . import backends, hyper, options, record, state
 from .backends.gpu import capturing
 from .estimate import Estimates, Published, all_changes, members
 from .groups import check_all_are_stepped
 from .hyper import EstimateOptions, Hyper
 from .low_precision import STUCK_AFTER_STEPS, warn_if_stuck
 from .nonfinite import NonfiniteWatch
+from .open_step import OpenStep
 from .options import OPTIONS, Group, Scalar
 from .plans import PlanSet
+from .release import SCALED, check_gradients_are_final
 from .sharding import Span
 from .step import Slot, Step
 from .tensors import is_fake
@@ -44,7 +47,9 @@ class Runtime:
         self._most_steps: list[int] | None = None  # of each estimate, an upper bound of k
         self._settings: list[tuple[Any, ...]] = []
         self._layouts: list[tuple[Any, ...]] = []
-        self._stepping = False
+        self._lock = threading.Lock()
+        self._open: tuple[_Begun, OpenStep] | None = None
+        self._opened_before = False
         self._steps_watched = 0
         self._nonfinite: list[NonfiniteWatch] = []
 
@@ -58,7 +63,8 @@ class Runtime:
         return self._captured + (self.plans.captured() if self.plans is not None else [])
 
     def step(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
-        """Takes one step. An error that a check finds changes nothing (docs/design.md, "If a step raises").
+        """Takes one step, or ends the one that is open. An error that a check finds changes nothing (docs/design.md,
+        "If a step raises").
 
         Args:
             groups, states: the optimizer's ``param_groups`` and ``state``.
@@ -67,46 +73,105 @@ class Runtime:
         Raises:
             RuntimeError: another thread is in this optimizer's step.
         """
-        if self._stepping:
+        if not self._lock.acquire(blocking=False):
             raise RuntimeError("this optimizer's step() is running in another thread")
-        self._stepping = True
         try:
-            self._step(groups, states, grad_scale, found_inf)
+            if self._open is None:
+                self._step(groups, states, grad_scale, found_inf)
+            else:
+                self._close(groups, grad_scale, found_inf)
         finally:
             if self.plans is not None:
                 self.plans.release_gradients()
-            self._stepping = False
+            self._lock.release()
 
     @torch._disable_dynamo  # type: ignore[attr-defined] # in a compiled function a step runs as it is
     def _step(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
+        begun = self._begin(groups, states, grad_scale, found_inf)
+        if begun is not None:
+            begun.step.sums = self.span.gather(begun.plans.update(begun.step))
+            self._end(groups, begun)
+
+    def _begin(
+        self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any, opens: bool = False
+    ) -> _Begun | None:
+        """Returns what a step is about to do; None if it is skipped.
+
+        Args:
+            opens: its gradients come one by one.
+        """
         hypers, estimate_options = self._read_options(groups)
         if self._freeze(groups):
             hypers, estimate_options = self._read_options(groups)
         written = all_changes(groups, self._estimates.published if self._estimates else [])
-        plans = self._current_plans(groups, states)
+        plans = self._current_plans(groups, states, opens)
         if found_inf is not None:
             found_inf = self.span.agree(found_inf, plans.device)
         # The only place that decides a skip on the host. On a device the kernels do, and take part in all that follows.
         if not (plans.reads_device and options.on_device(found_inf)) and found_inf:
             self.span.gather(torch.zeros(plans.estimates, 2, dtype=torch.float64, device=plans.device))
-            return
+            return None
 
         scalars = _scalars(groups, plans.reads_device, hypers, grad_scale, found_inf)
         plans.build()
-        plans.load_gradients()
+        if not opens:
+            plans.load_gradients()
         estimates = self._current_estimates(groups, plans, written)
         rows = estimates.rows
         # In a captured graph every replay must find what the last one wrote, and so must the steps between replays.
         in_place = rows.is_cpu or plans.capturing() or self.captured()
         new_rows = rows if in_place else torch.empty_like(rows)
         step = Step(scalars.hypers, estimate_options, rows, new_rows, scalars.grad_scale, scalars.found_inf)
-        step.sums = self.span.gather(plans.update(step))
-        plans.finish(step)
-        self._stepped = plans.params
-        estimates.publish(groups, step.new_rows)
-        self._watch(plans, hypers)
-        if rows.is_cpu:
+        return _Begun(plans, step, hypers, estimates)
+
+    def _end(self, groups: list[Group], begun: _Begun) -> None:
+        """Takes phase 2, with the sums."""
+        begun.plans.finish(begun.step)
+        self._stepped = begun.plans.params
+        begun.estimates.publish(groups, begun.step.new_rows)
+        self._watch(begun.plans, begun.hypers)
+        if begun.step.rows.is_cpu:
             self.look_for_nonfinite(groups)
+
+    # -- gradients one by one ------------------------------------------------------------------------------------------
+
+    def take(self, groups: list[Group], states: dict[Tensor, Any], p: Tensor, scaled: bool) -> None:
+        """Updates one parameter with its gradient, see Note [Gradients one by one] in open_step.py. The first one opens
+        the step. Autograd may call from several threads.
+
+        Raises:
+            RuntimeError: there is a scaler; gradients that are not final; a step in a CUDA graph.
+        """
+        with self._lock:
+            if self._open is None:
+                if scaled:
+                    raise RuntimeError(SCALED)
+                if not self._opened_before:
+                    check_gradients_are_final(list(chain.from_iterable(group["params"] for group in groups)))
+                    self._opened_before = True
+                if any(capturing(q.device) for q in groups[0]["params"][:1]):
+                    raise RuntimeError("a step whose gradients are released cannot be captured in a CUDA graph")
+                begun = self._begin(groups, states, None, None, opens=True)
+                assert begun is not None
+                self._open = begun, OpenStep(begun.plans, begun.step, begun.hypers)
+            self._open[1].take(p)
+
+    def _close(self, groups: list[Group], grad_scale: Any, found_inf: Any) -> None:
+        if grad_scale is not None or found_inf is not None:
+            raise RuntimeError(SCALED)
+        assert self._open is not None
+        begun, gradients = self._open
+        begun.step.sums = self.span.gather(gradients.close())
+        self._end(groups, begun)
+        self._open = None
+        for p in gradients.without_gradients():
+            state.remove(begun.plans.states, p)
+            self.forget_plans()
+
+    def check_closed(self, what: str) -> None:
+        """Raises ``RuntimeError`` if some parameters have taken the current step, and others not."""
+        if self._open is not None:
+            raise RuntimeError(f"{what} in the middle of a step: some gradients have been released; call step() first")
 
     def look_for_nonfinite(self, groups: list[Group]) -> None:
         """Warns where the sums of many steps in a row were not finite. Waits for the device, so that for a GPU this is
@@ -170,18 +235,18 @@ class Runtime:
                 group["lr"] = OPTIONS["lr"].stored(group["lr"])
         return hypers, self._estimate_options
 
-    def _current_plans(self, groups: list[Group], states: dict[Tensor, Any]) -> PlanSet:
+    def _current_plans(self, groups: list[Group], states: dict[Tensor, Any], gradients_to_come: bool) -> PlanSet:
         """Returns the plans, built anew if they cannot keep up with what was done to their tensors."""
         plans = self.plans
         try:
-            fit = plans is not None and plans.keep_up(groups, states)
+            fit = plans is not None and plans.keep_up(groups, states, gradients_to_come)
         except Exception:
             self.forget_plans()
             raise
         if plans is None or not fit:
             self.forget_plans()
             check_all_are_stepped(self._stepped, groups, states)
-            self.plans = plans = PlanSet(groups, states, self.span)
+            self.plans = plans = PlanSet(groups, states, self.span, gradients_to_come)
         return plans
 
     def _current_estimates(self, groups: list[Group], plans: PlanSet, written: list[Published]) -> Estimates:
@@ -212,6 +277,15 @@ def _identical(a: list[tuple[Any, ...]], b: list[tuple[Any, ...]]) -> bool:
     """Returns whether both hold the very same objects: options are stored as immutable ones."""
     same_lengths = list(map(len, a)) == list(map(len, b))
     return same_lengths and all(map(is_, chain.from_iterable(a), chain.from_iterable(b)))
+
+
+class _Begun(NamedTuple):
+    """A step that has begun."""
+
+    plans: PlanSet
+    step: Step
+    hypers: list[Hyper]
+    estimates: Estimates
 
 
 class _Scalars(NamedTuple):

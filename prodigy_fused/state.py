@@ -176,6 +176,14 @@ def replace(own: State, new: State, group: Group) -> None:
     own.update(new)
 
 
+def remove(states: dict[Tensor, State], p: Tensor) -> None:
+    """Removes the state of a parameter; what others keep in its entry stays."""
+    for key in ("step", *KEYS):
+        states[p].pop(key, None)
+    if not states[p]:
+        del states[p]
+
+
 def wrapped(p: Tensor, state: State, group: Group, where: IndexMap | None) -> State:
     """Returns the state of a DTensor with its tensors as DTensors, which torch.distributed.checkpoint can move to other
     meshes. Samples are wrapped as tensors of the parameter's shape."""

@@ -159,6 +159,28 @@ class Plan(Protocol):
     def release_gradients(self) -> None:
         """Drops what :meth:`load_gradients` kept. Called after every step, also one that was skipped or raised."""
 
+    # A step whose gradients come one by one (open_step.py): begin, update_one of each, load_gradients with a stand-in
+    # for each gradient that is no more, add_up, finish. It leaves the bits that update leaves.
+
+    def begin(self, step: Step) -> None:
+        """Begins phase 1: no tensor has entered the sums."""
+
+    def update_one(self, step: Step, at: int, grad: Tensor) -> None:
+        """Phase 1 of slot ``at`` alone, once in a step.
+
+        Raises:
+            ValueError, RuntimeError: a bad gradient; nothing has been changed then.
+        """
+
+    def add_up(self, step: Step) -> None:
+        """Ends phase 1: ``sums`` become those of all tensors that were updated."""
+
+    def partials(self) -> Any:
+        """Returns what has entered the sums so far, for :meth:`put_partials` of this plan after :meth:`extend`."""
+
+    def put_partials(self, partials: Any) -> None:
+        """Puts back what has entered the sums."""
+
 
 class Backend(Protocol):
     """One way to compute a step; a module with these names is one, too."""

@@ -19,6 +19,7 @@ from . import elements  # noqa: F401, for the host
 from .estimate import accumulate, advance
 from .rule import NOTHING, coefficients, finish_of
 from .tables import (
+    Gradient,
     load_estimate,
     load_estimate_index,
     load_found_inf,
@@ -74,11 +75,12 @@ def total(partials, begin, end, LANES: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["chunk_count", "estimate_count"],
+    do_not_specialize=["begin", "end", "only", "only_bits", "adds_up", "chunk_count", "estimate_count"],
     do_not_specialize_on_alignment=["owners", "row", "sums", "ranges"],
 )
 def prodigy_update_kernel(
-    tensors, owners, row, sums, counters, partials, chunk_count, ranges, estimate_count, record, groups, grads,
+    tensors, owners, row, sums, counters, begin, end, only, only_bits, adds_up, partials, chunk_count, ranges,
+    estimate_count, record, groups, grads,
     T: tl.constexpr, X: tl.constexpr, S: tl.constexpr, G: tl.constexpr, SAMPLES: tl.constexpr,
     DISPLACED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
@@ -89,6 +91,9 @@ def prodigy_update_kernel(
         owners: for every chunk, the index of its tensor.
         row, sums: for every estimate, its row of tables.py, and its two sums, which are written.
         counters: the number of programs that have finished, 0 between launches; whether some x waits for *finish*.
+        begin, end: the chunks that are walked; the others keep their partials.
+        only, only_bits: the address of a gradient, and the bits of its elements, in the place of `grads`; 0: there.
+        adds_up: not 0: the sums are written.
         partials: each chunk's dot, then each chunk's norm.
         ranges: for every estimate, its first chunk; and last, chunk_count.
         record: the STEP words of the step's record.
@@ -99,33 +104,36 @@ def prodigy_update_kernel(
     grad_scale = load_grad_scale(record)
     group = tl.full([], 0, tl.int64)
     c = group_in_update(groups, row, group, grad_scale, T)
-    next_owner = load_owner(owners, tl.program_id(0), chunk_count)
-    for n in tl.range(tl.program_id(0), chunk_count, tl.num_programs(0)):
+    next_owner = load_owner(owners, begin + tl.program_id(0), end)
+    for n in tl.range(begin + tl.program_id(0), end, tl.num_programs(0)):
         owner = next_owner
-        next_owner = load_owner(owners, n + tl.num_programs(0), chunk_count)  # ahead of its use
+        next_owner = load_owner(owners, n + tl.num_programs(0), end)  # ahead of its use
         # Nothing else of the tensor is loaded before, and would have to be kept meanwhile.
         if load_group(tensors, owner) != group:
             group = load_group(tensors, owner)
             c = group_in_update(groups, row, group, grad_scale, T)
         t, grad = load_tensor(tensors, owner), load_gradient(grads, owner)
-        begin = (n - t.first_chunk) * CHUNK
+        if only != 0:
+            grad = Gradient(only, only_bits)
+        first = (n - t.first_chunk) * CHUNK
         dot = tl.zeros([], tl.float64)
         norm = tl.zeros([], tl.float64)
         if (grad.address != 0) & c.active:
             dot, norm = update_chunk(
-                order_of(tensors, owner), t, grad, begin, c, X, S, G, SAMPLES, DISPLACED, CHUNK, BLOCK
+                order_of(tensors, owner), t, grad, first, c, X, S, G, SAMPLES, DISPLACED, CHUNK, BLOCK
             )
             if c.deferred:
                 tl.store(counters + 1, 1)
         tl.store(partials + n, dot)
         tl.store(partials + chunk_count + n, norm)
-    if is_last_program(counters):
-        tl.store(counters, 0)
-        for e in tl.range(0, estimate_count):
-            begin = tl.load(ranges + e)
-            end = tl.load(ranges + e + 1)
-            tl.store(sums + 2 * e, total(partials, begin, end, LANES))
-            tl.store(sums + 2 * e + 1, total(partials + chunk_count, begin, end, LANES))
+    if adds_up != 0:  # noqa: SIM102 # Triton computes both sides of an `and`
+        if is_last_program(counters):
+            tl.store(counters, 0)
+            for e in tl.range(0, estimate_count):
+                first = tl.load(ranges + e)
+                last = tl.load(ranges + e + 1)
+                tl.store(sums + 2 * e, total(partials, first, last, LANES))
+                tl.store(sums + 2 * e + 1, total(partials + chunk_count, first, last, LANES))
 
 
 # -- finish ------------------------------------------------------------------------------------------------------------

@@ -19,41 +19,54 @@ class TypedPlan final : public Plan {
  public:
   TypedPlan(std::vector<Tensor> tensors, std::size_t estimates);
 
-  void update(const StepInput& input, const Estimate* row, Sums<double>* sums) override;
+  const ChunkList& chunks() const override { return list_; }
+  void update(const StepInput& input, const Estimate* row, Sums<double>* partials) override;
+  void update_one(const StepInput& input, std::size_t i, const Estimate* row, Sums<double>* partials) override;
+  void add_up(const Sums<double>* partials, Sums<double>* sums) const override;
   void finish(const StepInput& input, const Estimate* row, Estimate* new_row, const Sums<double>* sums,
               bool last) override;
 
  private:
   using Rows = std::vector<GroupRow<T>>;
 
-  // Calls visit(chunk number, tensor, gradient, its group's row) for the chunks of all tensors that have a gradient and
-  // are in an active group, in parallel where that pays.
+  // Chunks [spans[i], spans[i + 1]) are walked in a row by one thread.
+  using Spans = std::vector<std::int64_t>;
+  // Those of the chunks [begin, end).
+  Spans spans_of(std::int64_t begin, std::int64_t end) const;
+
+  // Calls visit(chunk number, tensor, gradient, its group's row) for the chunks in `spans` of all tensors that have a
+  // gradient and are in an active group, in parallel where that pays.
   template <class Visit>
-  void walk(const StepInput& input, const Rows& rows, Visit visit) const;
+  void walk(const StepInput& input, const Rows& rows, const Spans& spans, Visit visit) const;
+  void update_spans(const StepInput& input, const Spans& spans, const Estimate* row, Sums<double>* partials) const;
 
   std::vector<Tensor> tensors_;
   ChunkList list_;
-  std::vector<std::int64_t> spans_;     // chunks [spans_[i], spans_[i + 1]) are walked in a row by one thread
-  std::vector<Sums<double>> partials_;  // one per chunk
+  Spans spans_;  // of all chunks
 };
 
 template <class T>
 TypedPlan<T>::TypedPlan(std::vector<Tensor> tensors, std::size_t estimates)
-    : tensors_(std::move(tensors)), list_(tensors_, kChunkSize, estimates), partials_(list_.chunks.size()) {
+    : tensors_(std::move(tensors)), list_(tensors_, kChunkSize, estimates), spans_(spans_of(0, list_.count())) {}
+
+template <class T>
+typename TypedPlan<T>::Spans TypedPlan<T>::spans_of(std::int64_t begin, std::int64_t end) const {
+  Spans spans;
   std::int64_t in_span = kChunkSize;
-  for (std::int64_t n = 0; n < list_.count(); ++n) {
+  for (std::int64_t n = begin; n < end; ++n) {
     if (in_span >= kChunkSize) {
-      spans_.push_back(n);
+      spans.push_back(n);
       in_span = 0;
     }
     in_span += list_.chunks[n].end - list_.chunks[n].begin;
   }
-  spans_.push_back(list_.count());
+  spans.push_back(end);
+  return spans;
 }
 
 template <class T>
 template <class Visit>
-void TypedPlan<T>::walk(const StepInput& input, const Rows& rows, Visit visit) const {
+void TypedPlan<T>::walk(const StepInput& input, const Rows& rows, const Spans& spans, Visit visit) const {
   const auto is_active = [&](std::size_t i) {
     return input.grads[i].data != nullptr && rows[tensors_[i].group].active;
   };
@@ -61,8 +74,8 @@ void TypedPlan<T>::walk(const StepInput& input, const Rows& rows, Visit visit) c
   for (std::size_t i = 0; i < tensors_.size(); ++i) elements += is_active(i) ? tensors_[i].numel : 0;
   if (elements == 0) return;
   const int threads = int(std::min<std::int64_t>(input.threads, 1 + elements / kElementsPerThread));
-  parallel_for(long(spans_.size()) - 1, threads, [&](long span) {
-    for (std::int64_t n = spans_[span]; n < spans_[span + 1]; ++n) {
+  parallel_for(long(spans.size()) - 1, threads, [&](long span) {
+    for (std::int64_t n = spans[span]; n < spans[span + 1]; ++n) {
       const auto i = std::size_t(list_.chunks[n].tensor);
       if (is_active(i)) visit(n, tensors_[i], input.grads[i], rows[tensors_[i].group]);
     }
@@ -70,23 +83,38 @@ void TypedPlan<T>::walk(const StepInput& input, const Rows& rows, Visit visit) c
 }
 
 template <class T>
-void TypedPlan<T>::update(const StepInput& input, const Estimate* row, Sums<double>* sums) {
+void TypedPlan<T>::update_spans(const StepInput& input, const Spans& spans, const Estimate* row,
+                                Sums<double>* partials) const {
   const double grad_scale = input.record.step.grad_scale.read();
   if (input.record.step.found_inf.read() != 0.0) return;
   Rows rows;
   for (const Group& group : input.record.groups) {
     rows.push_back(update_row<T>(group.read(), input.record.options(group), row[group.estimate], grad_scale));
   }
-  std::fill(partials_.begin(), partials_.end(), Sums<double>{0.0, 0.0});
-  walk(input, rows, [&](std::int64_t n, const Tensor& tensor, const Gradient& grad, const GroupRow<T>& group) {
-    partials_[n] = update_chunk<T>(tensor, grad, list_.chunks[n], group.c);
-    partials_[n].dot *= group.c.dot_weight;
+  std::fill(partials + spans.front(), partials + spans.back(), Sums<double>{0.0, 0.0});
+  walk(input, rows, spans, [&](std::int64_t n, const Tensor& tensor, const Gradient& grad, const GroupRow<T>& group) {
+    partials[n] = update_chunk<T>(tensor, grad, list_.chunks[n], group.c);
+    partials[n].dot *= group.c.dot_weight;
   });
+}
+
+template <class T>
+void TypedPlan<T>::update(const StepInput& input, const Estimate* row, Sums<double>* partials) {
+  update_spans(input, spans_, row, partials);
+}
+
+template <class T>
+void TypedPlan<T>::update_one(const StepInput& input, std::size_t i, const Estimate* row, Sums<double>* partials) {
+  update_spans(input, spans_of(list_.firsts[i], list_.firsts[i + 1]), row, partials);
+}
+
+template <class T>
+void TypedPlan<T>::add_up(const Sums<double>* partials, Sums<double>* sums) const {
   for (std::size_t e = 0; e < list_.estimates(); ++e) {
     Accumulator dot, norm;
     for (std::int64_t n = list_.ranges[e]; n < list_.ranges[e + 1]; ++n) {
-      dot.add(partials_[n].dot);
-      norm.add(partials_[n].norm);
+      dot.add(partials[n].dot);
+      norm.add(partials[n].norm);
     }
     sums[e] = {dot.total(), norm.total()};
   }
@@ -108,7 +136,7 @@ void TypedPlan<T>::finish(const StepInput& input, const Estimate* row, Estimate*
   for (const Group& group : input.record.groups) {
     rows.push_back(finish_row<T>(group.read(), input.record.options(group), progress[group.estimate], grad_scale));
   }
-  walk(input, rows, [&](std::int64_t n, const Tensor& tensor, const Gradient& grad, const GroupRow<T>& group) {
+  walk(input, rows, spans_, [&](std::int64_t n, const Tensor& tensor, const Gradient& grad, const GroupRow<T>& group) {
     finish_chunk<T>(tensor, grad, list_.chunks[n], group);
   });
   for (std::size_t e = 0; last && e < list_.estimates(); ++e) new_row[e] = progress[e].now;

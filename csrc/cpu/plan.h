@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "prodigy/chunks.h"
 #include "prodigy/rule.h"
 #include "prodigy/table.h"
 
@@ -16,13 +17,20 @@ struct StepInput {
   int threads;  // at most
 };
 
-// `row`, `new_row` and `sums` are arrays of one per estimate. Where found_inf is set, a step changes nothing.
+// `row`, `new_row` and `sums` are arrays of one per estimate, `partials` of one per chunk. Where found_inf is set, a
+// step changes nothing.
 class Plan {
  public:
   virtual ~Plan() = default;
 
-  // Phase 1. `sums` become those of this plan's tensors, with the weights of their groups.
-  virtual void update(const StepInput& input, const Estimate* row, Sums<double>* sums) = 0;
+  virtual const ChunkList& chunks() const = 0;
+
+  // Phase 1. `partials` become those of this plan's tensors, with the weights of their groups; 0 without a gradient.
+  virtual void update(const StepInput& input, const Estimate* row, Sums<double>* partials) = 0;
+  // The same for tensor i, the only one with a gradient; the other partials stay.
+  virtual void update_one(const StepInput& input, std::size_t i, const Estimate* row, Sums<double>* partials) = 0;
+  // The sums of this plan's tensors.
+  virtual void add_up(const Sums<double>* partials, Sums<double>* sums) const = 0;
 
   // Phase 2. `sums` are those of all plans. If this is the `last` plan, `new_row`, which may be the same memory
   // as `row`, becomes the new estimates.

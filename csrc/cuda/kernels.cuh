@@ -40,10 +40,11 @@ __global__ void __launch_bounds__(Policy::kThreads, Policy::kMinBlocks) update_k
   __shared__ GroupRow<typename Policy::T> row;
   __shared__ Sums<double> scratch[Policy::kThreads / kWarpSize];
   if (a.step.found_inf.read() != 0.0) return;
-  if (blockIdx.x < a.chunk_count) {
-    const Chunk chunk = a.chunks[blockIdx.x];
+  const std::int64_t n = a.first_chunk + blockIdx.x;
+  if (n < a.chunk_count) {
+    const Chunk chunk = a.chunks[n];
     const Tensor& tensor = a.tensors[chunk.tensor];
-    const Gradient grad = a.grads[chunk.tensor];
+    const Gradient grad = a.only.data != nullptr ? a.only : a.grads[chunk.tensor];
     Sums<double> sums{0.0, 0.0};
     if (threadIdx.x == 0) row = make_update_row<typename Policy::T>(a, tensor.group);
     __syncthreads();
@@ -52,9 +53,9 @@ __global__ void __launch_bounds__(Policy::kThreads, Policy::kMinBlocks) update_k
       sums = block_sum<Policy::kThreads>(update_chunk<Policy>(tensor, grad, chunk, c), scratch);
       sums.dot *= row.c.dot_weight;
     }
-    if (threadIdx.x == 0) a.partials[blockIdx.x] = sums;
+    if (threadIdx.x == 0) a.partials[n] = sums;
   }
-  if (is_last_block(a.arrived)) reduce_partials<Policy::kThreads>(a);
+  if (a.adds_up && is_last_block(a.arrived)) reduce_partials<Policy::kThreads>(a);
 }
 
 // Rows of shared memory for the factors of groups; those of group n are in row n % kGroupRows.

@@ -58,11 +58,30 @@ bool Plan::uniform(const std::vector<Gradient>& grads) const {
                      [&](const Gradient& g) { return g.data == nullptr || g.type == type; });
 }
 
+int Plan::update_policy(const std::vector<Gradient>& grads) const {
+  return uniform(grads) ? update_ : UpdatePolicies::kSize - 1;
+}
+
 void Plan::update(const Record& record, const std::vector<Gradient>& grads, const Buffers& buffers, void* stream) {
-  const int policy = uniform(grads) ? update_ : UpdatePolicies::kSize - 1;
+  Arguments a = arguments(record, buffers);
+  a.adds_up = true;
   // At least one block, which writes the sums.
-  const std::int64_t blocks = std::max<std::int64_t>(list_.count(), 1);
-  launch({Kernel::kUpdate, policy}, blocks, arguments(record, buffers, false), stream);
+  launch({Kernel::kUpdate, update_policy(grads)}, std::max<std::int64_t>(list_.count(), 1), a, stream);
+}
+
+void Plan::update_one(const Record& record, std::size_t i, const Gradient& grad, const Buffers& buffers, void* stream) {
+  Arguments a = arguments(record, buffers);
+  a.first_chunk = list_.firsts[i];
+  a.only = grad;
+  const std::int64_t blocks = list_.firsts[i + 1] - a.first_chunk;
+  if (blocks > 0) launch({Kernel::kUpdate, update_policy({grad})}, blocks, a, stream);
+}
+
+void Plan::add_up(const Record& record, const Buffers& buffers, void* stream) {
+  Arguments a = arguments(record, buffers);
+  a.first_chunk = a.chunk_count;
+  a.adds_up = true;
+  launch({Kernel::kUpdate, update_}, 1, a, stream);
 }
 
 void Plan::finish(const Record& record, const std::vector<Gradient>& grads, const Buffers& buffers, void* stream,
@@ -72,10 +91,12 @@ void Plan::finish(const Record& record, const std::vector<Gradient>& grads, cons
   if (resident == 0) resident = resident_blocks({Kernel::kFinish, policy});
   // At least one block, which writes the estimates.
   const std::int64_t blocks = std::clamp<std::int64_t>(list_.count(), 1, resident);
-  launch({Kernel::kFinish, policy}, blocks, arguments(record, buffers, last), stream);
+  Arguments a = arguments(record, buffers);
+  a.last = last;
+  launch({Kernel::kFinish, policy}, blocks, a, stream);
 }
 
-Arguments Plan::arguments(const Record& record, const Buffers& buffers, bool last) const {
+Arguments Plan::arguments(const Record& record, const Buffers& buffers) const {
   Arguments a{};
   a.tensors = static_cast<const Tensor*>(buffers.table);
   a.chunks = reinterpret_cast<const Chunk*>(a.tensors + tensors_.size());
@@ -91,7 +112,6 @@ Arguments Plan::arguments(const Record& record, const Buffers& buffers, bool las
   a.row = buffers.row;
   a.new_row = buffers.new_row;
   a.step = record.step;
-  a.last = last;
   return a;
 }
 

@@ -33,16 +33,23 @@ class Plan {
   void write_table(void* to) const;
 
   std::size_t chunk_count() const { return list_.chunks.size(); }
+  const std::vector<std::int64_t>& first_chunks() const { return list_.firsts; }
 
   // Launched on `stream`, a CUDA stream; not waited for. grads: those that are in `buffers`.
   void update(const Record& record, const std::vector<Gradient>& grads, const Buffers& buffers, void* stream);
   void finish(const Record& record, const std::vector<Gradient>& grads, const Buffers& buffers, void* stream,
               bool last);
 
+  // `update` in parts: of tensor i alone, whose partials alone are written; and, after that of all tensors, the sums.
+  void update_one(const Record& record, std::size_t i, const Gradient& grad, const Buffers& buffers, void* stream);
+  void add_up(const Record& record, const Buffers& buffers, void* stream);
+
  private:
-  Arguments arguments(const Record& record, const Buffers& buffers, bool last) const;
+  Arguments arguments(const Record& record, const Buffers& buffers) const;
   // Whether every gradient has the type of the parameters, as all kernels but the last of each table demand.
   bool uniform(const std::vector<Gradient>& grads) const;
+  // The policy of `update` for such gradients.
+  int update_policy(const std::vector<Gradient>& grads) const;
 
   std::vector<Tensor> tensors_;
   int update_, finish_;  // policies

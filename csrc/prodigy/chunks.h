@@ -26,14 +26,17 @@ inline std::int64_t sample_count(const IndexMap& where, std::int64_t numel, std:
 struct ChunkList {
   std::vector<Chunk> chunks;
   std::vector<std::int64_t> ranges;  // estimate e has the chunks [ranges[e], ranges[e + 1])
+  std::vector<std::int64_t> firsts;  // tensor i has the chunks [firsts[i], firsts[i + 1])
 
   ChunkList(const std::vector<Tensor>& tensors, std::int64_t chunk_size, std::size_t estimates) {
     const auto begin_ranges = [&](std::size_t end) { ranges.resize(std::max(ranges.size(), end), count()); };
     for (std::size_t i = 0; i < tensors.size(); ++i) {
       begin_ranges(std::size_t(tensors[i].estimate) + 1);
+      firsts.push_back(count());
       cut(std::int32_t(i), tensors[i], chunk_size);
     }
     begin_ranges(estimates + 1);
+    firsts.push_back(count());
   }
 
   std::int64_t count() const { return std::int64_t(chunks.size()); }

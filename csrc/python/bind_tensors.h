@@ -32,6 +32,9 @@ Args:
 Raises:
     ValueError: a tensor does not fit; then nothing has changed.)";
 
+inline constexpr const char* kFirstChunksDoc =
+    R"(For each tensor the number of its first chunk, and the number of all.)";
+
 // Holder: a class constructed from the same arguments as a TensorList, which it returns by list(). After a change of
 // the list's table it is told so by table_changed().
 template <class Holder>

@@ -1,5 +1,7 @@
 #include "python/cuda_plan.h"
 
+#include <pybind11/stl.h>
+
 #include "cuda/plan.h"
 #include "python/bind_tensors.h"
 #include "python/pointer.h"
@@ -24,11 +26,27 @@ class CudaPlan {
 
   std::size_t table_bytes() const { return plan_.table_bytes(); }
   std::size_t chunk_count() const { return plan_.chunk_count(); }
+  const std::vector<std::int64_t>& first_chunks() const { return plan_.first_chunks(); }
   void write_table(std::uintptr_t to) const { plan_.write_table(pointer<void>(to)); }
 
   void update(const py::bytes& record, std::uintptr_t table, std::uintptr_t step, std::uintptr_t partials,
               std::uintptr_t arrived, std::uintptr_t sums, std::uintptr_t row, std::uintptr_t stream) {
     plan_.update(list_.read_record(record), list_.gradients(), buffers(table, step, partials, arrived, sums, row, 0),
+                 pointer<void>(stream));
+  }
+
+  bool update_one(std::size_t i, const py::object& grad, const py::bytes& record, std::uintptr_t table,
+                  std::uintptr_t step, std::uintptr_t partials, std::uintptr_t arrived, std::uintptr_t sums,
+                  std::uintptr_t row, std::uintptr_t stream) {
+    if (!list_.load_one_gradient(i, grad)) return false;
+    plan_.update_one(list_.read_record(record), i, list_.gradients()[i],
+                     buffers(table, step, partials, arrived, sums, row, 0), pointer<void>(stream));
+    return true;
+  }
+
+  void add_up(const py::bytes& record, std::uintptr_t table, std::uintptr_t step, std::uintptr_t partials,
+              std::uintptr_t arrived, std::uintptr_t sums, std::uintptr_t row, std::uintptr_t stream) {
+    plan_.add_up(list_.read_record(record), buffers(table, step, partials, arrived, sums, row, 0),
                  pointer<void>(stream));
   }
 
@@ -74,6 +92,15 @@ Raises:
     ValueError: the record does not fit the plan.
     RuntimeError: the launch failed; names the kernel.)";
 
+constexpr const char* kUpdateOneDoc = R"(Phase 1 of tensor i, launched on a stream, without `sums`.
+
+Reads no gradients in `step`. Args, beyond those of update:
+    i: the tensor.
+    grad: its gradient.
+
+Returns:
+    False, and nothing is launched, if the gradient is not laid out as its tensor.)";
+
 constexpr const char* kFinishDoc = R"(Phase 2, launched on a stream: derives the new estimates, and gives x the
 value that follows from them.
 
@@ -91,10 +118,17 @@ void bind_cuda_plan(py::module_& m) {
                              "The size of the table of the tensors, the chunks and their ranges.")
       .def_property_readonly("chunk_count", &CudaPlan::chunk_count,
                              "The number of chunks, hence of pairs in `partials`.")
+      .def_property_readonly("first_chunks", &CudaPlan::first_chunks, kFirstChunksDoc)
       .def("write_table", &CudaPlan::write_table, py::arg("to"),
            "Writes the table to host memory at the address `to`, to be uploaded.")
       .def("update", &CudaPlan::update, py::arg("record"), py::kw_only(), py::arg("table"), py::arg("step"),
            py::arg("partials"), py::arg("arrived"), py::arg("sums"), py::arg("row"), py::arg("stream"), kUpdateDoc)
+      .def("update_one", &CudaPlan::update_one, py::arg("i"), py::arg("grad"), py::arg("record"), py::kw_only(),
+           py::arg("table"), py::arg("step"), py::arg("partials"), py::arg("arrived"), py::arg("sums"), py::arg("row"),
+           py::arg("stream"), kUpdateOneDoc)
+      .def("add_up", &CudaPlan::add_up, py::arg("record"), py::kw_only(), py::arg("table"), py::arg("step"),
+           py::arg("partials"), py::arg("arrived"), py::arg("sums"), py::arg("row"), py::arg("stream"),
+           "Launches the sums of what update_one has updated; the arguments are those of update.")
       .def("finish", &CudaPlan::finish, py::arg("record"), py::kw_only(), py::arg("table"), py::arg("step"),
            py::arg("partials"), py::arg("arrived"), py::arg("sums"), py::arg("row"), py::arg("new_row"),
            py::arg("stream"), py::arg("last"), kFinishDoc);

@@ -1,5 +1,6 @@
 // prodigy_fused._C: the compiled backends. Knows Python and addresses, not torch.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
@@ -27,11 +28,28 @@ class CpuPlan {
   TensorList& list() { return list_; }
   void table_changed() { plan_ = cpu::make_plan(list_.table(), list_.type(), list_.estimates()); }
 
-  void update(const py::bytes& record, int threads, std::uintptr_t row, std::uintptr_t sums) {
+  std::size_t chunk_count() const { return plan_->chunks().chunks.size(); }
+  const std::vector<std::int64_t>& first_chunks() const { return plan_->chunks().firsts; }
+
+  void update(const py::bytes& record, int threads, std::uintptr_t row, std::uintptr_t partials) {
     const Record numbers = list_.read_record(record);
     const cpu::StepInput input{numbers, list_.gradients(), threads};
     py::gil_scoped_release release;
-    plan_->update(input, pointer<Estimate>(row), pointer<Sums<double>>(sums));
+    plan_->update(input, pointer<Estimate>(row), pointer<Sums<double>>(partials));
+  }
+
+  bool update_one(std::size_t i, const py::object& grad, const py::bytes& record, int threads, std::uintptr_t row,
+                  std::uintptr_t partials) {
+    const Record numbers = list_.read_record(record);
+    if (!list_.load_one_gradient(i, grad)) return false;
+    const cpu::StepInput input{numbers, list_.gradients(), threads};
+    py::gil_scoped_release release;
+    plan_->update_one(input, i, pointer<Estimate>(row), pointer<Sums<double>>(partials));
+    return true;
+  }
+
+  void add_up(std::uintptr_t partials, std::uintptr_t sums) const {
+    plan_->add_up(pointer<Sums<double>>(partials), pointer<Sums<double>>(sums));
   }
 
   void finish(const py::bytes& record, int threads, std::uintptr_t row, std::uintptr_t new_row, std::uintptr_t sums,
@@ -56,6 +74,8 @@ class AddressList {
 
   TensorList& list() { return list_; }
   void table_changed() {}
+
+  bool load_one_gradient(std::size_t i, const py::object& grad) { return list_.load_one_gradient(i, grad); }
 
   py::bytes gradient_words() const {
     std::vector<std::uint64_t> words;
@@ -84,7 +104,7 @@ constexpr const char* kImageShowsDoc = R"(Returns whether a tensor looks unchang
 
 False, too, if no image can be taken of it.)";
 
-constexpr const char* kUpdateDoc = R"(Phase 1: moves m, v, s and x, and gathers the sums.
+constexpr const char* kUpdateDoc = R"(Phase 1: moves m, v, s and x, and gathers the sums of each chunk.
 
 Releases the GIL: the caller keeps all tensors, the gradients included, alive until it returns.
 
@@ -92,11 +112,16 @@ Args:
     record: the step's, of prodigy_fused.record.
     threads: the most that are used.
     row: the address of the estimates, float64[estimates, 8].
-    sums: the address of float64[estimates, 2], which become the sums over this plan's tensors.
+    partials: the address of float64[chunk_count, 2], which become the chunks' sums.
 
 Raises:
     ValueError: the record does not fit the plan.
     RuntimeError: no gradients are loaded.)";
+
+constexpr const char* kUpdateOneDoc = R"(Phase 1 of one tensor, whose partials alone are written.
+
+Returns:
+    False, and nothing is done, if its gradient is not laid out as it is.)";
 
 constexpr const char* kFinishDoc =
     R"(Phase 2: derives the new estimates, and gives x the value that follows from them.
@@ -124,12 +149,20 @@ PYBIND11_MODULE(_C, m) {
       "trust_images", [](bool trusted) { ParameterImage::trusted = trusted; }, py::arg("trusted"),
       "Says whether a step may compare the images of tensors instead of asking torch.");
   bind_tensors<CpuPlan>(m, "CpuPlan", "The tensors of one bucket on the CPU, and the phases of a step over them.")
-      .def("update", &CpuPlan::update, py::arg("record"), py::arg("threads"), py::arg("row"), py::arg("sums"),
+      .def("update", &CpuPlan::update, py::arg("record"), py::arg("threads"), py::arg("row"), py::arg("partials"),
            kUpdateDoc)
+      .def("update_one", &CpuPlan::update_one, py::arg("i"), py::arg("grad"), py::arg("record"), py::arg("threads"),
+           py::arg("row"), py::arg("partials"), kUpdateOneDoc)
+      .def("add_up", &CpuPlan::add_up, py::arg("partials"), py::arg("sums"),
+           "Adds up the chunks' sums: `sums` is the address of float64[estimates, 2].")
+      .def_property_readonly("chunk_count", &CpuPlan::chunk_count, "The number of chunks.")
+      .def_property_readonly("first_chunks", &CpuPlan::first_chunks, kFirstChunksDoc)
       .def("finish", &CpuPlan::finish, py::arg("record"), py::arg("threads"), py::arg("row"), py::arg("new_row"),
            py::arg("sums"), py::arg("last"), kFinishDoc);
   bind_tensors<AddressList>(m, "TensorList",
                             "The tensors of one bucket, as prodigy_fused.backends.tensor_list has them.")
+      .def("load_one_gradient", &AddressList::load_one_gradient, py::arg("i"), py::arg("grad"),
+           "Keeps one gradient; returns False if it is not laid out as its tensor.")
       .def("gradient_words", &AddressList::gradient_words,
            "Returns, for each gradient, its address and its bits per element, 8 bytes each; zeros for None.");
 #ifdef PRODIGY_FUSED_CUDA

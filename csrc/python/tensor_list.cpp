@@ -279,6 +279,14 @@ long TensorList::load_gradients(const py::list& grads) {
   return -1;
 }
 
+bool TensorList::load_one_gradient(std::size_t i, const py::handle& grad) {
+  if (i >= entries_.size()) throw py::index_error("no such tensor");
+  grads_.assign(entries_.size(), Gradient{});
+  if (read_gradient(grad.ptr(), entries_[i], grads_[i])) return true;
+  release_gradients();
+  return false;
+}
+
 const std::vector<Gradient>& TensorList::gradients() const {
   if (grads_.size() != entries_.size()) throw std::logic_error("no gradients are loaded: call load_gradients first");
   return grads_;

@@ -47,6 +47,8 @@ class TensorList {
   // that is not laid out as its parameter; then none is kept. The caller keeps the tensors themselves alive.
   long load_gradients(const pybind11::list& grads);
   void release_gradients() { grads_.clear(); }
+  // Keeps the gradient of tensor i, and none of the others. Returns false if it is not laid out as its parameter.
+  bool load_one_gradient(std::size_t i, const pybind11::handle& grad);
   // One per tensor. Throws std::logic_error, a RuntimeError in Python, if none are loaded.
   const std::vector<Gradient>& gradients() const;
 

@@ -37,9 +37,26 @@ class CpuPlan(NativePlan):
 
     def __init__(self, key: BucketKey, slots: Sequence[Slot], estimates: int) -> None:
         super().__init__(key, slots, estimates, _C.CpuPlan)
+        self._make_partials()
+
+    def extend(self, slots: Sequence[Slot]) -> None:
+        super().extend(slots)
+        self._make_partials()
+
+    def _make_partials(self) -> None:
+        self._partials = torch.zeros(self._native.chunk_count, 2, dtype=torch.float64)
 
     def update(self, step: Step) -> None:
-        self._native.update(step.record, torch.get_num_threads(), step.rows.data_ptr(), self.sums.data_ptr())
+        self._native.update(step.record, torch.get_num_threads(), step.rows.data_ptr(), self._partials.data_ptr())
+        self.add_up(step)
+
+    def update_one(self, step: Step, at: int, grad: Tensor) -> None:
+        numbers = step.record, torch.get_num_threads(), step.rows.data_ptr(), self._partials.data_ptr()
+        if not self._native.update_one(at, grad, *numbers):
+            self._native.update_one(at, self._laid_out(at, grad), *numbers)
+
+    def add_up(self, step: Step) -> None:
+        self._native.add_up(self._partials.data_ptr(), self.sums.data_ptr())
 
     def finish(self, step: Step, last: bool) -> None:
         rows, new_rows = step.rows.data_ptr(), step.new_rows.data_ptr()

@@ -58,9 +58,10 @@ class CudaPlan(GpuPlan):
         self.upload_tables()
 
     def upload_tables(self) -> None:
+        self._partials = torch.empty(self._native.chunk_count, 2, dtype=torch.float64, device=self.device)
         self._buffers = {
             "table": self._upload_table(self._native.table_bytes, self._native.write_table),
-            "partials": torch.empty(2 * self._native.chunk_count, dtype=torch.float64, device=self.device),
+            "partials": self._partials,
             "arrived": torch.zeros(1, dtype=torch.int32, device=self.device),
         }
 
@@ -68,6 +69,22 @@ class CudaPlan(GpuPlan):
         with self._guard():
             self._upload_step(step, step.record[STEP.size :] + self._native.gradient_words())
             self._native.update(step.record, **self._addresses(step, self.sums), stream=self._stream())
+
+    def begin(self, step: Step) -> None:
+        with self._guard():
+            self._upload_step(step, self._without_gradients(step.record[STEP.size :]))
+            super().begin(step)
+
+    def update_one(self, step: Step, at: int, grad: Tensor) -> None:
+        with self._guard():
+            addresses = {**self._addresses(step, self.sums), "stream": self._stream()}
+            if not self._native.update_one(at, grad, step.record, **addresses):
+                self._native.update_one(at, self._laid_out(at, grad), step.record, **addresses)
+
+    def add_up(self, step: Step) -> None:
+        with self._guard():
+            self._upload_step(step, step.record[STEP.size :] + self._native.gradient_words())
+            self._native.add_up(step.record, **self._addresses(step, self.sums), stream=self._stream())
 
     def finish(self, step: Step, last: bool) -> None:
         with self._guard():

@@ -23,6 +23,7 @@ class TensorPlan:
         self.sums = torch.zeros(estimates, 2, dtype=torch.float64, device=slots[0].param.device)
         self.extend(slots)
         self._grads: Sequence[Tensor | None] = ()
+        self._terms: Any = ()  # of the sums, in any order
 
     def unchanged(self) -> bool:
         return self._layouts == [_layout(slot.param) for slot in self.slots]
@@ -42,6 +43,12 @@ class TensorPlan:
 
     def release_gradients(self) -> None:
         self._grads = ()
+
+    def partials(self) -> Any:
+        return self._terms
+
+    def put_partials(self, partials: Any) -> None:
+        self._terms = partials
 
 
 def _layout(p: Tensor) -> tuple[Any, ...]:

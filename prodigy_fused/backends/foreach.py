@@ -20,7 +20,7 @@ from ..options import Group
 from ..state import KEYS
 from ..step import BucketKey, Slot, Step
 from ..sums import sum_of_any_order
-from ..tensors import are_apart, is_fake
+from ..tensors import are_apart, check_gradient, is_fake
 from .elementwise import TensorPlan, bias_correction
 from .flat import Values
 from .pieces import Piece, RowTable, Run, pieces_of
@@ -128,14 +128,14 @@ class ForeachPlan(TensorPlan):
         """Returns how many elements a run may have."""
         return RUN_ELEMENTS_PER_THREAD * torch.get_num_threads() if self.sums.is_cpu else RUN_ELEMENTS
 
-    def runs(self, step: Step) -> Iterator[Run]:
+    def runs(self, step: Step, slots: Sequence[Slot], grads: Sequence[Tensor | None]) -> Iterator[Run]:
         """Yields the tensors that have a gradient and a learning rate, in runs."""
         most, on_host = self.most(), self.on_host(step)
         small = SMALL if on_host else 0
         kinds: dict[Any, int] = {}
         kind_of: dict[tuple[int, torch.dtype], int] = {}  # by group and the gradient's dtype
         waiting: dict[tuple[int, bool], tuple[int, list[Piece]]] = {}
-        for slot, grad in zip(self.slots, self._grads, strict=True):
+        for slot, grad in zip(slots, grads, strict=True):
             h = step.hypers[slot.group]
             if grad is None or h.lr == 0 or grad.numel() == 0:
                 continue
@@ -159,20 +159,34 @@ class ForeachPlan(TensorPlan):
         for (_, copies), (_, pieces) in waiting.items():
             yield Run(pieces, step.hypers[pieces[0].slot.group], on_host, copies, self._tables)
 
-    def update(self, step: Step) -> None:
+    def begin(self, step: Step) -> None:
         zero = self.sums.new_zeros(1)
-        sums: list[tuple[list[Tensor], list[Tensor]]] = [([zero], [zero]) for _ in step.rows]
+        self._terms: list[tuple[list[Tensor], list[Tensor]]] = [([zero], [zero]) for _ in step.rows]
+
+    def update(self, step: Step) -> None:
+        self.begin(step)
+        self._update(step, self.slots, self._grads)
+        self.add_up(step)
+
+    def update_one(self, step: Step, at: int, grad: Tensor) -> None:
+        slot = self.slots[at]
+        check_gradient(slot.index, slot.param, grad)
+        self._update(step, [slot], [grad])
+
+    def _update(self, step: Step, slots: Sequence[Slot], grads: Sequence[Tensor | None]) -> None:
         olds = self._rows(step, step.rows)
-        for run in self.runs(step):
+        for run in self.runs(step, slots, grads):
             slot = run.slot
             numbers = numbers_of(run.h, step.options[slot.group], olds[slot.estimate], float(step.grad_scale))
-            self.update_run(run, numbers, *sums[slot.estimate])
-        self.sums.copy_(torch.stack([torch.stack([*map(sum_of_any_order, both)]) for both in sums]))
+            self.update_run(run, numbers, *self._terms[slot.estimate])
+
+    def add_up(self, step: Step) -> None:
+        self.sums.copy_(torch.stack([torch.stack([*map(sum_of_any_order, both)]) for both in self._terms]))
 
     def finish(self, step: Step, last: bool) -> None:
         new_rows = step.advanced()
         olds, news = self._rows(step, step.rows), self._rows(step, new_rows)
-        for run in self.runs(step):
+        for run in self.runs(step, self.slots, self._grads):
             slot = run.slot
             numbers = numbers_of(run.h, step.options[slot.group], olds[slot.estimate], float(step.grad_scale))
             if not self.on_host(step) or news[slot.estimate]["k"] != numbers.k:

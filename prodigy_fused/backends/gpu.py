@@ -17,6 +17,7 @@ from torch import Tensor
 from ..step import BucketKey, Slot, Step
 from .native import NativePlan
 
+GRADIENT_BYTES = 16  # of one in gradient_words()
 SPARES = 8  # captures without a step between them that need not allocate pinned memory
 
 
@@ -72,6 +73,13 @@ class GpuPlan(NativePlan):
             self.captured += [step, *(value for value in vars(self).values() if isinstance(value, (Tensor, dict)))]
         elif len(self._spares) < SPARES or self._spares[0].numel() != len(words):
             self._spares = list(self._pinned(SPARES * len(words)).view(SPARES, -1))
+
+    def _without_gradients(self, record: bytes) -> bytes:
+        """Returns the words of a step whose gradients are not in the table: those of the last one are, because such a
+        step ends with stand-ins for them, which are the same every time, and so nothing is uploaded."""
+        words = record + self._step_words[len(record) :]
+        size = len(record) + GRADIENT_BYTES * len(self.slots)
+        return words if len(words) == size else record + bytes(size - len(record))
 
     def _upload(self, to: Tensor, write: Callable[[int], Any]) -> None:
         host = self._host_memory(to.numel())

@@ -9,6 +9,7 @@ still running at the release have finished before anything else is written there
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from operator import is_
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..estimate import FIELDS
 from ..options import Group
 from ..record import GROUP_FIELDS, STEP_FIELDS
 from ..state import KEYS
-from ..step import BucketKey, Slot
+from ..step import BucketKey, Slot, Step
 from ..tensors import check_gradient, is_dense
 
 MAX_DIMS = 8  # of a tensor in another memory order than row-major
@@ -143,6 +144,7 @@ class NativePlan:
         self.sums = torch.zeros(estimates, 2, dtype=torch.float64, device=slots[0].param.device)
         self._native = native(list(slots), Tensor, key.state_format, estimates)
         self._grads: list[Tensor | None] = []
+        self._partials: Tensor  # float64[chunks, 2]: what each chunk adds to the sums
 
     def unchanged(self) -> bool:
         return bool(self._native.unchanged())
@@ -157,13 +159,36 @@ class NativePlan:
     def load_gradients(self, grads: Sequence[Tensor | None]) -> None:
         loaded = list(grads)
         while (i := self._native.load_gradients(loaded)) >= 0:
-            slot, grad = self.slots[i], loaded[i]
-            assert grad is not None
-            check_gradient(slot.index, slot.param, grad)
-            # Right, but in another memory order than its parameter, or minus the values in memory.
-            loaded[i] = torch.empty_like(slot.param, dtype=grad.dtype, memory_format=torch.preserve_format).copy_(grad)
+            loaded[i] = self._laid_out(i, loaded[i])
         self._grads = loaded  # see Note [Who keeps gradients alive]
+
+    def _laid_out(self, at: int, grad: Any) -> Tensor:
+        """Returns a gradient that the kernels cannot read as one that they can."""
+        slot = self.slots[at]
+        check_gradient(slot.index, slot.param, grad)
+        # Right, but in another memory order than its parameter, or minus the values in memory.
+        return torch.empty_like(slot.param, dtype=grad.dtype, memory_format=torch.preserve_format).copy_(grad)
 
     def release_gradients(self) -> None:
         self._native.release_gradients()
         self._grads = []
+
+    # -- gradients one by one ------------------------------------------------------------------------------------------
+
+    def _first_chunks(self) -> Sequence[int]:
+        """Returns for each tensor the number of its first chunk, and the number of all."""
+        first_chunks: Sequence[int] = self._native.first_chunks
+        return first_chunks
+
+    def begin(self, step: Step) -> None:
+        self._partials.zero_()
+
+    def partials(self) -> dict[int, Tensor]:
+        ranges = pairwise(self._first_chunks())
+        return {slot.index: self._partials[slice(*own)] for slot, own in zip(self.slots, ranges, strict=True)}
+
+    def put_partials(self, partials: dict[int, Tensor]) -> None:
+        for slot, (begin, end) in zip(self.slots, pairwise(self._first_chunks()), strict=True):
+            own = partials.get(slot.index)
+            if own is not None:
+                self._partials[begin:end] = own

@@ -13,7 +13,7 @@ from ..hyper import Hyper
 from ..options import Group
 from ..step import Slot, Step
 from ..sums import stable_sum
-from ..tensors import is_fake
+from ..tensors import check_gradient, is_fake
 from .elementwise import TensorPlan, apply_step, arithmetic, bias_correction, current_x, finite_or_zero, store_state
 
 COMPILED = ONE_PASS = READS_DEVICE = False
@@ -36,34 +36,49 @@ class ReferencePlan(TensorPlan):
 
     def _active(self, step: Step) -> Iterator[tuple[Slot, Tensor, Hyper]]:
         for slot, grad in zip(self.slots, self._grads, strict=True):
-            h = step.hypers[slot.group]
-            if grad is not None and h.lr > 0:
-                yield slot, _gradient(slot, grad, h, float(step.grad_scale)), h
+            if grad is not None and step.hypers[slot.group].lr > 0:
+                yield slot, grad, step.hypers[slot.group]
+
+    def begin(self, step: Step) -> None:
+        self._terms: list[tuple[list[float], list[float]]] = [([], []) for _ in step.rows]  # <g, x0 - x> and |s|
+        self._rows = [dict(zip(FIELDS, row, strict=True)) for row in step.rows.tolist()]
 
     def update(self, step: Step) -> None:
-        dots: list[list[float]] = [[] for _ in step.rows]
-        norms: list[list[float]] = [[] for _ in step.rows]
-        rows = [dict(zip(FIELDS, row, strict=True)) for row in step.rows.tolist()]
-        for slot, g, h in self._active(step):
-            state, old, options = slot.state, rows[slot.estimate], step.options[slot.group]
-            d, lr, bc = old["d"], float(h.lr), bias_correction(h, old["k"])
-            dlr = d * lr * bc
-            if not slot.frozen:
-                dots[slot.estimate].append(lr * bc * stable_sum(_products(slot, slot.sampled(g))).item())
-            g = finite_or_zero(g)  # the sum above still carries the NaN; the state must stay finite
+        self.begin(step)
+        for slot, grad, h in self._active(step):
+            self._update_slot(step, slot, grad, h)
+        self.add_up(step)
 
-            if h.beta1 > 0:
-                m = state["exp_avg"].to(g.dtype)
-                store_state(slot, "exp_avg", h.beta1 * m + (1 - h.beta1) * d * g, old["k"])
-            v = state["exp_avg_sq"].to(g.dtype)
-            store_state(slot, "exp_avg_sq", h.beta2 * v + (1 - h.beta2) * (d * g) * (d * g), old["k"])
-            if not slot.frozen:
-                weight = d / options.d0 * (d if h.safeguard_warmup else dlr)
-                s = options.beta3 * state["s"].to(g.dtype) + weight * slot.sampled(g)
-                store_state(slot, "s", s, old["k"])
-                norms[slot.estimate].append(stable_sum(s.abs()).item())
+    def update_one(self, step: Step, at: int, grad: Tensor) -> None:
+        slot = self.slots[at]
+        check_gradient(slot.index, slot.param, grad)
+        if step.hypers[slot.group].lr > 0:
+            self._update_slot(step, slot, grad, step.hypers[slot.group])
+
+    def _update_slot(self, step: Step, slot: Slot, grad: Tensor, h: Hyper) -> None:
+        g = _gradient(slot, grad, h, float(step.grad_scale))
+        state, old, options = slot.state, self._rows[slot.estimate], step.options[slot.group]
+        dots, norms = self._terms[slot.estimate]
+        d, lr, bc = old["d"], float(h.lr), bias_correction(h, old["k"])
+        dlr = d * lr * bc
+        if not slot.frozen:
+            dots.append(lr * bc * stable_sum(_products(slot, slot.sampled(g))).item())
+        g = finite_or_zero(g)  # the sum above still carries the NaN; the state must stay finite
+
+        if h.beta1 > 0:
+            m = state["exp_avg"].to(g.dtype)
+            store_state(slot, "exp_avg", h.beta1 * m + (1 - h.beta1) * d * g, old["k"])
+        v = state["exp_avg_sq"].to(g.dtype)
+        store_state(slot, "exp_avg_sq", h.beta2 * v + (1 - h.beta2) * (d * g) * (d * g), old["k"])
+        if not slot.frozen:
+            weight = d / options.d0 * (d if h.safeguard_warmup else dlr)
+            s = options.beta3 * state["s"].to(g.dtype) + weight * slot.sampled(g)
+            store_state(slot, "s", s, old["k"])
+            norms.append(stable_sum(s.abs()).item())
+
+    def add_up(self, step: Step) -> None:
         # Exactly rounded, so that the order of the tensors does not matter.
-        totals = [[_total(dot), _total(norm)] for dot, norm in zip(dots, norms, strict=True)]
+        totals = [list(map(_total, both)) for both in self._terms]
         self.sums.copy_(torch.tensor(totals, dtype=torch.float64, device=self.sums.device))
 
     def finish(self, step: Step, last: bool) -> None:
@@ -71,7 +86,8 @@ class ReferencePlan(TensorPlan):
         before, after = (
             [dict(zip(FIELDS, row, strict=True)) for row in rows.tolist()] for rows in (step.rows, advanced)
         )
-        for slot, g, h in self._active(step):
+        for slot, grad, h in self._active(step):
+            g = _gradient(slot, grad, h, float(step.grad_scale))
             state, old, new = slot.state, before[slot.estimate], after[slot.estimate]
             if new["k"] == old["k"]:
                 continue

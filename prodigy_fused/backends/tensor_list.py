@@ -56,19 +56,23 @@ class TensorList:
         """Keeps the gradients' addresses; returns the index of the first gradient that is laid out otherwise than its
         parameter, or -1."""
         words = array("Q", bytes(16 * len(grads)))  # unsigned: on Intel GPUs the highest bit is set
-        for i, (slot, grad) in enumerate(zip(self._slots, grads, strict=True)):
+        for i, grad in enumerate(grads):
             if grad is None:
                 continue
-            p = slot.param
-            if type(grad).__torch_dispatch__ is not Tensor.__torch_dispatch__ or grad.layout != torch.strided:
+            if not self.load_one_gradient(i, grad):
                 return i
-            if not fits_dtype(grad, p) or grad.device != p.device or not same_layout(grad, p) or grad.is_neg():
-                return i
-            if grad.data_ptr() == 0 and grad.numel() > 0:
-                return i  # freed: 0 would pass for no gradient
             words[2 * i : 2 * i + 2] = array("Q", [grad.data_ptr(), 8 * grad.itemsize])
         self._words = words
         return -1
+
+    def load_one_gradient(self, i: int, grad: Tensor) -> bool:
+        """Returns whether a gradient is laid out as its parameter, so that its address is all that there is to know."""
+        p = self._slots[i].param
+        if type(grad).__torch_dispatch__ is not Tensor.__torch_dispatch__ or grad.layout != torch.strided:
+            return False
+        if not fits_dtype(grad, p) or grad.device != p.device or not same_layout(grad, p) or grad.is_neg():
+            return False
+        return grad.data_ptr() != 0 or grad.numel() == 0  # freed: 0 would pass for no gradient
 
     def release_gradients(self) -> None:
         """Forgets the gradients' addresses."""

@@ -149,12 +149,14 @@ class TritonPlan(GpuPlan):
         slots = self.slots
         rows, owners = _rows(slots, self._sizes.chunk)
         self._chunks = len(owners)
+        self._firsts = [*accumulate((_chunks(slot, self._sizes.chunk) for slot in slots), initial=0)]
         ranges = _ranges(slots, self._estimates, self._sizes.chunk).tobytes()
         self._ranges = self._upload_table(len(ranges), lambda to: memmove(to, ranges, len(ranges))).view(torch.int64)
         table = (rows + owners).tobytes()
         table_on_device = self._upload_table(len(table), lambda to: memmove(to, table, len(table))).view(torch.int64)
         self._tensors, self._owners = table_on_device[: len(rows)], table_on_device[len(rows) :]
-        self._partials = self.sums.new_empty(2 * self._chunks)
+        self._flat_partials = self.sums.new_empty(2 * self._chunks)  # first the chunks' dots, then their norms
+        self._partials = self._flat_partials.view(2, -1).t()
         self._counters = torch.zeros(2, dtype=torch.int32, device=self.device)
         self._views: tuple[Tensor, ...] = ()
         self._launchers: dict[tuple[Any, Any], Callable[..., Any]] = {}
@@ -175,14 +177,40 @@ class TritonPlan(GpuPlan):
         }
 
     def update(self, step: Step) -> None:
+        self._load(step, step.record + self._native.gradient_words())
+        self._update(step, 0, self._chunks, (0, 0), adds_up=1)
+
+    def begin(self, step: Step) -> None:
+        self._load(step, self._without_gradients(step.record))
+        super().begin(step)
+
+    def update_one(self, step: Step, at: int, grad: Tensor) -> None:
+        if not self._native.load_one_gradient(at, grad):
+            grad = self._laid_out(at, grad)
+        self._constants["G"] = self._type_of_gradients(bytes(8) + bytes([8 * grad.itemsize]))
+        begin, end = self._first_chunks()[at : at + 2]
+        if begin < end:
+            self._update(step, begin, end, (grad.data_ptr(), 8 * grad.itemsize), adds_up=0)
+
+    def add_up(self, step: Step) -> None:
+        self._load(step, step.record + self._native.gradient_words())
+        self._update(step, self._chunks, self._chunks, (0, 0), adds_up=1)
+
+    def _load(self, step: Step, words: bytes) -> None:
+        """Uploads the numbers of a step and the addresses of its gradients."""
         with self._guard():
-            words = self._native.gradient_words()
-            self._upload_step(step, step.record + words)
-            if not self._views:
-                self._views = self._cut(len(step.record))
-            self._constants["G"] = self._type_of_gradients(words)
-            arguments = self._partials, self._chunks, self._ranges
+            self._upload_step(step, words)
+        if not self._views:
+            self._views = self._cut(len(step.record))
+        self._constants["G"] = self._type_of_gradients(words[len(step.record) :])
+
+    def _update(self, step: Step, begin: int, end: int, only: tuple[int, int], adds_up: int) -> None:
+        arguments = begin, end, *only, adds_up, self._flat_partials, self._chunks, self._ranges
+        with self._guard():
             self._launch(self._kernels.prodigy_update_kernel, step, self.sums, *arguments, LANES=self._sizes.lanes)
+
+    def _first_chunks(self) -> Sequence[int]:
+        return self._firsts
 
     def finish(self, step: Step, last: bool) -> None:
         with self._guard():

@@ -1,0 +1,107 @@
+"""Gradient release: each parameter is stepped, and its gradient freed, as soon as backward has it.
+
+The step itself is in open_step.py. What cannot be known one gradient at a time is refused, or said in docs/memory.md.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+import weakref
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+SCALED = (
+    "a gradient scaler cannot be used with gradient release: when it finds an infinity, other parameters have been "
+    "stepped; train in bfloat16, or without gradient release"
+)
+MANY = 8  # optimizers of one parameter each that make it likely that a model has one for each
+
+
+class GradientRelease:
+    """The hooks of :func:`enable_gradient_release`.
+
+    Args:
+        optimizer: a :class:`prodigy_fused.Prodigy`.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        owner = weakref.ref(optimizer)  # a parameter does not keep its optimizer alive
+
+        def step_and_free(p: Tensor) -> None:
+            found = owner()
+            if found is not None:
+                found.step_parameter(p)
+                p.grad = None
+
+        params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        self._hooks = [p.register_post_accumulate_grad_hook(step_and_free) for p in params]
+
+    def remove(self) -> None:
+        """Ends gradient release. A step that is open is ended by ``optimizer.step()``, as ever."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+
+def enable_gradient_release(optimizer: Any) -> GradientRelease:
+    """Has every parameter stepped, and its gradient freed, as soon as ``backward`` has computed it.
+
+    ``optimizer.step()`` ends the step, and every number is, bit for bit, that of the step without release (``foreach``
+    on a CPU: to rounding). The gradients' memory then is that of the largest parameter's, not of all.
+
+    Parameters of groups that are added later are not released. Not with gradient accumulation, clipping by the norm of
+    all gradients, a gradient scaler, DistributedDataParallel (use FSDP2), or CUDA graphs; with ``betas[0] == 0`` the
+    gradients are kept until the step.
+
+    Args:
+        optimizer: a :class:`prodigy_fused.Prodigy`.
+
+    Returns:
+        A handle, whose ``remove()`` ends it.
+
+    Raises:
+        TypeError: it is another optimizer.
+
+    Example:
+        >>> handle = prodigy_fused.enable_gradient_release(opt)
+        >>> loss_fn(model(x), y).backward()  # steps every parameter
+        >>> opt.step()  # updates d
+    """
+    if not hasattr(optimizer, "step_parameter"):
+        raise TypeError(f"gradient release needs a prodigy_fused.Prodigy, not {type(optimizer).__name__}")
+    return GradientRelease(optimizer)
+
+
+def check_gradients_are_final(params: list[Tensor]) -> None:
+    """Raises ``RuntimeError`` if DistributedDataParallel will change gradients after backward has computed them."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    ours = {*map(id, params)}
+    # A parameter does not lead to it, but it is alive.
+    for module in [found for found in gc.get_objects() if type(found) is torch.nn.parallel.DistributedDataParallel]:
+        if not ours.isdisjoint(map(id, module.parameters())):
+            raise RuntimeError(
+                "gradient release steps a parameter before DistributedDataParallel has averaged its gradient: use "
+                "FSDP2 (torch.distributed.fsdp.fully_shard), or do without gradient release"
+            )
+
+
+_single: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def warn_if_one_for_each(optimizer: Any) -> None:
+    """Warns, once, where each parameter seems to have an optimizer of its own: each would follow a d of its own."""
+    if len(_single) >= MANY or len(optimizer.param_groups) > 1 or len(optimizer.param_groups[0]["params"]) > 1:
+        return
+    _single.add(optimizer)
+    if len(_single) == MANY:
+        warnings.warn(
+            f"{MANY} Prodigy optimizers of one parameter each: if they are of one model (an optimizer in the backward "
+            "pass), each follows an estimate d of its own, and they are far apart; construct one for all parameters, "
+            "and call prodigy_fused.enable_gradient_release(optimizer)",
+            stacklevel=3,
+        )

@@ -1,0 +1,266 @@
+"""Gradient release: parameters stepped one by one have the bits of the step that has all gradients at once."""
+
+import gc
+import random
+import weakref
+
+import pytest
+import torch
+from toolbox import D0, feed, frozen, gradient, make_params, parameters
+from torch import nn
+
+import prodigy_fused
+from prodigy_fused import Prodigy, release
+
+OPTIONS = {
+    "default": {},
+    "sampled": {"slice_p": 3, "use_bias_correction": True, "growth_rate": 1.02},
+    "no momentum": {"betas": (0.0, 0.99)},
+    "coupled decay": {"weight_decay": 0.1, "decouple": False},
+    "frozen": {"prodigy_steps": 3},
+    "16 bits of state": {"state_dtype": "bfloat16"},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "bfloat16, no momentum": {"dtype": torch.bfloat16, "betas": (0.0, 0.99), "slice_p": 2},
+    "displacement": {"dtype": torch.bfloat16, "low_precision": "displacement"},
+    "float16": {"dtype": torch.float16, "slice_p": 2},
+}
+exact = pytest.mark.parametrize("options", OPTIONS)
+
+
+def pair(backend, dtype=torch.float32, **options):
+    """Two equal optimizers."""
+    return [backend(make_params(dtype, backend.device), d0=D0, **options) for _ in range(2)]
+
+
+def by_one(opt, order=None):
+    """Steps each parameter that has a gradient, in a random order, frees the gradients, and ends the step."""
+    params = parameters(opt)
+    for p in order or random.sample(params, len(params)):
+        opt.step_parameter(p)
+        p.grad = None
+    opt.step()
+
+
+def same(backend, a, b):
+    assert len(a.state) == len(b.state)
+    if backend.name == "foreach" and backend.device == "cpu":  # whose operations round a vector's tail in another way
+        for p, q in zip(parameters(a), parameters(b), strict=True):
+            torch.testing.assert_close(p, q, rtol=2**-6 if p.element_size() == 2 else 1e-5, atol=1e-5, equal_nan=True)
+        assert float(a.param_groups[0]["d"]) == pytest.approx(float(b.param_groups[0]["d"]), rel=1e-3)
+        return
+    assert frozen(a.state_dict()["state"]) == frozen(b.state_dict()["state"])
+    assert frozen(parameters(a)) == frozen(parameters(b))
+    ours, theirs = ([{k: v for k, v in g.items() if k != "params"} for g in opt.param_groups] for opt in (a, b))
+    assert frozen(ours) == frozen(theirs)
+
+
+@exact
+def test_the_bits_of_the_ordinary_step(backend, options):
+    """Also where d moves, as in the first steps; without some gradients, with a first one late, with zeros and NaN."""
+    once, released = pair(backend, **OPTIONS[options])
+    params = parameters(once)
+    for t in range(backend.steps(8)):
+        without = {2: (0,), 3: (1, 3)}.get(t, ()) + ((2,) if t < 5 else ())
+        for opt in (once, released):
+            feed(opt, t, without=without)
+            for p in parameters(opt):
+                if t == 0 and p.grad is not None:
+                    p.grad.zero_()
+                if t == 6 and p is parameters(opt)[3]:
+                    p.grad.view(-1)[1] = torch.nan
+        once.step()
+        by_one(released)
+        same(backend, released, once)
+    assert float(once.param_groups[0]["d"]) > D0
+    assert params[2] in once.state
+
+
+def test_groups_of_their_own_and_one_that_rests(backend):
+    def make(params):
+        groups = [{"params": params[:1]}, {"params": params[1:3], "lr": 0.0}, {"params": params[3:]}]
+        return backend(groups, d0=D0, split_groups=True)
+
+    once, released = (make(make_params(torch.float32, backend.device)) for _ in range(2))
+    for t in range(4):
+        feed(once, t)
+        feed(released, t)
+        once.step()
+        by_one(released)
+        same(backend, released, once)
+
+
+def test_gradients_that_nobody_released_are_stepped_at_the_end(backend):
+    once, released = pair(backend)
+    for t in range(4):
+        feed(once, t)
+        feed(released, t)
+        once.step()
+        for p in parameters(released)[1:3]:
+            released.step_parameter(p, released.param_groups[0], 1)
+        released.step()
+        same(backend, released, once)
+
+
+def test_another_memory_order_and_gradients_of_float32(backend):
+    once, released = pair(backend, torch.bfloat16)
+    for t in range(3):
+        for opt in (once, released):
+            feed(opt, t)
+            for p in parameters(opt):
+                if hasattr(p, "grad_dtype"):
+                    p.grad_dtype = None
+                p.grad = p.grad.float() if t % 2 else p.grad
+            p = parameters(opt)[0]
+            p.grad = p.grad.t().contiguous().t()
+        once.step()
+        by_one(released)
+        same(backend, released, once)
+
+
+# -- with autograd -----------------------------------------------------------------------------------------------------
+
+
+def network():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+    return model, torch.randn(32, 6), torch.randn(32, 1)
+
+
+def losses(model, x, y, opt, steps=6):
+    found = []
+    for _ in range(steps):
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+        found.append(loss.item())
+    return found
+
+
+def test_training_with_hooks():
+    model, x, y = network()
+    other, _, _ = network()
+    opt, released = (Prodigy(m.parameters(), d0=D0, foreach=False) for m in (model, other))
+    handle = prodigy_fused.enable_gradient_release(released)
+    alive = []
+    for p in other.parameters():
+        p.register_hook(lambda g: alive.append(sum(q.grad is not None for q in other.parameters())))
+    assert losses(other, x, y, released) == losses(model, x, y, opt)
+    assert max(alive) == 0 and len(alive) == 6 * 6  # no gradient is kept while the next is computed
+    handle.remove()
+    assert losses(other, x, y, released) == losses(model, x, y, opt)
+    assert max(alive) > 0
+
+
+def test_a_parameter_never_used_gets_no_state():
+    model, x, y = network()
+    unused = nn.Parameter(torch.ones(3))
+    opt = Prodigy([*model.parameters(), unused])
+    prodigy_fused.enable_gradient_release(opt)
+    losses(model, x, y, opt, 3)
+    assert unused not in opt.state and len(opt.state) == 6
+    assert opt.step_count == 3
+
+
+def test_hooks_keep_no_optimizer_alive():
+    model, x, y = network()
+    opt = Prodigy(model.parameters())
+    prodigy_fused.enable_gradient_release(opt)
+    losses(model, x, y, opt, 2)
+    gone = weakref.ref(opt)
+    del opt
+    gc.collect()
+    assert gone() is None
+    (model(x) - y).square().mean().backward()  # the hooks have nothing to do
+    assert all(p.grad is not None for p in model.parameters())
+
+
+# -- what cannot be ----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_gradient(backend):
+    opt = backend(make_params(torch.float32, backend.device), d0=D0)
+    feed(opt, 0)
+    p = parameters(opt)[0]
+    opt.step_parameter(p)
+    before = frozen(p)
+    with pytest.raises(RuntimeError, match=r"parameter 0 of shape \(4, 3\) got a second gradient before step"):
+        opt.step_parameter(p)
+    assert frozen(p) == before
+    opt.step()
+    feed(opt, 1)
+    opt.step_parameter(p)
+    opt.step()
+    assert int(opt.param_groups[0]["k"]) == 2
+
+
+def test_bad_gradients_and_parameters(backend):
+    opt = backend(make_params(torch.float32, backend.device), d0=D0)
+    feed(opt, 0)
+    p = parameters(opt)[0]
+    opt.step_parameter(parameters(opt)[1])
+    parameters(opt)[1].grad = None
+    p.grad = p.grad.to_sparse()
+    before = frozen([parameters(opt), opt.state[parameters(opt)[1]]])
+    with pytest.raises(RuntimeError, match="parameter 0"):
+        opt.step_parameter(p)
+    with pytest.raises(ValueError, match="not one of this optimizer"):
+        opt.step_parameter(nn.Parameter(torch.ones(5)))
+    assert frozen([parameters(opt), opt.state[parameters(opt)[1]]]) == before
+    p.grad = gradient(p, 0, 0)
+    once = backend(make_params(torch.float32, backend.device), d0=D0)
+    feed(once, 0)
+    once.step()
+    by_one(opt)
+    same(backend, opt, once)
+
+
+def test_an_open_step_refuses_what_would_tear_it():
+    opt = Prodigy(make_params(torch.float32), d0=D0)
+    feed(opt, 0)
+    saved = opt.state_dict()
+    opt.step_parameter(parameters(opt)[0])
+    for act in (
+        opt.state_dict,
+        lambda: opt.load_state_dict(saved),
+        lambda: opt.add_param_group({"params": [nn.Parameter(torch.ones(2))]}),
+    ):
+        with pytest.raises(RuntimeError, match="in the middle of a step"):
+            act()
+    opt.step()
+    opt.load_state_dict(opt.state_dict())
+
+
+def test_a_scaler():
+    opt = Prodigy(make_params(torch.float32), d0=D0)
+    feed(opt, 0)
+    opt.step_parameter(parameters(opt)[0])
+    opt.grad_scale = torch.tensor(2.0)
+    with pytest.raises(RuntimeError, match="a gradient scaler cannot be used with gradient release"):
+        opt.step()
+    opt.grad_scale = None
+    opt.step()
+    opt.found_inf = torch.tensor(0.0)
+    feed(opt, 1)
+    with pytest.raises(RuntimeError, match="a gradient scaler"):
+        opt.step_parameter(parameters(opt)[0])
+
+
+def test_another_optimizer():
+    with pytest.raises(TypeError, match=r"needs a prodigy_fused.Prodigy, not SGD"):
+        prodigy_fused.enable_gradient_release(torch.optim.SGD([torch.ones(1)]))
+
+
+def test_trainers_ask_for_it():
+    opt = Prodigy([torch.ones(1)])
+    assert opt.supports_fused_back_pass()
+    opt.step_parameter(opt.param_groups[0]["params"][0], opt.param_groups[0], 0)  # no gradient, nothing to do
+    assert not opt.state
+
+
+def test_one_optimizer_for_each_parameter_is_noticed(monkeypatch):
+    monkeypatch.setattr(release, "_single", weakref.WeakSet())
+    kept = [Prodigy([torch.ones(1)]) for _ in range(release.MANY - 1)]
+    with pytest.warns(UserWarning, match="an optimizer in the backward"):
+        kept.append(Prodigy([torch.ones(1)]))
+    kept.append(Prodigy([torch.ones(1)]))
