@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from .backends.native import count_steps
+from .dtensor import is_dtensor, local
+from .hyper import Hyper
 from .low_precision import mode_of
 from .options import Group
 from .state import state_dtype
 from .step import BucketKey, Plan, Slot
 
 _index = attrgetter("index")
+Gradients = tuple[list[Tensor | None], int]  # of the tensors of a plan, and how many of them are None
 
 
 def merged(slots: list[Slot], new: list[Slot]) -> list[Slot]:
@@ -58,3 +64,20 @@ def key_of(backend: str, p: Tensor, group: Group, counted: bool) -> BucketKey:
     sampled = group["slice_p"] > 1 and not group["frozen"]
     displaced = mode_of(p, group) == "displacement"
     return BucketKey(backend, str(p.device), dtype, state_format, sampled, displaced, group["frozen"], counted)
+
+
+def mark(taken: Iterable[tuple[Bucket, Gradients]], hypers: Sequence[Hyper], has_dtensors: bool) -> None:
+    """Counts a step in the state of each parameter that took it, and tells autograd what was written."""
+    active = [isinstance(h.lr, Tensor) or h.lr > 0 for h in hypers]
+    params: list[Tensor] = []
+    states: list[dict[str, Any]] = []
+    for bucket, (grads, missing) in taken:
+        taking = bucket
+        if missing or not all(active):
+            pairs = zip(bucket.slots, grads, strict=True)
+            taking = Bucket.of(bucket.plan, [slot for slot, g in pairs if g is not None and active[slot.group]])
+        params += taking.params
+        states += taking.states
+    count_steps(states)
+    parts = [local(p) for p in params if is_dtensor(p)] if has_dtensors else []
+    torch.autograd.graph.increment_version([*params, *parts])

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from . import backends, state
 from .backends.gpu import GpuPlan, capturing
-from .backends.native import count_steps, read_gradients, same_objects
-from .buckets import Bucket, key_of, merged
+from .backends.native import read_gradients, same_objects
+from .buckets import Bucket, Gradients, key_of, mark, merged
 from .dtensor import index_map, is_dtensor, local
 from .estimate import members
 from .low_precision import mode_of
@@ -68,7 +68,7 @@ class PlanSet:
         self._chosen: dict[int, str] = {}  # the backend of each parameter that takes part, by index
         self._memory = MemoryRuns()  # of those that are stepped in one pass
         self._new: list[int] = []  # take part, but have no plan yet
-        self._gradients: list[tuple[list[Tensor | None], int]] = []  # of each plan, and how many of them are None
+        self._gradients: list[Gradients] = []  # of each plan, and how many of them are None
         is_first = not any(state.is_there(states.get(p)) for p in self.params)
         self.take_up(self._participants(gradients_to_come and is_first))
 
@@ -244,13 +244,13 @@ class PlanSet:
             raise RuntimeError("a step is captured in a CUDA graph: construct the optimizer with capturable=True")
         self.load(self._read_gradients())
 
-    def load(self, gradients: list[tuple[list[Tensor | None], int]]) -> None:
+    def load(self, gradients: list[Gradients]) -> None:
         """Gives every plan its gradients, with the number of those that are None."""
         self._gradients = gradients
         for bucket, (grads, _) in zip(self.plans, gradients, strict=True):
             bucket.plan.load_gradients(grads)
 
-    def _read_gradients(self) -> list[tuple[list[Tensor | None], int]]:
+    def _read_gradients(self) -> list[Gradients]:
         if not self.maps:
             return [read_gradients(bucket.params) for bucket in self.plans]
         grads = local_gradients(self.params)  # in this order, since ranks may have other buckets
@@ -287,23 +287,7 @@ class PlanSet:
             step.new_rows.copy_(local.new_rows)
         if not self.plans:  # a rank without gradients follows the others
             step.new_rows.copy_(step.advanced())
-        self._mark(step)
-
-    def _mark(self, step: Step) -> None:
-        """Counts the step in the state of each parameter that took it, and tells autograd what was written."""
-        active = [isinstance(h.lr, Tensor) or h.lr > 0 for h in step.hypers]
-        params: list[Tensor] = []
-        states: list[dict[str, Any]] = []
-        for bucket, (grads, missing) in zip(self.plans, self._gradients, strict=True):
-            taking = bucket
-            if missing or not all(active):
-                pairs = zip(bucket.slots, grads, strict=True)
-                taking = Bucket.of(bucket.plan, [slot for slot, g in pairs if g is not None and active[slot.group]])
-            params += taking.params
-            states += taking.states
-        count_steps(states)
-        parts = [local(p) for p in params if is_dtensor(p)] if self.maps else []
-        torch.autograd.graph.increment_version([*params, *parts])
+        mark(zip(self.plans, self._gradients, strict=True), step.hypers, bool(self.maps))
 
     def release_gradients(self) -> None:
         """Lets go of the gradients."""

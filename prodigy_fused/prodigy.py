@@ -13,12 +13,13 @@ from . import backends, checkpoint, hyper, options
 from .estimate import FIELDS, initial
 from .groups import check_new, with_its_own_choice
 from .options import OPTIONS
+from .readings import Readings
 from .release import warn_if_one_for_each
 from .runtime import Runtime
 from .sharding import LOST, Span, holds_plain_parts
 
 
-class Prodigy(Optimizer):
+class Prodigy(Readings, Optimizer):
     r"""Adam with step sizes estimated by Prodigy (Mishchenko & Defazio, arXiv 2306.06101, Algorithm 4).
 
     A drop-in for ``prodigyopt.Prodigy`` 1.1.2: same arguments, same checkpoints, same numbers. Leave ``lr`` at 1, or
@@ -202,57 +203,7 @@ class Prodigy(Optimizer):
         """Returns True: trainers ask whether there is :meth:`step_parameter`."""
         return True
 
-    def report(self) -> dict[str, float]:
-        """Returns the numbers worth logging as plain floats. Waits for the device.
-
-        Returns:
-            ``d``; ``d_lr`` (d times lr: what Adam would call the learning rate); ``d_hat`` (the last estimate, before
-            d's rules); ``k`` (steps); ``corrections`` and ``nonfinite_steps``. With several groups, ``d_lr/i`` of
-            each; with ``split_groups``, every name with ``/i``.
-        """
-        self._runtime.look_for_nonfinite(self.param_groups)
-        split = self._is_split()
-        names = ("d", "d_hat", "k", "corrections", "nonfinite_steps")
-        report: dict[str, float] = {}
-        for i, group in enumerate(self.param_groups):
-            suffix = f"/{i}" if len(self.param_groups) > 1 else ""
-            if split or i == 0:
-                report |= {name + (suffix if split else ""): float(group[name]) for name in names}
-            report[f"d_lr{suffix}"] = float(group["d"]) * float(group["lr"])
-        return report
-
-    # -- read-only properties -----------------------------------------------------------------------------------------
-
-    @property
-    def d(self) -> float:
-        """The estimate of the distance to the solution; ``d * lr`` is the step size. Waits for the device.
-
-        Raises:
-            RuntimeError: with ``split_groups`` there are several (so it is for the properties below).
-        """
-        return float(self._only("d"))
-
-    @property
-    def d0(self) -> float:
-        """The first estimate."""
-        return float(self._only("d0"))
-
-    @property
-    def step_count(self) -> int:
-        """The number of steps so far, without those before the first non-zero gradient."""
-        return int(self._only("k"))
-
-    @property
-    def nonfinite_steps(self) -> int:
-        """The number of steps whose sums were not finite, which left the estimate unchanged."""
-        steps = int(self._only("nonfinite_steps"))
-        self._runtime.look_for_nonfinite(self.param_groups)
-        return steps
-
-    @property
-    def corrections(self) -> int:
-        """The number of steps in which d moved, which need a second pass over the parameters."""
-        return int(self._only("corrections"))
+    # -- ranks ---------------------------------------------------------------------------------------------------------
 
     @property
     def process_group(self) -> Any:
@@ -261,16 +212,9 @@ class Prodigy(Optimizer):
 
     @process_group.setter
     def process_group(self, process_group: Any) -> None:
+        self._runtime.check_closed("a new process group")
         self._runtime = Runtime(Span(process_group), self._runtime.captured())
         self._declare_amp_support()
-
-    def _is_split(self) -> bool:
-        return len(self.param_groups) > 1 and bool(self.param_groups[0]["split_groups"])
-
-    def _only(self, name: str) -> Any:
-        if self._is_split():
-            raise RuntimeError(f"each group has an estimate of its own: read param_groups[i][{name!r}], or report()")
-        return self.param_groups[0][name]
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 

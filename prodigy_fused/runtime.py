@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import backends, hyper, options, record, state
+from . import backends, hyper, options, state
 from .backends.gpu import capturing
 from .estimate import Estimates, Published, all_changes, members
 from .groups import check_all_are_stepped
@@ -19,9 +19,10 @@ from .hyper import EstimateOptions, Hyper
 from .low_precision import STUCK_AFTER_STEPS, warn_if_stuck
 from .nonfinite import NonfiniteWatch
 from .open_step import OpenStep
-from .options import OPTIONS, Group, Scalar
+from .options import OPTIONS, Group
 from .plans import PlanSet
 from .release import SCALED, check_gradients_are_final
+from .scalars import scalars_of
 from .sharding import Span
 from .step import Slot, Step
 from .tensors import is_fake
@@ -112,7 +113,7 @@ class Runtime:
             self.span.gather(torch.zeros(plans.estimates, 2, dtype=torch.float64, device=plans.device))
             return None
 
-        scalars = _scalars(groups, plans.reads_device, hypers, grad_scale, found_inf)
+        scalars = scalars_of(groups, plans.reads_device, hypers, grad_scale, found_inf)
         plans.build()
         if not opens:
             plans.load_gradients()
@@ -286,28 +287,3 @@ class _Begun(NamedTuple):
     step: Step
     hypers: list[Hyper]
     estimates: Estimates
-
-
-class _Scalars(NamedTuple):
-    hypers: list[Hyper]
-    grad_scale: Scalar
-    found_inf: Scalar
-
-
-def _scalars(groups: list[Group], reads_device: bool, hypers: list[Hyper], grad_scale: Any, found_inf: Any) -> _Scalars:
-    """Returns the scalars of a step, checked: tensors if they are on a device and the plans read them there, else
-    numbers, for which the host waits.
-
-    Raises:
-        ValueError: an ``lr`` is negative or not finite, or a tensor is not one that kernels can read.
-    """
-    scale = 1.0 if grad_scale is None else grad_scale
-    inf = 0.0 if found_inf is None else found_inf
-    if not reads_device:
-        lrs = [options.check_lr(g) if isinstance(h.lr, Tensor) else h.lr for g, h in zip(groups, hypers, strict=True)]
-        read = [h._replace(lr=lr) for h, lr in zip(hypers, lrs, strict=True)]
-        return _Scalars(read, float(scale), float(inf))
-    scale, inf = (value if options.on_device(value) else float(value) for value in (scale, inf))
-    for name, value in (("grad_scale", scale), ("found_inf", inf), *(("lr", h.lr) for h in hypers)):
-        record.place(name, value)
-    return _Scalars(hypers, scale, inf)
