@@ -9,7 +9,7 @@ import torch
 from toolbox import used
 from torch import nn
 
-from prodigy_fused import Prodigy, plans
+from prodigy_fused import Prodigy, backends, plans
 from prodigy_fused.dtensor import IndexMap
 
 # The whole's shape, and the dimension and the places where it is cut. Every shard has a sample, or it would not step.
@@ -58,6 +58,10 @@ def samples(whole, own, dim, slice_p):
     return g[g % slice_p == 0] // slice_p
 
 
+def reads(backend, where):
+    return backend.name in {"reference", *(backends.READ_SHIFTS if where.is_shift else backends.READ_ROWS)}
+
+
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("cut", CUTS)
 def test_shards_are_slices_of_the_whole(backend, told, cut, options):
@@ -78,8 +82,14 @@ def test_shards_are_slices_of_the_whole(backend, told, cut, options):
     whole, shards = make(p), []
     for own in owns:
         q = nn.Parameter(part(start, own))
-        told[id(q)] = IndexMap(shape, [own if d == dim else None for d in range(len(shape))])
+        where = told[id(q)] = IndexMap(shape, [own if d == dim else None for d in range(len(shape))])
         shards.append((q, own, make(q)))
+        if not reads(backend, where):
+            q.grad = part(grads[0], own)
+            with pytest.raises(RuntimeError, match="index in the whole"):
+                shards.pop()[2].step()
+    if not shards:
+        return
     for grad in grads:
         p.grad = grad
         whole.step()

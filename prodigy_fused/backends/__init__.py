@@ -63,7 +63,7 @@ def compiled() -> tuple[str, ...]:
     return tuple(name for name, backend in _BACKENDS.items() if backend.COMPILED)
 
 
-READ_SHIFTS: set[str] = set()  # the backends that take shards of consecutive elements of the whole
+READ_SHIFTS = {"triton", "foreach"}  # the backends that take shards of consecutive elements of the whole
 READ_ROWS: set[str] = set()  # those that take affine maps, see Note [Global index] in dtensor.py
 
 register("cuda", cuda)
