@@ -130,7 +130,7 @@ def _unfit(name: str, p: Tensor, group: Group, where: IndexMap | None) -> str | 
     reason = get(name).unsupported(p, group)
     if reason is not None or where is None or name == "reference" or not _uses_indices(p, group):
         return reason
-    readers = READ_SHIFTS if where.is_shift else READ_ROWS
+    readers = READ_SHIFTS if where.is_short_shift else READ_ROWS
     if where.affine is not None and p.is_contiguous() and name in readers:
         return None
     return "it cannot tell the index in the whole tensor, by which samples and random bits go, of this shard's elements"
