@@ -84,6 +84,14 @@ class IndexMap:
         base = sum(int(self._own[d][0]) * self._strides[d] for d in split)
         return Affine(base, math.prod(self.shape[inner:]), math.prod(shape[inner:]))
 
+    @property
+    def is_short_shift(self) -> bool:
+        """Whether the map is a shift, and the indices agree in all but their low 35 bits: their random bits then have
+        one ``word`` (Note [Random bits] in rounding.py), as those of a run of elements have elsewhere."""
+        if self.affine is None or not self.is_shift:
+            return False
+        return self.affine.base >> 35 == self.affine.base + max(self.shape.numel() - 1, 0) >> 35
+
     def indices(self, device: torch.device) -> Tensor:
         """Returns g of every element: int64 of the shard's shape."""
         g = torch.zeros((), dtype=torch.int64, device=device)

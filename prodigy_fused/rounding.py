@@ -57,19 +57,22 @@ def _mix(h: Any) -> Any:
     return h ^ h >> 16
 
 
-def row_bits(step: Any, tensors: Any, firsts: Tensor, stream: int = 0) -> Tensor:
+def row_bits(step: Any, tensors: Any, firsts: Tensor, stream: int = 0, lead: int = 0) -> Tensor:
     """Returns the random bits of rows of ``ROW`` elements that are consecutive in memory, see Note [Random bits].
 
     Args:
         step: ``k``, a number or a 0-dim tensor.
         tensors: the index of each row's parameter, int64, or one number.
-        firsts: the position of each row's first element, divided by 8, int64.
+        firsts: the position of each row's first element, divided by 8, rounded down, int64.
         stream: 0 for a step, 1 for a correction.
+        lead: what the positions of the rows' first elements are modulo 8.
 
     Returns:
         int32, flat.
     """
-    return (_hashes(step, tensors, firsts, stream, EIGHTS).view(-1, 1) * _powers(firsts.device)).view(-1)
+    hashes = _hashes(step, tensors, firsts, stream, EIGHTS + bool(lead))
+    bits = hashes.view(-1, 1) * _powers(firsts.device)
+    return bits.view(len(hashes), 8 * hashes.shape[1])[:, lead : lead + ROW].reshape(-1)
 
 
 def _powers(device: torch.device) -> Tensor:

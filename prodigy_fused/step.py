@@ -62,6 +62,11 @@ class Slot:
         """The optimizer's parameter, which has the gradient."""
         return self.param if self.whole is None else self.whole
 
+    @property
+    def base(self) -> int:
+        """Of a shard of consecutive elements, the index of the first one in the whole tensor; else 0."""
+        return 0 if self.where is None or self.where.affine is None else self.where.affine.base
+
     def sampled(self, t: Tensor) -> Tensor:
         """Returns the elements of ``t``, a tensor of the parameter's shape, that take part in the estimate."""
         return sampled(t, self.slice_p, self.where)

@@ -29,7 +29,7 @@ def row_sums(t: Tensor) -> Tensor:
     whole = t.numel() // ROW * ROW
     if t.is_cpu:
         parts = [t[:whole]] if whole else []
-        if whole < t.numel():
+        if whole < t.numel() or not parts:
             parts.append(torch.nn.functional.pad(t[whole:], (0, whole + ROW - t.numel())))
         sums = [part.view(-1, ROW).sum(1) for part in parts]
         return (sums[0] if len(sums) == 1 else torch.cat(sums)).double()

@@ -9,7 +9,7 @@ import torch
 from toolbox import used
 from torch import nn
 
-from prodigy_fused import Prodigy, plans
+from prodigy_fused import Prodigy, backends, plans
 from prodigy_fused.dtensor import IndexMap
 
 # The whole's shape, and the dimension and the places where it is cut. Every shard has a sample, or it would not step.
@@ -18,6 +18,7 @@ CUTS = {
     "rows, none of 8 elements": ((9, 5), 0, (3, 5)),
     "a vector": ((101,), 0, (33, 50)),
     "rows of several chunks": ((5, 30_000), 0, (1, 3)),
+    "rows of two small chunks": ((2, 1101), 0, (1,)),  # in the middle, see conftest.py: the one that crawls by default
     "columns": ((12, 40), 1, (16,)),
     "columns, none of 8 elements": ((12, 7), 1, (2, 3)),
     "the middle of three": ((3, 9, 16), 1, (4,)),
@@ -58,6 +59,10 @@ def samples(whole, own, dim, slice_p):
     return g[g % slice_p == 0] // slice_p
 
 
+def reads(backend, where):
+    return backend.name in {"reference", *(backends.READ_SHIFTS if where.is_short_shift else backends.READ_ROWS)}
+
+
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("cut", CUTS)
 def test_shards_are_slices_of_the_whole(backend, told, cut, options):
@@ -78,8 +83,14 @@ def test_shards_are_slices_of_the_whole(backend, told, cut, options):
     whole, shards = make(p), []
     for own in owns:
         q = nn.Parameter(part(start, own))
-        told[id(q)] = IndexMap(shape, [own if d == dim else None for d in range(len(shape))])
+        where = told[id(q)] = IndexMap(shape, [own if d == dim else None for d in range(len(shape))])
         shards.append((q, own, make(q)))
+        if not reads(backend, where):
+            q.grad = part(grads[0], own)
+            with pytest.raises(RuntimeError, match="index in the whole"):
+                shards.pop()[2].step()
+    if not shards:
+        return
     for grad in grads:
         p.grad = grad
         whole.step()
@@ -102,6 +113,29 @@ def test_shards_are_slices_of_the_whole(backend, told, cut, options):
         total = sum(float(opt.param_groups[0][name]) for _, _, opt in shards)
         # Each has its own rounding of the sums; terms of both signs.
         assert total == pytest.approx(float(whole.param_groups[0][name]), rel=rtol, abs=1e-7), name
+
+
+BEYOND = {"across": ([2**21 - 1, 2**21], (0, 2**14)), "beyond": ([2**21 + 3], (5, 1300))}
+
+
+@pytest.mark.parametrize("own", BEYOND)
+def test_indices_of_more_than_35_bits(backend, told, own):
+    rows, columns = BEYOND[own]
+    where = IndexMap((2**22, 2**14), [torch.tensor(rows), torch.arange(*columns)])
+    start, grad = torch.randn(2, *where.shape).bfloat16()
+    runs = []
+    for each in (backend, type(backend)("reference")):
+        p = nn.Parameter(start.to(each.device, copy=True))
+        p.grad, told[id(p)] = grad.to(p), where
+        opt = each([p], slice_p=7, d0=0.01, state_dtype=torch.bfloat16)
+        if not reads(each, where):
+            with pytest.raises(RuntimeError, match="index in the whole"):
+                opt.step()
+            return
+        opt.step()
+        runs.append([p, *(opt.state[p][name] for name in ("exp_avg_sq", "s", "p0"))])
+    for ours, theirs in zip(*runs, strict=True):
+        assert ours.shape == theirs.shape and (ours.cpu() == theirs.cpu()).double().mean() > 0.99
 
 
 def test_what_a_map_makes_impossible_is_said(told):

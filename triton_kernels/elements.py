@@ -18,13 +18,16 @@ SOME = tl.constexpr(2)  # slice_p > 1: s and x0 are packed
 
 @triton.jit
 def is_aligned(t, grad, SAMPLES: tl.constexpr, DISPLACED: tl.constexpr):
-    """Returns whether all arrays with a chunk's index start at a multiple of 16 bytes, and eight elements are whole."""
+    """Returns whether all arrays with a chunk's index start at a multiple of 16 bytes, and eight elements are whole.
+
+    They are eight in the whole tensor, too, if this is a shard: so each eight share a hash.
+    """
     addresses = t.x | grad.address | t.m | t.v
     if SAMPLES == ALL:
         addresses |= t.s | t.x0
     if DISPLACED:
         addresses |= t.delta | t.x0
-    return (addresses % 16 == 0) & (t.numel % 8 == 0)
+    return (addresses % 16 == 0) & ((t.numel | t.base) % 8 == 0)
 
 
 @triton.jit

@@ -66,6 +66,7 @@ class RandomBits(NamedTuple):
     a: Any
     b: Any
     eight: Any  # the chunk's first position / 8, modulo 2^32
+    lead: Any  # and modulo 8: not 0 in some shards
 
 
 @triton.jit
@@ -78,14 +79,14 @@ def mix(h):
 
 @triton.jit
 def random_bits(k, tensor, stream, begin):
-    """Returns what `draw` needs for the elements from position `begin` on, a multiple of 8, in step k.
+    """Returns what `draw` needs for the elements from position `begin` on, in step k.
 
     The positions of these elements must agree in all but their low 35 bits.
     """
     word = ((begin >> 35) * 2 + stream).to(tl.uint32)
     a = mix(plus(mix(plus(mix(plus(k, SEED)), tensor)), word))
     b = mix(plus(mix(plus(mix(plus(tensor, NOT_SEED)), word)), k))
-    return RandomBits(a, b, (begin >> 3).to(tl.uint32))
+    return RandomBits(a, b, (begin >> 3).to(tl.uint32), (begin & 7).to(tl.int32))
 
 
 @triton.jit
@@ -98,12 +99,14 @@ def power(e):
 
 
 @triton.jit
-def draw(random, i):
+def draw(random, i, ALIGNED: tl.constexpr):
     """Returns 32 random bits per element: eight elements share lowbias32 with `b` added between its two rounds.
 
-    i: the elements' positions behind the chunk's first, int32. Where a thread has eight that share a hash, the compiler
-    sees it: it computes one, and knows the eight powers.
+    i: the elements' positions behind the chunk's first, int32. ALIGNED: that one's is a multiple of 8. Where a thread
+    then has eight that share a hash, the compiler sees it: it computes one, and knows the eight powers.
     """
+    if not ALIGNED:
+        i += random.lead
     h = plus((i >> 3).to(tl.uint32), random.eight) ^ random.a
     h = times(h ^ (h >> 16), FACTOR_1)
     h = times(plus(h ^ (h >> 15), random.b), FACTOR_2)

@@ -42,7 +42,7 @@ def sample_block(
     old_s = load(s_pointers, mask, S)
     x0 = load(array(t.x0, 0, X, False) + index, masked(t.x0 != 0, mask), X)
     s, dot_terms, norm_terms = sample(gradient(grads, x, c), x0 - x, old_s, c)
-    bits = third(draw(random, i)) if S.primitive_bitwidth == 16 else 0
+    bits = third(draw(random, i, False)) if S.primitive_bitwidth == 16 else 0
     store(s_pointers, s, mask, S, True, bits)
     return dot_terms, norm_terms
 
@@ -59,10 +59,12 @@ def sample_walk(
     dot = tl.zeros([BLOCK], c.d.dtype)
     norm = tl.zeros([BLOCK], c.d.dtype)
     if t.dims == 0:
-        first_index = (begin + t.slice_p - 1) // t.slice_p
+        g = t.base + begin  # the chunk's first element in the whole tensor, of which this may be a shard
+        first_sample = (g + t.slice_p - 1) // t.slice_p
+        first_index = first_sample - (t.base + t.slice_p - 1) // t.slice_p
         # 32-bit offsets within the chunk. Both are clamped to its size: a larger distance means no sample here, a
         # larger period no second one.
-        offset = tl.minimum(first_index * t.slice_p - begin, CHUNK).to(tl.int32)
+        offset = tl.minimum(first_sample * t.slice_p - g, CHUNK).to(tl.int32)
         period = tl.minimum(t.slice_p, CHUNK).to(tl.int32)
         count = (size - offset + period - 1) // period
         for first in tl.range(0, count, BLOCK):

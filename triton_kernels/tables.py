@@ -27,6 +27,7 @@ class Tensor(NamedTuple):
     x0: Any  # 0: x0 is zero everywhere, or not needed
     delta: Any  # where there is one, x is x0 + delta, rounded
     numel: Any
+    base: Any  # of a shard, the index of its first element in the whole tensor; else 0
     slice_p: Any  # with slice_p > 1, s and x0 are packed samples
     group: Any
     first_chunk: Any
@@ -227,6 +228,7 @@ def load_tensor(tensors, index):
         x0=tl.load(row + word(_TENSOR, "x0")),
         delta=tl.load(row + word(_TENSOR, "delta")),
         numel=tl.load(row + word(_TENSOR, "numel")),
+        base=tl.load(row + word(_TENSOR, "base")),
         slice_p=tl.load(row + word(_TENSOR, "slice_p")),
         group=load_group(tensors, index),
         first_chunk=tl.load(row + word(_TENSOR, "first_chunk")),

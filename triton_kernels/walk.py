@@ -80,7 +80,7 @@ def update_walk(
 
         old_x, position, origin, distance = position_of(old_x, old_x0, old_delta, X, DISPLACED)
         g = gradient(grads, old_x, c)
-        bits = draw(random, i) if X.primitive_bitwidth == 16 or S.primitive_bitwidth == 16 else 0
+        bits = draw(random, i, ALIGNED) if X.primitive_bitwidth == 16 or S.primitive_bitwidth == 16 else 0
         if SAMPLES == ALL:
             new_s, dot_terms, norm_terms = sample(g, distance, old_s, c)
             dot += folded(dot_terms)  # 0 where it is masked
@@ -106,7 +106,7 @@ def update_chunk(
 
     Returns the chunk's part of lr*bc * sum <g, x0 - x> and of sum |s|, in float64.
     """
-    random = random_bits(c.k, t.index, STEP_STREAM, begin)
+    random = random_bits(c.k, t.index, STEP_STREAM, t.base + begin)
     dot, norm = tl.zeros([], tl.float64), tl.zeros([], tl.float64)
     if SAMPLES == SOME:
         size = size_of(t, begin, CHUNK, False)
@@ -127,7 +127,7 @@ def finish_walk(
     """Moves x of a chunk: `how` is STEP, the step that was deferred; CORRECT; or UNDO, the step taken back."""
     x, m, v = array(t.x, begin, X, ALIGNED), array(t.m, begin, S, ALIGNED), array(t.v, begin, S, ALIGNED)
     x0, delta = array(t.x0, begin, X, ALIGNED), array(t.delta, begin, tl.float32, ALIGNED)
-    random = random_bits(c.k, t.index, tl.where(how == STEP, STEP_STREAM, CORRECTION_STREAM), begin)
+    random = random_bits(c.k, t.index, tl.where(how == STEP, STEP_STREAM, CORRECTION_STREAM), t.base + begin)
     size = size_of(t, begin, CHUNK, ALIGNED)
     for first in tl.range(0, size, BLOCK):
         i = first + tl.arange(0, BLOCK)
@@ -148,7 +148,7 @@ def finish_walk(
             position = correct(position, new_m, new_v, c)
         else:
             position = undo(position, origin, new_m, new_v, c)
-        bits = draw(random, i) if X.primitive_bitwidth == 16 else 0
+        bits = draw(random, i, ALIGNED) if X.primitive_bitwidth == 16 else 0
         store_position(x + i, delta + i, position, origin, mask, t, bits, X, DISPLACED)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..estimate import FIELDS
 from ..hyper import EstimateOptions, Hyper
-from ..options import Group
+from ..options import SIXTEEN_BIT, Group
 from ..state import KEYS
 from ..step import BucketKey, Slot, Step
 from ..sums import sum_of_any_order
@@ -100,6 +100,7 @@ class ForeachPlan(TensorPlan):
 
     def __init__(self, key: BucketKey, slots: Sequence[Slot], estimates: int) -> None:
         super().__init__(key, slots, estimates)
+        self._rounds = any(getattr(torch, name) in SIXTEEN_BIT for name in (key.dtype, key.state_format))
         self._tables: dict[Any, RowTable] = {}
         self._orders = self._orders_now()
         self._apart = True  # else each tensor is a run of its own, or one's new values would be another's old ones
@@ -133,7 +134,7 @@ class ForeachPlan(TensorPlan):
         most, on_host = self.most(), self.on_host(step)
         small = SMALL if on_host else 0
         kinds: dict[Any, int] = {}
-        kind_of: dict[tuple[int, torch.dtype], int] = {}  # by group and the gradient's dtype
+        kind_of: dict[tuple[int, torch.dtype, int], int] = {}  # by group, the gradient's dtype and `lead`
         waiting: dict[tuple[int, bool], tuple[int, list[Piece]]] = {}
         for slot, grad in zip(slots, grads, strict=True):
             h = step.hypers[slot.group]
@@ -143,9 +144,10 @@ class ForeachPlan(TensorPlan):
                 for piece in pieces_of(slot, grad, most):
                     yield Run([piece], h, on_host, False, self._tables)
                 continue
-            own = slot.group, grad.dtype
+            lead = slot.base % 8 if self._rounds else 0  # see row_bits; not 0 in some shards
+            own = slot.group, grad.dtype, lead
             if own not in kind_of:
-                kind = h, slot.estimate, slot.slice_p, slot.low_precision, grad.dtype
+                kind = h, slot.estimate, slot.slice_p, slot.low_precision, grad.dtype, lead
                 kind_of[own] = kinds.setdefault(kind, len(kinds))
             for piece in pieces_of(slot, grad, most):
                 size = piece.x.numel()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +39,7 @@ class Piece(NamedTuple):
         if self.slot.slice_p > 1 and self.permuted:  # samples are counted in row-major order
             p = self.slot.param
             elements = elements.as_strided(p.shape, p.stride(), elements.storage_offset())
-        return sampled(elements, self.slot.slice_p)
+        return sampled(elements, self.slot.slice_p, self.slot.where)
 
 
 def pieces_of(slot: Slot, grad: Tensor, most: int) -> Iterator[Piece]:
@@ -65,21 +65,21 @@ def pieces_of(slot: Slot, grad: Tensor, most: int) -> Iterator[Piece]:
         return
     unit = ROW * slot.slice_p
     size = max(most // unit, 1) * unit
-    cut: dict[str, Sequence[Tensor]] = {}
+    pieces = range(-(-p.numel() // size))
+    cut: dict[str, list[Tensor]] = {}
     for key, t in tensors.items():
-        if t.dim() > 0:
-            cut[key] = torch.split(t.reshape(-1), size // slot.slice_p if key in SAMPLED else size)
-        else:
-            cut[key] = [t] * -(-p.numel() // size)
+        own, flat = size // slot.slice_p if key in SAMPLED else size, t.reshape(-1)
+        # The last piece of a shard may have no samples.
+        cut[key] = [flat[n * own : (n + 1) * own] if t.dim() > 0 else t for n in pieces]
     for i, (x, grad, *state) in enumerate(zip(*cut.values(), strict=True)):
         yield Piece(slot, x, grad, dict(zip(list(cut)[2:], state, strict=True)), i * size, False, permuted)
 
 
 def row_table(pieces: list[Piece], rows: list[int], device: torch.device) -> RowTable:
-    """Returns, for each row of a grid, the parameter's index for random bits, and the row's place in memory divided
-    by 8, both int64. Does not wait for the device."""
+    """Returns, for each row of a grid, the parameter's index for random bits, and the row's position divided by 8,
+    rounded down, both int64. Does not wait for the device."""
     counts = torch.tensor(rows)
-    index, begin = torch.tensor([(piece.slot.random_index, piece.begin // 8) for piece in pieces]).T
+    index, begin = torch.tensor([(piece.slot.random_index, (piece.slot.base + piece.begin) // 8) for piece in pieces]).T
     begin = begin - (counts.cumsum(0) - counts) * EIGHTS
     index, begin = (t.repeat_interleave(counts) for t in (index, begin))
     begin += torch.arange(len(begin)) * EIGHTS
@@ -170,7 +170,7 @@ class Run:
             table = self._tables.get(pieces) or row_table(self.pieces, self.grid.rows, device)
             if device.type != "cpu":
                 self._tables[pieces] = table
-            self._bits = self.grid.of_rows(row_bits(k, *table))
+            self._bits = self.grid.of_rows(row_bits(k, *table, lead=self.slot.base % 8))
         if key == "s":
             return third(self.sampled(Values(self.grid, self._bits)).joined())
         return second(self._bits) if key == "exp_avg_sq" else self._bits

@@ -279,6 +279,7 @@ def _rows(slots: Sequence[Slot], chunk: int) -> tuple[array[int], array[int]]:
             x0=0 if stands_for_zero else _address(x0),
             delta=_address(state["delta"]) if slot.low_precision == "displacement" else 0,
             numel=p.numel(),
+            base=slot.base,
             slice_p=slot.slice_p,
             group=slot.group,
             first_chunk=len(owners),
