@@ -40,17 +40,19 @@ template <class Storage>
 struct ChunkBits {
   RandomBits bits;
   std::int64_t shift;
-  std::uint32_t skipped;  // what RandomBits::run takes for the elements of an eight before those of the chunk
+  std::uint32_t eights;   // from i / 8, where a pack begins, to the eight in the whole tensor
+  std::uint32_t skipped;  // the factor for what the chunk lacks of its first eight
 
   __device__ __forceinline__ ChunkBits(std::uint32_t step, std::uint32_t tensor, Stream stream, const Chunk& chunk)
       : bits(step, tensor, stream, chunk.begin + chunk.shift),
         shift(chunk.shift),
-        skipped(before(std::uint32_t(chunk.begin + chunk.shift) % kEight)) {}
+        eights(std::uint32_t((chunk.begin + chunk.shift) >> 3) - std::uint32_t(chunk.begin >> 3)),
+        skipped(skip(std::uint32_t(chunk.begin + chunk.shift) % kEight)) {}
 
   // bits.run of the pack from element i on.
   __device__ __forceinline__ std::uint32_t run(std::int64_t i) const {
     if constexpr (Storage::kPerThread < kEight) return bits.run(i + shift);
-    return bits.shared(std::uint32_t((i + shift) >> 3)) * skipped;
+    return bits.shared(std::uint32_t(i >> 3) + eights) * skipped;
   }
   __device__ __forceinline__ std::uint32_t of(std::int64_t i) const { return bits.of(i + shift); }
 };

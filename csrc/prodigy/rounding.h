@@ -50,8 +50,8 @@ PRODIGY_INLINE constexpr std::uint32_t power(std::uint32_t e) {
   return kFactor * (e & 1 ? kFactor : 1u) * (e & 2 ? k2 : 1u) * (e & 4 ? k4 : 1u);
 }
 
-// kFactor to the power e.
-PRODIGY_INLINE constexpr std::uint32_t before(std::uint32_t e) { return e == 0 ? 1u : power(e - 1); }
+// kFactor to the power e, the number of elements that are skipped.
+PRODIGY_INLINE constexpr std::uint32_t skip(std::uint32_t e) { return e == 0 ? 1u : power(e - 1); }
 
 // See Note [Random bits] of prodigy_fused/rounding.py. The part that the elements of a run have in common.
 struct RandomBits {
@@ -76,7 +76,7 @@ struct RandomBits {
   }
   // For a run of elements up to the next multiple of 8: of(begin + e) is run(begin) * power(e).
   PRODIGY_INLINE std::uint32_t run(std::int64_t begin) const {
-    return shared(std::uint32_t(begin >> 3)) * before(std::uint32_t(begin) % kEight);
+    return shared(std::uint32_t(begin >> 3)) * skip(std::uint32_t(begin) % kEight);
   }
 };
 

@@ -132,10 +132,13 @@ def _unfit(name: str, p: Tensor, group: Group, where: IndexMap | None) -> str | 
     reason = get(name).unsupported(p, group)
     if reason is not None or where is None or name == "reference" or not _uses_indices(p, group):
         return reason
-READ_ROWS = {"cpu", "cuda"}  # the backends that take shards with an affine map, see Note [Global index] in dtensor.py
-READ_SHIFTS = READ_ROWS | {"triton", "foreach"}  # those that take shards of consecutive elements of the whole
-# What a row takes in a plan's chunk list and its sums; and what is nothing to speak of.
-_ROW_BYTES, _FEW_BYTES = 64, 1 << 20
+    readers = READ_SHIFTS if where.is_short_shift else READ_ROWS
+    if where.affine is None or not p.is_contiguous() or name not in readers:
+        return "it cannot tell the indices in the whole tensor by which samples and random bits of this shard go"
+    rows = -(-p.numel() // where.affine.length)
+    if rows * _ROW_BYTES > p.nbytes + _FEW_BYTES:
+        return f"a list of the {rows} rows of this shard would take more memory than the shard"
+    return None
 
 
 def _in_python(p: Tensor, group: Group, where: IndexMap | None) -> str:
