@@ -7,7 +7,6 @@ by Triton: nothing that changes between steps is a constant of theirs, but for t
 from __future__ import annotations
 
 import os
-from array import array
 from collections.abc import Callable, Sequence
 from ctypes import memmove
 from functools import cache
@@ -25,7 +24,8 @@ from ..step import BucketKey, Slot, Step
 from . import native
 from .elementwise import arithmetic
 from .gpu import GpuPlan
-from .tensor_list import TensorList, memory_order
+from .tensor_list import TensorList
+from .triton_tables import chunks_of, ranges_of, rows_of
 
 if not native.MISSING:
     from .. import _C
@@ -147,10 +147,10 @@ class TritonPlan(GpuPlan):
 
     def upload_tables(self) -> None:
         slots = self.slots
-        rows, owners = _rows(slots, self._sizes.chunk)
+        rows, owners = rows_of(slots, self._sizes.chunk)
         self._chunks = len(owners)
-        self._firsts = [*accumulate((_chunks(slot, self._sizes.chunk) for slot in slots), initial=0)]
-        ranges = _ranges(slots, self._estimates, self._sizes.chunk).tobytes()
+        self._firsts = [*accumulate((chunks_of(slot, self._sizes.chunk) for slot in slots), initial=0)]
+        ranges = ranges_of(slots, self._estimates, self._sizes.chunk).tobytes()
         self._ranges = self._upload_table(len(ranges), lambda to: memmove(to, ranges, len(ranges))).view(torch.int64)
         table = (rows + owners).tobytes()
         table_on_device = self._upload_table(len(table), lambda to: memmove(to, table, len(table))).view(torch.int64)
@@ -260,52 +260,6 @@ class TritonPlan(GpuPlan):
 
 def _is_nvidia(device: torch.device) -> bool:
     return device.type == "cuda" and not torch.version.hip
-
-
-def _rows(slots: Sequence[Slot], chunk: int) -> tuple[array[int], array[int]]:
-    """Returns the rows of all tensors; and of every chunk, the tensor it belongs to."""
-    from ..triton_kernels import tables
-
-    rows, owners = array("Q"), array("Q")  # unsigned, as in tensor_list.py
-    for i, slot in enumerate(slots):
-        p, state, order = slot.param, slot.state, memory_order(slot.param)
-        x0 = state.get("p0")
-        stands_for_zero = x0 is not None and x0.dim() == 0 and (slot.slice_p > 1 or p.dim() > 0)
-        row = tables.Tensor(
-            x=p.data_ptr(),
-            m=_address(state.get("exp_avg")),
-            v=_address(state["exp_avg_sq"]),
-            s=_address(state.get("s")),  # none: no samples
-            x0=0 if stands_for_zero else _address(x0),
-            delta=_address(state["delta"]) if slot.low_precision == "displacement" else 0,
-            numel=p.numel(),
-            base=slot.base,
-            slice_p=slot.slice_p,
-            group=slot.group,
-            first_chunk=len(owners),
-            index=slot.random_index,
-            stochastic=slot.low_precision == "stochastic",
-            dims=len(order),
-        )
-        rows.extend(tables.tensor_row(row, order))
-        owners.extend([i] * _chunks(slot, chunk))
-    return rows, owners
-
-
-def _chunks(slot: Slot, chunk: int) -> int:
-    return -(-slot.param.numel() // chunk)
-
-
-def _ranges(slots: Sequence[Slot], estimates: int, chunk: int) -> array[int]:
-    """Returns the first chunk of each estimate's tensors, and the number of all chunks."""
-    counts = [0] * estimates
-    for slot in slots:
-        counts[slot.estimate] += _chunks(slot, chunk)
-    return array("Q", accumulate(counts, initial=0))
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
 
 
 def _tensor_list(device: torch.device) -> Any:

@@ -1,0 +1,59 @@
+"""The tables of a Triton plan: rows of tensors, and the chunks that they are cut into."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from itertools import accumulate
+
+from torch import Tensor
+
+from ..step import Slot
+from .tensor_list import memory_order
+
+
+def rows_of(slots: Sequence[Slot], chunk: int) -> tuple[array[int], array[int]]:
+    """Returns the rows of all tensors; and of every chunk, the tensor it belongs to."""
+    from ..triton_kernels import tables
+
+    rows, owners = array("Q"), array("Q")  # unsigned, as in tensor_list.py
+    for i, slot in enumerate(slots):
+        p, state, order = slot.param, slot.state, memory_order(slot.param)
+        x0 = state.get("p0")
+        stands_for_zero = x0 is not None and x0.dim() == 0 and (slot.slice_p > 1 or p.dim() > 0)
+        row = tables.Tensor(
+            x=p.data_ptr(),
+            m=_address(state.get("exp_avg")),
+            v=_address(state["exp_avg_sq"]),
+            s=_address(state.get("s")),  # none: no samples
+            x0=0 if stands_for_zero else _address(x0),
+            delta=_address(state["delta"]) if slot.low_precision == "displacement" else 0,
+            numel=p.numel(),
+            base=slot.base,
+            slice_p=slot.slice_p,
+            group=slot.group,
+            first_chunk=len(owners),
+            index=slot.random_index,
+            stochastic=slot.low_precision == "stochastic",
+            dims=len(order),
+        )
+        rows.extend(tables.tensor_row(row, order))
+        owners.extend([i] * chunks_of(slot, chunk))
+    return rows, owners
+
+
+def chunks_of(slot: Slot, chunk: int) -> int:
+    """Returns how many chunks a tensor has."""
+    return -(-slot.param.numel() // chunk)
+
+
+def ranges_of(slots: Sequence[Slot], estimates: int, chunk: int) -> array[int]:
+    """Returns the first chunk of each estimate's tensors, and the number of all chunks."""
+    counts = [0] * estimates
+    for slot in slots:
+        counts[slot.estimate] += chunks_of(slot, chunk)
+    return array("Q", accumulate(counts, initial=0))
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
