@@ -14,7 +14,7 @@ ASAN_ENV = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-f
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/asan/lib PRODIGY_FUSED_EMULATION=build/emulation-asan
 # All that the emulated kernels run in, but not once more in processes of their own; of the CPU's, the tests in which
 # memory is walked in new ways.
-ASAN_CPU = fuzz or memory or rounding or selection or shapes
+ASAN_CPU = fuzz or maps or memory or rounding or selection or shapes
 ASAN_TESTS ?= -k "not ranks and (emulated or emulation or (cpu and ($(ASAN_CPU))))"
 TEST_ASAN = $(ASAN_ENV) $(PARALLEL) --capture=sys $(ASAN_TESTS)
 

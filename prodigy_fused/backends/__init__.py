@@ -134,7 +134,7 @@ def _unfit(name: str, p: Tensor, group: Group, where: IndexMap | None) -> str | 
         return reason
     readers = READ_SHIFTS if where.is_short_shift else READ_ROWS
     if where.affine is None or not p.is_contiguous() or name not in readers:
-        return "it cannot tell the index in the whole tensor, by which samples and random bits go, of these elements"
+        return "it cannot tell the index in the whole tensor by which samples and random bits of this shard go"
     rows = -(-p.numel() // where.affine.length)
     if rows * _ROW_BYTES > p.nbytes + _FEW_BYTES:
         return f"a list of the {rows} rows of this shard would take more memory than the shard"
