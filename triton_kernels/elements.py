@@ -39,8 +39,9 @@ def size_of(t, begin, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
 
 @triton.jit
 def block_of(first, lead, size, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
-    """Returns the places of a block's elements in a walk, and which of them are the chunk's: `size` of them, from `lead`
-    on. ALIGNED: that is 0.
+    """Returns the places of a block's elements in a walk, and which of them are the chunk's: `size`, from `lead` on.
+
+    ALIGNED: lead is 0.
     """
     i = first + tl.arange(0, BLOCK)
     if ALIGNED:
