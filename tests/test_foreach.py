@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prodigy_fused import Prodigy
+from prodigy_fused import Prodigy, plans
 from prodigy_fused.backends.foreach import ForeachPlan
+from prodigy_fused.dtensor import IndexMap
 from prodigy_fused.step import Step
 
 READS = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.masked_select.default", "aten.equal.default"}
@@ -101,6 +102,22 @@ def test_operations_do_not_grow_with_the_tensors(as_on_a_gpu, dtype, more, optio
     # Samples are not side by side: those of x, of the gradient and of the random bits are copied tensor by tensor.
     of_each = (4 if more.get("state_dtype") else 3) * ("slice_p" in options)
     assert len(many) == len(few) + 90 * of_each
+    assert not READS & set(many)
+
+
+def lower_half(p):
+    """The index map of a shard: the lower half of the rows."""
+    rows = torch.arange(len(p), 2 * len(p))
+    return IndexMap((2 * len(p), p.shape[1]), [rows, None])
+
+
+def test_operations_do_not_grow_with_the_shards(as_on_a_gpu, monkeypatch):
+    """Those whose first elements are alike modulo 8 are stepped together: here, that is 0, 2, 4 or 6."""
+    ordinary = operations(100, torch.bfloat16)
+    monkeypatch.setattr(plans, "is_dtensor", lambda p: True)
+    monkeypatch.setattr(plans, "index_map", lower_half)
+    few, many = (operations(n, torch.bfloat16) for n in (20, 100))
+    assert len(few) == len(many) <= 4 * len(ordinary)
     assert not READS & set(many)
 
 

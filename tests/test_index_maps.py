@@ -10,6 +10,7 @@ from toolbox import used
 from torch import nn
 
 from prodigy_fused import Prodigy, backends, plans
+from prodigy_fused.backends import foreach
 from prodigy_fused.dtensor import IndexMap
 
 # The whole's shape, and the dimension and the places where it is cut. Every shard has a sample, or it would not step.
@@ -118,6 +119,33 @@ def test_shards_are_slices_of_the_whole(backend, told, cut, options):
         total = sum(float(opt.param_groups[0][name]) for _, _, opt in shards)
         # Each has its own rounding of the sums; terms of both signs.
         assert total == pytest.approx(float(whole.param_groups[0][name]), rel=rtol, abs=1e-7), name
+
+
+# Where shards of vectors begin, and their sizes. With slice_p=3 the last has no sample, nor has the last element of one
+# that foreach cuts into pieces.
+SHARDS = [(0, 100), (8, 3073), (13, 3073), (13, 40), (21, 7), (800, 64), (22, 1)]
+
+
+@pytest.mark.parametrize("slice_p", [1, 3])
+def test_shards_of_many_parameters(backend, told, monkeypatch, slice_p):
+    monkeypatch.setattr(foreach, "RUN_ELEMENTS_PER_THREAD", 1 << 12)
+    values = [torch.randn(2, size).bfloat16() for _, size in SHARDS]
+    runs = []
+    for each in (backend, type(backend)("reference")):
+        params = [nn.Parameter(start.to(each.device, copy=True)) for start, _ in values]
+        for p, (_, grad), (base, size) in zip(params, values, SHARDS, strict=True):
+            p.grad = grad.to(p)
+            told[id(p)] = IndexMap((base + size + 5,), [torch.arange(base, base + size)])
+            if not reads(each, told[id(p)]):
+                pytest.skip("refuses shards")
+        opt = each(params, slice_p=slice_p, d0=0.01, state_dtype=torch.bfloat16)
+        opt.step()
+        runs.append([opt.d, [[p, *(opt.state[p][name] for name in ("exp_avg_sq", "s", "p0"))] for p in params]])
+    (d, ours), (wanted, theirs) = runs
+    assert d == pytest.approx(wanted, rel=1e-6)
+    for mine, others in zip(ours, theirs, strict=True):
+        for a, b in zip(mine, others, strict=True):
+            assert a.shape == b.shape and (a.cpu() != b.cpu()).sum() <= 0.01 * b.numel()
 
 
 BEYOND = {"across": ([2**21 - 1, 2**21], (0, 2**14)), "beyond": ([2**21 + 3], (5, 1300))}

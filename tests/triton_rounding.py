@@ -21,7 +21,7 @@ def convert_kernel(
     else:
         k, tensor = tl.load(key).to(tl.uint32), tl.load(key + 1).to(tl.uint32)
         begin = tl.load(key + 3)
-        random = draw(random_bits(k, tensor, tl.load(key + 2), begin), i, False)
+        random = draw(random_bits(k, tensor, tl.load(key + 2), begin), i)
         store(halves, load(floats, i < n, tl.float32), i < n, TYPE, STOCHASTIC, random)
 
 

@@ -20,7 +20,7 @@ SOME = tl.constexpr(2)  # slice_p > 1: s and x0 are packed
 def is_aligned(t, grad, SAMPLES: tl.constexpr, DISPLACED: tl.constexpr):
     """Returns whether all arrays with a chunk's index start at a multiple of 16 bytes, and eight elements are whole.
 
-    They are eight in the whole tensor, too, if this is a shard: so each eight share a hash.
+    Of a shard they are whole in the whole tensor, too: so each eight share a hash.
     """
     addresses = t.x | grad.address | t.m | t.v
     if SAMPLES == ALL:
@@ -35,6 +35,19 @@ def size_of(t, begin, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
     """Returns the number of a chunk's elements. ALIGNED: known as a multiple of 8, which 16-byte accesses need."""
     size = tl.minimum(t.numel - begin, CHUNK).to(tl.int32)
     return tl.multiple_of(size, 8) if ALIGNED else size
+
+
+@triton.jit
+def block_of(first, lead, size, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
+    """Returns the places of a block's elements in a walk, and which of them are the chunk's: `size`, from `lead` on.
+
+    ALIGNED: lead is 0.
+    """
+    i = first + tl.arange(0, BLOCK)
+    if ALIGNED:
+        return i, i < size
+    else:
+        return i, (i >= lead) & (i < lead + size)
 
 
 @triton.jit
@@ -75,4 +88,6 @@ def store_position(x, delta, position, origin, mask, t, random, X: tl.constexpr,
     if DISPLACED:
         tl.store(delta, position, mask)
         position = origin + position
-    store(x, position, mask, X, t.stochastic, random)
+        store(x, position, mask, X)
+    else:
+        store(x, position, mask, X, t.stochastic, random)

@@ -66,7 +66,7 @@ class RandomBits(NamedTuple):
     a: Any
     b: Any
     eight: Any  # the chunk's first position / 8, modulo 2^32
-    lead: Any  # and modulo 8: not 0 in some shards
+    lead: Any  # and modulo 8, not 0 in some shards
 
 
 @triton.jit
@@ -99,14 +99,12 @@ def power(e):
 
 
 @triton.jit
-def draw(random, i, ALIGNED: tl.constexpr):
+def draw(random, i):
     """Returns 32 random bits per element: eight elements share lowbias32 with `b` added between its two rounds.
 
-    i: the elements' positions behind the chunk's first, int32. ALIGNED: that one's is a multiple of 8. Where a thread
-    then has eight that share a hash, the compiler sees it: it computes one, and knows the eight powers.
+    i: the elements' positions behind the first of the eight that the chunk begins in, int32. Where a thread has eight
+    that share a hash, the compiler sees it: it computes one, and knows the eight powers.
     """
-    if not ALIGNED:
-        i += random.lead
     h = plus((i >> 3).to(tl.uint32), random.eight) ^ random.a
     h = times(h ^ (h >> 16), FACTOR_1)
     h = times(plus(h ^ (h >> 15), random.b), FACTOR_2)

@@ -42,7 +42,7 @@ def sample_block(
     old_s = load(s_pointers, mask, S)
     x0 = load(array(t.x0, 0, X, False) + index, masked(t.x0 != 0, mask), X)
     s, dot_terms, norm_terms = sample(gradient(grads, x, c), x0 - x, old_s, c)
-    bits = third(draw(random, i, False)) if S.primitive_bitwidth == 16 else 0
+    bits = third(draw(random, random.lead + i)) if S.primitive_bitwidth == 16 else 0
     store(s_pointers, s, mask, S, True, bits)
     return dot_terms, norm_terms
 

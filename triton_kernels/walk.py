@@ -1,12 +1,17 @@
 """How one program walks one chunk: loads a block of elements, applies the rule, stores them. The rule is in rule.py.
 
-Constants: see elements.py.
+Constants: see elements.py. ROUNDS: whether anything is rounded stochastically.
+
+Note [Whole eights]
+Eight elements share a hash, and a thread that has all of an eight, or half of it, computes one. In some shards a chunk
+begins within an eight of the whole tensor: there the walk begins with that eight, as many elements before the chunk's
+own as `lead` says, and masks those.
 """
 
 import triton
 import triton.language as tl
 
-from .elements import ALL, SOME, is_aligned, load_grads, masked, position_of, size_of, store_position
+from .elements import ALL, SOME, block_of, is_aligned, load_grads, masked, position_of, size_of, store_position
 from .rounding import CORRECTION_STREAM, STEP_STREAM, array, draw, load, random_bits, second, store, third
 from .rule import (
     CORRECT,
@@ -59,16 +64,18 @@ def update_walk(
 
     Returns sum <g, x0 - x> and sum |s| in float64; 0 if not all elements are samples.
     """
+    ROUNDS: tl.constexpr = (X.primitive_bitwidth == 16 and not DISPLACED) or S.primitive_bitwidth == 16
+    size = size_of(t, begin, CHUNK, ALIGNED)
+    lead = 0 if ALIGNED or not ROUNDS else random.lead
+    begin -= lead  # see Note [Whole eights]
     x, m, v = array(t.x, begin, X, ALIGNED), array(t.m, begin, S, ALIGNED), array(t.v, begin, S, ALIGNED)
     s, x0 = array(t.s, begin, S, ALIGNED), array(t.x0, begin, X, ALIGNED)
     delta = array(t.delta, begin, tl.float32, ALIGNED)
     decay, dlr = without_step(c.decay, c), without_step(c.dlr, c)
     dot = tl.zeros([THREADS], c.d.dtype)
     norm = tl.zeros([THREADS], c.d.dtype)
-    size = size_of(t, begin, CHUNK, ALIGNED)
-    for first in tl.range(0, size, BLOCK):
-        i = first + tl.arange(0, BLOCK)
-        mask = i < size
+    for first in tl.range(0, lead + size, BLOCK):
+        i, mask = block_of(first, lead, size, BLOCK, ALIGNED)
         with_momentum = masked(c.momentum, mask)  # without momentum there is no m, and x waits for *finish*
         old_x = load(x + i, mask, X)
         old_v = load(v + i, mask, S)
@@ -80,7 +87,7 @@ def update_walk(
 
         old_x, position, origin, distance = position_of(old_x, old_x0, old_delta, X, DISPLACED)
         g = gradient(grads, old_x, c)
-        bits = draw(random, i, ALIGNED) if X.primitive_bitwidth == 16 or S.primitive_bitwidth == 16 else 0
+        bits = draw(random, i) if ROUNDS else 0
         if SAMPLES == ALL:
             new_s, dot_terms, norm_terms = sample(g, distance, old_s, c)
             dot += folded(dot_terms)  # 0 where it is masked
@@ -125,13 +132,15 @@ def finish_walk(
     CHUNK: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Moves x of a chunk: `how` is STEP, the step that was deferred; CORRECT; or UNDO, the step taken back."""
+    random = random_bits(c.k, t.index, tl.where(how == STEP, STEP_STREAM, CORRECTION_STREAM), t.base + begin)
+    ROUNDS: tl.constexpr = X.primitive_bitwidth == 16 and not DISPLACED
+    size = size_of(t, begin, CHUNK, ALIGNED)
+    lead = 0 if ALIGNED or not ROUNDS else random.lead
+    begin -= lead  # see Note [Whole eights]
     x, m, v = array(t.x, begin, X, ALIGNED), array(t.m, begin, S, ALIGNED), array(t.v, begin, S, ALIGNED)
     x0, delta = array(t.x0, begin, X, ALIGNED), array(t.delta, begin, tl.float32, ALIGNED)
-    random = random_bits(c.k, t.index, tl.where(how == STEP, STEP_STREAM, CORRECTION_STREAM), t.base + begin)
-    size = size_of(t, begin, CHUNK, ALIGNED)
-    for first in tl.range(0, size, BLOCK):
-        i = first + tl.arange(0, BLOCK)
-        mask = i < size
+    for first in tl.range(0, lead + size, BLOCK):
+        i, mask = block_of(first, lead, size, BLOCK, ALIGNED)
         old_x = load(x + i, mask, X)
         new_v = load(v + i, mask, S)
         old_x0 = load(x0 + i, masked(t.x0 != 0, mask), X) if DISPLACED else old_x
@@ -148,7 +157,7 @@ def finish_walk(
             position = correct(position, new_m, new_v, c)
         else:
             position = undo(position, origin, new_m, new_v, c)
-        bits = draw(random, i, ALIGNED) if X.primitive_bitwidth == 16 else 0
+        bits = draw(random, i) if ROUNDS else 0
         store_position(x + i, delta + i, position, origin, mask, t, bits, X, DISPLACED)
 
 
