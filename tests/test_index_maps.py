@@ -10,7 +10,9 @@ from toolbox import used
 from torch import nn
 
 from prodigy_fused import Prodigy, plans
+from prodigy_fused.backends import native
 from prodigy_fused.dtensor import IndexMap
+from prodigy_fused.step import Slot
 
 # The whole's shape, and the dimension and the places where it is cut. Every shard has a sample, or it would not step.
 CUTS = {
@@ -148,3 +150,13 @@ def test_a_list_of_rows_that_is_larger_than_the_shard_is_not_made(told):
     opt = Prodigy([p])
     opt.step()
     assert used(opt) == {"reference"}
+
+
+@pytest.mark.skipif(native.MISSING is not None, reason=str(native.MISSING))
+@pytest.mark.parametrize("own", [torch.tensor([0, 2]), torch.tensor([1, 2])], ids=["not affine", "not row-major"])
+def test_the_compiled_module_refuses_a_map_that_it_cannot_follow(own):
+    p = torch.zeros(1, 2, 2, 2).to(memory_format=torch.channels_last)
+    where = IndexMap((1, 4, 4, 2), [None, own, torch.tensor([0, 1]) if own[0] == 0 else None, None])
+    slot = Slot(0, p.contiguous() if own[0] == 0 else p, {}, 0, slice_p=2, where=where)
+    with pytest.raises(ValueError, match="unsupported shard"):
+        native._C.TensorList([slot], torch.Tensor, "float32", 1)
