@@ -35,7 +35,7 @@ OPTIONS = {
     "slice_p=11, float64": (torch.float64, {"slice_p": 11}),
     "bfloat16": (torch.bfloat16, {}),
     "bfloat16, bfloat16 state, slice_p=5": (torch.bfloat16, {"slice_p": 5, "state_dtype": torch.bfloat16}),
-    "float16, slice_p=2": (torch.float16, {"slice_p": 2}),
+    "float16, bfloat16 state, slice_p=2": (torch.float16, {"slice_p": 2, "state_dtype": torch.bfloat16}),
     "bfloat16 state": (torch.float32, {"state_dtype": torch.bfloat16}),
     "no momentum": (torch.bfloat16, {"slice_p": 4, "betas": (0.0, 0.999)}),
 }
