@@ -10,8 +10,9 @@ from toolbox import used
 from torch import nn
 
 from prodigy_fused import Prodigy, backends, plans
-from prodigy_fused.backends import foreach
+from prodigy_fused.backends import foreach, native
 from prodigy_fused.dtensor import IndexMap
+from prodigy_fused.step import Slot
 
 # The whole's shape, and the dimension and the places where it is cut. Every shard has a sample, or it would not step.
 CUTS = {
@@ -35,7 +36,7 @@ OPTIONS = {
     "slice_p=11, float64": (torch.float64, {"slice_p": 11}),
     "bfloat16": (torch.bfloat16, {}),
     "bfloat16, bfloat16 state, slice_p=5": (torch.bfloat16, {"slice_p": 5, "state_dtype": torch.bfloat16}),
-    "float16, slice_p=2": (torch.float16, {"slice_p": 2}),
+    "float16, bfloat16 state, slice_p=2": (torch.float16, {"slice_p": 2, "state_dtype": torch.bfloat16}),
     "bfloat16 state": (torch.float32, {"state_dtype": torch.bfloat16}),
     "no momentum": (torch.bfloat16, {"slice_p": 4, "betas": (0.0, 0.999)}),
 }
@@ -172,26 +173,6 @@ def test_indices_of_more_than_35_bits(backend, told, row):
         assert ours.shape == theirs.shape and (ours.cpu() == theirs.cpu()).double().mean() > 0.99
 
 
-def test_a_shard_around_the_element_after_which_random_bits_change(backend, told):
-    """Position 2^35 has another word, see Note [Random bits]; it is neither at a chunk's end nor at a multiple of 8."""
-    shape, own = (2000, 6000, 2900), [torch.tensor([1974]), torch.tensor([4185]), None]
-    where = IndexMap(shape, own)
-    assert where.affine.base + 1868 == 2**35
-    if not reads(backend, where):
-        return
-    start, grad = torch.randn(2, 1, 1, 2900).to(backend.device, torch.bfloat16)
-    trained = []
-    for name in (backend.name, "reference"):
-        p = nn.Parameter(start.clone())
-        told[id(p)] = where
-        opt = Prodigy([p], backend=name, d0=0.01, slice_p=7, state_dtype=torch.bfloat16)
-        p.grad = grad
-        opt.step()
-        trained.append([p.detach(), *(opt.state[p][key].flatten() for key in ("exp_avg_sq", "s"))])
-    for got, wanted in zip(*trained, strict=True):
-        assert (got == wanted).double().mean() > 0.99
-
-
 def test_what_a_map_makes_impossible_is_said(told):
     p = nn.Parameter(torch.zeros(2, 2, 2))
     own = torch.tensor([0, 1])
@@ -213,3 +194,13 @@ def test_a_list_of_rows_that_is_larger_than_the_shard_is_not_made(told):
     opt = Prodigy([p])
     opt.step()
     assert used(opt) == {"reference"}
+
+
+@pytest.mark.skipif(native.MISSING is not None, reason=str(native.MISSING))
+@pytest.mark.parametrize("own", [torch.tensor([0, 2]), torch.tensor([1, 2])], ids=["not affine", "not row-major"])
+def test_the_compiled_module_refuses_a_map_that_it_cannot_follow(own):
+    p = torch.zeros(1, 2, 2, 2).to(memory_format=torch.channels_last)
+    where = IndexMap((1, 4, 4, 2), [None, own, torch.tensor([0, 1]) if own[0] == 0 else None, None])
+    slot = Slot(0, p.contiguous() if own[0] == 0 else p, {}, 0, slice_p=2, where=where)
+    with pytest.raises(ValueError, match="unsupported shard"):
+        native._C.TensorList([slot], torch.Tensor, "float32", 1)

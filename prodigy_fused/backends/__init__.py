@@ -133,12 +133,17 @@ def _unfit(name: str, p: Tensor, group: Group, where: IndexMap | None) -> str | 
     if reason is not None or where is None or name == "reference" or not _uses_indices(p, group):
         return reason
     readers = READ_SHIFTS if where.is_short_shift else READ_ROWS
-    if where.affine is None or not p.is_contiguous() or name not in readers:
-        return "it cannot tell the index in the whole tensor by which samples and random bits of this shard go"
-    rows = -(-p.numel() // where.affine.length)
-    if rows * _ROW_BYTES > p.nbytes + _FEW_BYTES:
-        return f"a list of the {rows} rows of this shard would take more memory than the shard"
-    return None
+    if where.affine is not None and p.is_contiguous() and name in readers:
+        return _too_many_rows(p, where.affine.length)
+    return "it cannot tell the index in the whole tensor, by which samples and random bits go, of this shard's elements"
+
+
+def _too_many_rows(p: Tensor, length: int) -> str | None:
+    """Returns why kernels had better not walk a shard row by row; None if they may."""
+    rows = -(-p.numel() // length)
+    if rows * _ROW_BYTES <= p.nbytes + _FEW_BYTES:
+        return None
+    return f"a list of the {rows} rows of this shard would take more memory than the shard"
 
 
 def _in_python(p: Tensor, group: Group, where: IndexMap | None) -> str:
