@@ -85,6 +85,15 @@ def all_changes(groups: list[Group], published: list[Published]) -> list[Publish
     return list(map(changes, estimates, known))
 
 
+def same_changes(a: list[Published], b: list[Published]) -> bool:
+    """Returns whether :func:`all_changes` has found the same twice: equal numbers, the same tensors."""
+    return [*map(_comparable, a)] == [*map(_comparable, b)]
+
+
+def _comparable(values: Published) -> dict[str, Any]:
+    return {name: id(value) if isinstance(value, Tensor) else value for name, value in values.items()}
+
+
 class Estimates:
     """The rows of all estimates, float64[E, 8] on ``device``, synchronised with the optimizer's ``param_groups``."""
 

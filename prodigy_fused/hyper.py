@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
+from operator import is_
 from typing import Any, NamedTuple
 
 from . import options
@@ -114,3 +116,9 @@ def _estimate_options(group: Group) -> EstimateOptions:
         float(group["d_limit"]),
         bool(group.get("frozen", False)),
     )
+
+
+def identical(a: list[tuple[Any, ...]], b: list[tuple[Any, ...]]) -> bool:
+    """Returns whether both hold the very same objects: options are stored as immutable ones."""
+    same_lengths = list(map(len, a)) == list(map(len, b))
+    return same_lengths and all(map(is_, chain.from_iterable(a), chain.from_iterable(b)))

@@ -9,16 +9,20 @@ the sums has its fixed place, and they are added in the fixed order: the bits ar
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .buckets import Bucket
 from .dtensor import local, ready
 from .hyper import Hyper
+from .options import Group
 from .plans import PlanSet
 from .redistribute import differs, local_gradients
-from .step import Plan, Step
+from .step import Step
 from .tensors import check_gradient, describe
 
 
@@ -33,52 +37,54 @@ class OpenStep:
 
     def __init__(self, plans: PlanSet, step: Step, hypers: Sequence[Hyper]) -> None:
         self.plans, self.step, self.hypers = plans, step, hypers
+        self._created = list(plans.created)  # that may turn out to have no gradient
         self._indices = {id(p): index for index, p in enumerate(plans.params)}
-        self._kept: dict[int, Tensor] = {}  # gradients that have to wait for the others
+        self._waiting: dict[int, Tensor] = {}  # gradients that have to wait for the others
         # Of what has been updated, what phase 2 takes for the gradient: a stand-in that is laid out as it was.
-        self._taken: dict[int, Tensor] = {}
+        self._stand_ins: dict[int, Tensor] = {}
+        self._seen: dict[int, weakref.ref[Tensor]] = {}  # the gradients
         for bucket in plans.plans:
-            bucket.plan.begin(step.to(bucket.plan.sums.device))
+            bucket.plan.begin(self._on_device_of(bucket))
         self._look()
+
+    def _on_device_of(self, bucket: Bucket) -> Step:
+        return self.step.to(bucket.plan.sums.device)
 
     def _look(self) -> None:
         """Notes where each parameter is."""
-        self._places: dict[int, tuple[Plan, int, Step]] = {}
+        self._places: dict[int, tuple[Bucket, int, Step]] = {}
         for bucket in self.plans.plans:
-            on_device = self.step.to(bucket.plan.sums.device)
-            self._places |= {slot.index: (bucket.plan, at, on_device) for at, slot in enumerate(bucket.slots)}
+            on_device = self._on_device_of(bucket)
+            self._places |= {slot.index: (bucket, at, on_device) for at, slot in enumerate(bucket.slots)}
 
-    def take(self, p: Tensor) -> None:
+    def take(self, p: Tensor, grad: Tensor) -> None:
         """Updates a parameter with its gradient, which is of no more use afterwards.
 
         Raises:
             ValueError: not a parameter of this optimizer, or a bad gradient.
-            RuntimeError: a second gradient in the same step.
+            RuntimeError: a second gradient in the same step; a parameter on another device than before it.
         """
         index = self._indices.get(id(p))
         if index is None:
-            raise ValueError(f"a parameter of shape {tuple(p.shape)} is not one of this optimizer")
-        grad = p.grad
-        if grad is None:
-            return
-        if index in self._taken or index in self._kept:
-            raise RuntimeError(
-                f"{describe(index, p)} got a second gradient before step(): gradients that are released cannot be "
-                "accumulated; call step() after every backward, or do without gradient release"
-            )
+            raise ValueError(not_ours(p))
+        if index in self._seen:
+            raise RuntimeError(second_gradient(index, p))
         check_gradient(index, p, grad)
+        self._seen[index] = weakref.ref(grad)
         if differs(p, grad):  # it takes a collective, and ranks may be at different parameters
-            self._kept[index] = grad
+            self._waiting[index] = grad
         else:
             self._update(index, ready(local(grad)))
 
     def _update(self, index: int, grad: Tensor) -> None:
         if index not in self._places:
             self._arrive(index)
-        plan, at, step = self._places[index]
-        plan.update_one(step, at, grad)
+        bucket, at, step = self._places[index]
+        if not bucket.plan.unchanged_at(at):
+            self._mend([bucket])
+        bucket.plan.update_one(step, at, grad)
         has_momentum = self.hypers[self.plans.owners[index]].beta1 > 0
-        self._taken[index] = self._stand_in(index, grad.dtype) if has_momentum else grad
+        self._stand_ins[index] = self._stand_in(index, grad.dtype) if has_momentum else grad
         torch.autograd.graph.increment_version([self.plans.locals[index]])
 
     def _stand_in(self, index: int, dtype: torch.dtype) -> Tensor:
@@ -89,36 +95,77 @@ class OpenStep:
 
     def _arrive(self, index: int) -> None:
         """Takes up a parameter with a first gradient."""
-        so_far = {id(bucket.plan): bucket.plan.partials() for bucket in self.plans.plans}
+        so_far = self._partials(self.plans.plans)
         self.plans.take_up([index])
         self.plans.waiting.remove(index)
         self.plans.built = False
         self.plans.build()
-        for bucket in self.plans.plans:
-            bucket.plan.begin(self.step.to(bucket.plan.sums.device))
-            if id(bucket.plan) in so_far:
-                bucket.plan.put_partials(so_far[id(bucket.plan)])
+        self._put_back(self.plans.plans, so_far)
         self._look()
 
-    def close(self) -> Tensor:
-        """Updates all parameters that still have a gradient; returns the total of the sums."""
+    def _mend(self, buckets: list[Bucket]) -> None:
+        """Follows tensors that were moved since the step began, as when blocks are swapped in and out of a device."""
+        so_far = self._partials(buckets)
+        if not self.plans.mend(buckets):
+            raise RuntimeError(
+                f"parameters like {describe(buckets[0].slots[0].index, buckets[0].slots[0].param)} went to another "
+                "device or dtype, or got another state, in the middle of a step: call step() before that"
+            )
+        self._put_back(buckets, so_far)
+
+    def _partials(self, buckets: list[Bucket]) -> dict[int, Any]:
+        return {id(bucket.plan): bucket.plan.partials() for bucket in buckets}
+
+    def _put_back(self, buckets: list[Bucket], so_far: dict[int, Any]) -> None:
+        for bucket in buckets:
+            bucket.plan.begin(self._on_device_of(bucket))
+            if id(bucket.plan) in so_far:
+                bucket.plan.put_partials(so_far[id(bucket.plan)])
+
+    def close(self, groups: list[Group], states: dict[Tensor, Any]) -> Tensor:
+        """Updates all parameters that still have a gradient; returns the total of the sums.
+
+        Raises:
+            ValueError: a bad gradient.
+            RuntimeError: a second gradient; parameters or state were replaced.
+        """
         plans = self.plans
-        rest = [index for index in range(len(plans.params)) if index not in self._taken]
-        grads = [self._kept.get(index, plans.params[index].grad) for index in rest]
+        if not plans.has(groups, states):
+            raise RuntimeError("parameters or their state were replaced in the middle of a step")
+        for index, seen in self._seen.items():
+            if plans.params[index].grad is not None and plans.params[index].grad is not seen():
+                raise RuntimeError(second_gradient(index, plans.params[index]))
+        rest = [index for index in range(len(plans.params)) if index not in self._stand_ins]
+        grads = [self._waiting.get(index, plans.params[index].grad) for index in rest]
         for index, grad in zip(rest, grads, strict=True):
             if grad is not None:
                 check_gradient(index, plans.params[index], grad)
-        params = [plans.params[index] for index in rest]
-        for index, mine in zip(rest, local_gradients(params, grads), strict=True):
+        for index, mine in zip(rest, local_gradients([plans.params[i] for i in rest], grads), strict=True):
             if mine is not None:
                 self._update(index, mine)
-        stand_ins = [[self._taken.get(slot.index) for slot in bucket.slots] for bucket in plans.plans]
+        moved = plans.moved()
+        if moved:
+            self._mend(moved)
+        stand_ins = [[self._stand_ins.get(slot.index) for slot in bucket.slots] for bucket in plans.plans]
         plans.load([(own, sum(t is None for t in own)) for own in stand_ins])
         for bucket in plans.plans:
-            bucket.plan.add_up(self.step.to(bucket.plan.sums.device))
+            bucket.plan.add_up(self._on_device_of(bucket))
         return plans.total(self.step)
 
     def without_gradients(self) -> list[Tensor]:
         """Returns the parameters that were expected to have a gradient, their first, and had none."""
-        slots = [slot for bucket in self.plans.plans for slot in bucket.slots]
-        return [slot.parameter for slot in slots if slot.index not in self._taken and slot.state["step"] == 0]
+        return [self.plans.params[index] for index in self._created if index not in self._stand_ins]
+
+
+def not_ours(p: Tensor) -> str:
+    """Returns what to say of a parameter that the optimizer did not have when the step began."""
+    return f"a parameter of shape {tuple(p.shape)} is not one of this optimizer"
+
+
+def second_gradient(index: int, p: Tensor) -> str:
+    """Returns what to say of a parameter that has one."""
+    return (
+        f"{describe(index, p)} got a second gradient before step(): released gradients cannot be accumulated. Call "
+        "zero_grad() and step() after every backward, or do without gradient release. (With a module that is used "
+        "twice, checkpoint(use_reentrant=True) computes two: use_reentrant=False)"
+    )

@@ -41,6 +41,9 @@ class PlanSet:
     The constructor and :meth:`keep_up` check every tensor that is new to them, and choose a backend for each parameter
     that has a gradient or a state; they change nothing. :meth:`build` creates what is missing.
 
+    Args:
+        gradients_to_come: where no parameter has a state, all that require a gradient take part.
+
     Raises:
         ValueError, TypeError, RuntimeError: a parameter or gradient that cannot be stepped.
     """
@@ -48,9 +51,6 @@ class PlanSet:
     def __init__(
         self, groups: list[Group], states: dict[Tensor, Any], span: Span, gradients_to_come: bool = False
     ) -> None:
-        """Args:
-        gradients_to_come: where no parameter has a state, all that require a gradient take part.
-        """
         self.groups, self.states, self.span = groups, states, span
         self.params = parameters(groups)
         self.sizes = [len(group["params"]) for group in groups]
@@ -65,6 +65,7 @@ class PlanSet:
         self.plans: list[Bucket] = []
         self.keys: list[BucketKey] = []  # of the plans
         self.built = False
+        self.created: list[int] = []  # whose state is new
         self._chosen: dict[int, str] = {}  # the backend of each parameter that takes part, by index
         self._memory = MemoryRuns()  # of those that are stepped in one pass
         self._new: list[int] = []  # take part, but have no plan yet
@@ -119,6 +120,7 @@ class PlanSet:
         adapted = {
             index: self._adapted(index) for index in self._new if state.is_there(self.states.get(self.params[index]))
         }
+        self.created = [index for index in self._new if index not in adapted]
         # All checks are done: from here on state is created, so nothing may raise because of a tensor.
         buckets: dict[BucketKey, list[Slot]] = {}
         for index in self._new:
@@ -138,21 +140,11 @@ class PlanSet:
         self.built = True
 
     def _slot(self, index: int) -> Slot:
-        p, owner = self.params[index], self.owners[index]
+        p, owner, where = self.params[index], self.owners[index], self.maps.get(index)
         group, split = self.groups[owner], self.estimates > 1
-        return Slot(
-            index,
-            self.locals[index],
-            self.states[p],
-            owner,
-            group["slice_p"],
-            mode_of(p, group),
-            owner if split else 0,
-            group["frozen"],
-            index - self.firsts[owner] if split else index,
-            self.maps.get(index),
-            p if index in self.maps else None,
-        )
+        estimate = owner if split else 0, group["frozen"], index - self.firsts[owner] if split else index
+        own = self.states[p], owner, group["slice_p"], mode_of(p, group)
+        return Slot(index, self.locals[index], *own, *estimate, where, p if index in self.maps else None)
 
     def _add(self, key: BucketKey, slots: list[Slot]) -> None:
         """Gives new tensors to the plan of their bucket, or to a new one."""
@@ -180,10 +172,7 @@ class PlanSet:
         Raises:
             ValueError, TypeError, RuntimeError: a parameter or gradient that cannot be stepped.
         """
-        if not self.built or not self._has(groups, states):
-            return False
-        moved = [bucket for bucket in self.plans if not bucket.plan.unchanged()]
-        if moved and not self._mend(moved):
+        if not self.built or not self.has(groups, states) or not self.mend(self.moved()):
             return False
         if gradients_to_come:
             return True
@@ -197,7 +186,11 @@ class PlanSet:
             self.built = False
         return True
 
-    def _has(self, groups: list[Group], states: dict[Tensor, Any]) -> bool:
+    def moved(self) -> list[Bucket]:
+        """Returns the plans whose tensors have changed."""
+        return [bucket for bucket in self.plans if not bucket.plan.unchanged()]
+
+    def has(self, groups: list[Group], states: dict[Tensor, Any]) -> bool:
         """Returns whether these are the very parameters and dictionaries. (Looking a tensor up in one is slow.)"""
         return (
             self.sizes == [len(group["params"]) for group in groups]
@@ -208,8 +201,10 @@ class PlanSet:
             and same_objects(list(states.values()), self.state_values)
         )
 
-    def _mend(self, buckets: list[Bucket]) -> bool:
-        """Has plans take note of new addresses; returns whether that is all that has changed."""
+    def mend(self, buckets: list[Bucket]) -> bool:
+        """Has plans, whose tensors have changed, take note of new addresses; returns whether that is all."""
+        if not buckets:
+            return True
         if self.capturing():
             return False  # there is something to set up
         for slot in chain.from_iterable(bucket.slots for bucket in buckets):

@@ -243,7 +243,6 @@ class Prodigy(Readings, Optimizer):
         Raises:
             ValueError: missing keys, wrong shapes, another slice_p, a NaN estimate; nothing has been changed then.
         """
-        self._runtime.check_closed("load_state_dict()")
         groups = self.param_groups  # and registered last, so that user hooks see the state dict first
         last = self.register_load_state_dict_pre_hook(lambda _, saved: checkpoint.import_(groups, saved))
         try:
@@ -252,6 +251,7 @@ class Prodigy(Readings, Optimizer):
             last.remove()
 
     def __getstate__(self) -> dict[str, Any]:  # of a process group nothing can be copied
+        self._runtime.check_closed("a copy")
         return {**super().__getstate__(), "_has_process_group": self.process_group is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -34,10 +34,13 @@ class GradientRelease:
         def step_and_free(p: Tensor) -> None:
             found = owner()
             if found is not None:
-                found.step_parameter(p)
-                p.grad = None
+                try:
+                    found.step_parameter(p)
+                finally:
+                    p.grad = None  # also after an error, or the next gradient would be added to it
 
         params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        check_gradients_are_final(params)
         self._hooks = [p.register_post_accumulate_grad_hook(step_and_free) for p in params]
 
     def remove(self) -> None:
@@ -65,6 +68,7 @@ def enable_gradient_release(optimizer: Any) -> GradientRelease:
 
     Raises:
         TypeError: it is another optimizer.
+        RuntimeError: the parameters are DistributedDataParallel's or FSDP1's.
 
     Example:
         >>> handle = prodigy_fused.enable_gradient_release(opt)
@@ -77,12 +81,18 @@ def enable_gradient_release(optimizer: Any) -> GradientRelease:
 
 
 def check_gradients_are_final(params: list[Tensor]) -> None:
-    """Raises ``RuntimeError`` if DistributedDataParallel will change gradients after backward has computed them."""
+    """Raises ``RuntimeError`` if DistributedDataParallel or FSDP1 will change gradients after the hooks were called."""
     if not (dist.is_available() and dist.is_initialized()):
         return
+    if any(hasattr(p, "_fsdp_flattened") for p in params):
+        raise RuntimeError(
+            "gradient release steps a parameter before FSDP1 has reduced its gradient: use FSDP2 "
+            "(torch.distributed.fsdp.fully_shard), or do without gradient release"
+        )
     ours = {*map(id, params)}
+    ddp = torch.nn.parallel.DistributedDataParallel
     # A parameter does not lead to it, but it is alive.
-    for module in [found for found in gc.get_objects() if type(found) is torch.nn.parallel.DistributedDataParallel]:
+    for module in [found for found in gc.get_objects() if issubclass(type(found), ddp)]:
         if not ours.isdisjoint(map(id, module.parameters())):
             raise RuntimeError(
                 "gradient release steps a parameter before DistributedDataParallel has averaged its gradient: use "

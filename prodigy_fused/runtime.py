@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 from functools import partial
-from itertools import chain
-from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -13,19 +11,19 @@ from torch import Tensor
 
 from . import backends, hyper, options, state
 from .backends.gpu import capturing
-from .estimate import Estimates, Published, all_changes, members
+from .estimate import Estimates, Published, all_changes, members, same_changes
 from .groups import check_all_are_stepped
 from .hyper import EstimateOptions, Hyper
 from .low_precision import STUCK_AFTER_STEPS, warn_if_stuck
 from .nonfinite import NonfiniteWatch
-from .open_step import OpenStep
+from .open_step import OpenStep, not_ours
 from .options import OPTIONS, Group
-from .plans import PlanSet
+from .plans import PlanSet, parameters
 from .release import SCALED, check_gradients_are_final
 from .scalars import scalars_of
 from .sharding import Span
 from .step import Slot, Step
-from .tensors import is_fake
+from .tensors import check_gradient, is_fake
 
 
 class Runtime:
@@ -50,7 +48,6 @@ class Runtime:
         self._layouts: list[tuple[Any, ...]] = []
         self._lock = threading.Lock()
         self._open: tuple[_Begun, OpenStep] | None = None
-        self._opened_before = False
         self._steps_watched = 0
         self._nonfinite: list[NonfiniteWatch] = []
 
@@ -80,7 +77,7 @@ class Runtime:
             if self._open is None:
                 self._step(groups, states, grad_scale, found_inf)
             else:
-                self._close(groups, grad_scale, found_inf)
+                self._close(groups, states, grad_scale, found_inf)
         finally:
             if self.plans is not None:
                 self.plans.release_gradients()
@@ -123,7 +120,7 @@ class Runtime:
         in_place = rows.is_cpu or plans.capturing() or self.captured()
         new_rows = rows if in_place else torch.empty_like(rows)
         step = Step(scalars.hypers, estimate_options, rows, new_rows, scalars.grad_scale, scalars.found_inf)
-        return _Begun(plans, step, hypers, estimates)
+        return _Begun(plans, step, hypers, estimates, written)
 
     def _end(self, groups: list[Group], begun: _Begun) -> None:
         """Takes phase 2, with the sums."""
@@ -136,35 +133,51 @@ class Runtime:
 
     # -- gradients one by one ------------------------------------------------------------------------------------------
 
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def take(self, groups: list[Group], states: dict[Tensor, Any], p: Tensor, scaled: bool) -> None:
         """Updates one parameter with its gradient, see Note [Gradients one by one] in open_step.py. The first one opens
         the step. Autograd may call from several threads.
 
+        Args:
+            scaled: whether there is a gradient scaler.
+
         Raises:
-            RuntimeError: there is a scaler; gradients that are not final; a step in a CUDA graph.
+            ValueError: not a parameter of this optimizer, or a bad gradient.
+            RuntimeError: a scaler; a second gradient; gradients that are not final; a step in a CUDA graph.
         """
+        grad = p.grad
+        if grad is None:
+            return
         with self._lock:
             if self._open is None:
                 if scaled:
                     raise RuntimeError(SCALED)
-                if not self._opened_before:
-                    check_gradients_are_final(list(chain.from_iterable(group["params"] for group in groups)))
-                    self._opened_before = True
-                if any(capturing(q.device) for q in groups[0]["params"][:1]):
+                index = next((i for i, q in enumerate(parameters(groups)) if q is p), None)
+                if index is None:
+                    raise ValueError(not_ours(p))
+                check_gradient(index, p, grad)
+                if capturing(p.device):
                     raise RuntimeError("a step whose gradients are released cannot be captured in a CUDA graph")
+                former = self.plans
                 begun = self._begin(groups, states, None, None, opens=True)
                 assert begun is not None
+                if begun.plans is not former:
+                    check_gradients_are_final(begun.plans.params)
                 self._open = begun, OpenStep(begun.plans, begun.step, begun.hypers)
-            self._open[1].take(p)
+            self._open[1].take(p, grad)
 
-    def _close(self, groups: list[Group], grad_scale: Any, found_inf: Any) -> None:
-        if grad_scale is not None or found_inf is not None:
-            raise RuntimeError(SCALED)
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def _close(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
         assert self._open is not None
         begun, gradients = self._open
-        begun.step.sums = self.span.gather(gradients.close())
-        self._end(groups, begun)
+        if grad_scale is not None or found_inf is not None:
+            self._open = None  # nobody can take back what has been done
+            raise RuntimeError(f"{SCALED}. The parameters have moved by scaled gradients: go on from a checkpoint")
+        if not same_changes(all_changes(groups, begun.estimates.published), begun.written):
+            raise RuntimeError("the estimate was written to in the middle of a step: do that after step()")
+        begun.step.sums = self.span.gather(gradients.close(groups, states))
         self._open = None
+        self._end(groups, begun)
         for p in gradients.without_gradients():
             state.remove(begun.plans.states, p)
             self.forget_plans()
@@ -218,7 +231,7 @@ class Runtime:
     def _read_options(self, groups: list[Group]) -> tuple[list[Hyper], list[EstimateOptions]]:
         """Returns the numbers of the groups and of their estimates. Checks the options where one was changed."""
         settings = list(map(hyper.settings_of, groups))
-        if self._estimate_options is None or not _identical(settings, self._settings):
+        if self._estimate_options is None or not hyper.identical(settings, self._settings):
             for group in groups:
                 options.check(group)
                 backends.check_choice(group)
@@ -274,12 +287,6 @@ def _of_estimate(slots: list[Slot], estimate: int) -> list[Slot]:
     return [slot for slot in slots if slot.estimate == estimate]
 
 
-def _identical(a: list[tuple[Any, ...]], b: list[tuple[Any, ...]]) -> bool:
-    """Returns whether both hold the very same objects: options are stored as immutable ones."""
-    same_lengths = list(map(len, a)) == list(map(len, b))
-    return same_lengths and all(map(is_, chain.from_iterable(a), chain.from_iterable(b)))
-
-
 class _Begun(NamedTuple):
     """A step that has begun."""
 
@@ -287,3 +294,4 @@ class _Begun(NamedTuple):
     step: Step
     hypers: list[Hyper]
     estimates: Estimates
+    written: list[Published]  # to the groups since the last step

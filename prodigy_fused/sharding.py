@@ -18,7 +18,7 @@ The estimate needs two sums over all elements of all parameters, each counted on
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
+import sys
 from typing import Any
 
 import torch
@@ -47,15 +47,28 @@ class Span:
         self.given = process_group
         self.group: Any = None  # None: this rank is alone
         self.ranks: list[int] = []
-        self._made: dict[tuple[int, ...], Any] = {}
+        self._given = self._checked(process_group)
         self._flattened: list[Tensor] = []
         self._handles: dict[int, Any] = {}
 
+    def _checked(self, process_group: Any) -> Any:
+        """Returns the process group that was given, None if none was."""
+        if process_group is None or process_group is LOST:
+            return None
+        if _is_mesh(process_group):
+            return _group_of(process_group)
+        if process_group is dist.GroupMember.NON_GROUP_MEMBER:
+            raise ValueError("process_group: this rank is not in it, so it has no part in the estimate")
+        if not isinstance(process_group, dist.ProcessGroup):
+            raise TypeError(f"process_group must be a ProcessGroup or a DeviceMesh, not {type(process_group).__name__}")
+        return process_group
+
     def look(self, groups: list[Group], params: list[Tensor]) -> None:
-        """Derives the ranks from the tensors that there are. The first time it may make a process group.
+        """Derives the ranks from the tensors that there are.
 
         Raises:
             RuntimeError: ``process_group`` has to be given.
+            ValueError: it lacks ranks.
         """
         if self.given is LOST:
             raise RuntimeError(
@@ -69,13 +82,16 @@ class Span:
         self._find_handles([p for p in params if _is_flattened(p)])
         has_parts = bool(self._flattened) or any(group["fsdp_in_use"] for group in groups)
         ranks = sorted({rank for mesh in meshes for rank in _ranks_of(mesh)})
-        if self.given is not None:
-            self.group = self._group_of(_ranks_of(self.given), [self.given]) if _is_mesh(self.given) else self.given
+        if self._given is not None:
+            _check_given(dist.get_process_group_ranks(self._given), ranks)
+            self.group = self._given
         elif meshes:
-            _check_roots(meshes, ranks)
-            self.group = self._group_of(ranks, meshes)
+            _check_whole(ranks)
+            self.group = dist.group.WORLD
         else:
             self.group = dist.group.WORLD if has_parts else None
+            if not has_parts:
+                _check_not_divided(groups)
         if not ranks and self.group is not None:
             ranks = dist.get_process_group_ranks(self.group) if has_parts else [dist.get_rank()]
         self.ranks = ranks
@@ -130,21 +146,6 @@ class Span:
         dist.all_reduce(worst, op=dist.ReduceOp.MAX, group=self.group)
         return worst.to(device)
 
-    # -- process groups ------------------------------------------------------------------------------------------------
-
-    def _group_of(self, ranks: list[int], meshes: list[Any]) -> Any:
-        """Returns the process group of exactly these ranks: one that is there, or else a new one."""
-        if ranks == dist.get_process_group_ranks(dist.group.WORLD):
-            return dist.group.WORLD
-        for mesh in meshes:
-            if mesh.ndim == 1 and _ranks_of(mesh) == ranks:
-                return mesh.get_group()
-        key = tuple(ranks)
-        if key not in self._made:
-            # Ranks outside may be in another optimizer's step, and must not be waited for.
-            self._made[key] = dist.new_group(ranks, use_local_synchronization=True)
-        return self._made[key]
-
     # -- FSDP1 ---------------------------------------------------------------------------------------------------------
 
     def _find_handles(self, flattened: list[Tensor]) -> None:
@@ -186,24 +187,49 @@ def _ranks_of(mesh: Any) -> list[int]:
     return sorted(mesh.mesh.flatten().tolist())
 
 
-def _check_roots(meshes: Iterable[Any], ranks: list[int]) -> None:
-    """Raises ``RuntimeError`` if a mesh was cut from a larger one, along whose other dimensions there may be anything:
-    replicas, which must not be counted twice, or the stages of a pipeline, which must be added up."""
-    for mesh in meshes:
-        root = mesh._get_root_mesh() if hasattr(mesh, "_get_root_mesh") else _old_root(mesh)
-        if not {*_ranks_of(root)} <= {*ranks}:
+def _group_of(mesh: Any) -> Any:
+    """Returns the process group of all ranks of a mesh: one that is there, or else a new one."""
+    ranks = _ranks_of(mesh)
+    if ranks == dist.get_process_group_ranks(dist.group.WORLD):
+        return dist.group.WORLD
+    if mesh.ndim == 1:
+        return mesh.get_group()
+    # Ranks outside may be in another optimizer's step, and must not be waited for.
+    return dist.new_group(ranks, use_local_synchronization=True)
+
+
+def _check_given(given: list[int], ranks: list[int]) -> None:
+    """Raises ``ValueError`` if ranks with the same parameters are not all in the group that was given."""
+    if not {dist.get_rank(), *ranks} <= {*given}:
+        raise ValueError(
+            f"process_group has the ranks {given}, but this rank's parameters are on the ranks {ranks}: it must have "
+            "all of them (of HSDP, those of the whole mesh)"
+        )
+
+
+def _check_whole(ranks: list[int]) -> None:
+    """Raises ``RuntimeError`` if there are other ranks, on which there may be anything: replicas, which must not be
+    counted twice, or the stages of a pipeline, which must be added up."""
+    if len(ranks) < dist.get_world_size():
+        raise RuntimeError(
+            f"the parameters are on the ranks {ranks} of {dist.get_world_size()}: give Prodigy the ranks that share "
+            "the estimate d, as process_group=... (a ProcessGroup or a DeviceMesh). If the other ranks have other "
+            "parameters (stages of a pipeline), these are all of them; if they have replicas of the same ones, or do "
+            "something else, those of the parameters' meshes"
+        )
+
+
+def _check_not_divided(groups: list[Group]) -> None:
+    """Raises ``RuntimeError`` if ZeroRedundancyOptimizer has given each rank other parameters, which do not tell."""
+    zero = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    if zero is None or dist.get_world_size() == 1:
+        return
+    for found in [found for found in gc.get_objects() if type(found) is zero.ZeroRedundancyOptimizer]:
+        if found.optim.param_groups is groups:
             raise RuntimeError(
-                f"the parameters are on the ranks {ranks}, which are a part of {root}: give Prodigy the ranks that "
-                "share the estimate d, as process_group=... (a ProcessGroup or a DeviceMesh). If the other ranks have "
-                "other parameters (stages of a pipeline), these are all of them; if they have replicas of the same "
-                "ones, those of one replica"
+                "ZeroRedundancyOptimizer gives each rank other parameters: pass it fsdp_in_use=True, or each rank "
+                "follows an estimate of its own"
             )
-
-
-def _old_root(mesh: Any) -> Any:
-    from torch.distributed.device_mesh import _mesh_resources  # until torch 2.8
-
-    return _mesh_resources.get_root_mesh(mesh)
 
 
 def _device_for(group: Any, device: torch.device) -> torch.device:

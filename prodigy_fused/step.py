@@ -139,6 +139,9 @@ class Plan(Protocol):
     def unchanged(self) -> bool:
         """Returns whether the tensors are as they were when the plan last looked: not moved, cast or replaced."""
 
+    def unchanged_at(self, at: int) -> bool:
+        """Returns whether the tensors of slot ``at`` are."""
+
     def mend(self) -> bool:
         """Takes note of the addresses that the tensors have now. Returns whether that is all that has changed; if it is
         not, the plan is of no more use."""

@@ -1,5 +1,6 @@
 """Gradient release: parameters stepped one by one have the bits of the step that has all gradients at once."""
 
+import copy
 import gc
 import random
 import weakref
@@ -204,8 +205,10 @@ def test_bad_gradients_and_parameters(backend):
     before = frozen([parameters(opt), opt.state[parameters(opt)[1]]])
     with pytest.raises(RuntimeError, match="parameter 0"):
         opt.step_parameter(p)
-    with pytest.raises(ValueError, match="not one of this optimizer"):
-        opt.step_parameter(nn.Parameter(torch.ones(5)))
+    other = nn.Parameter(torch.ones(5))
+    other.grad = torch.ones(5)
+    with pytest.raises(ValueError, match=r"shape \(5,\) is not one of this optimizer"):
+        opt.step_parameter(other)
     assert frozen([parameters(opt), opt.state[parameters(opt)[1]]]) == before
     p.grad = gradient(p, 0, 0)
     once = backend(make_params(torch.float32, backend.device), d0=D0)
@@ -222,13 +225,140 @@ def test_an_open_step_refuses_what_would_tear_it():
     opt.step_parameter(parameters(opt)[0])
     for act in (
         opt.state_dict,
-        lambda: opt.load_state_dict(saved),
+        lambda: copy.deepcopy(opt),
         lambda: opt.add_param_group({"params": [nn.Parameter(torch.ones(2))]}),
+        lambda: setattr(opt, "process_group", None),
     ):
         with pytest.raises(RuntimeError, match="in the middle of a step"):
             act()
+    opt.load_state_dict(saved)  # which is the way out
+    assert opt.state_dict()["state"] == {}
     opt.step()
-    opt.load_state_dict(opt.state_dict())
+    assert opt.step_count == 1
+
+
+@pytest.mark.parametrize("what", ["d", "state", "parameters"])
+def test_an_open_step_notices_what_was_replaced(what):
+    opt = Prodigy(make_params(torch.float32), d0=D0)
+    feed(opt, 0)
+    opt.step_parameter(parameters(opt)[0])
+    if what == "d":
+        opt.param_groups[0]["d"] = 0.5
+    elif what == "state":
+        opt.state.clear()
+    else:
+        opt.param_groups[0]["params"].pop()
+    with pytest.raises(RuntimeError, match="in the middle of a step"):
+        opt.step()
+
+
+def test_nothing_is_opened_by_what_is_refused():
+    opt = Prodigy(make_params(torch.float32), d0=D0)
+    p, other = parameters(opt)[0], nn.Parameter(torch.ones(5))
+    opt.step_parameter(p)  # no gradient
+    other.grad = torch.ones(5)
+    p.grad = torch.ones(4, 3).to_sparse()
+    for q, error in ((other, ValueError), (p, RuntimeError)):
+        with pytest.raises(error):
+            opt.step_parameter(q)
+    assert not opt.state
+    opt.state_dict()
+
+
+def test_memory_that_moves_in_the_middle_of_a_step(backend):
+    """As where blocks are swapped in and out: before a parameter's turn, and after it."""
+    once, released = pair(backend)
+    for t in range(4):
+        feed(once, t)
+        feed(released, t)
+        once.step()
+        params = parameters(released)
+        released.step_parameter(params[0])
+        for p in params[:3]:
+            p.data = p.data.clone()
+        for p in params[1:]:
+            released.step_parameter(p)
+        params[3].data = params[3].data.clone(memory_format=torch.preserve_format)
+        released.step()
+        same(backend, released, once)
+
+
+def test_a_parameter_cast_in_the_middle_of_a_step():
+    opt = Prodigy(make_params(torch.float32), d0=D0)
+    feed(opt, 0)
+    params = parameters(opt)
+    opt.step_parameter(params[0])
+    params[1].data = params[1].data.double()
+    params[1].grad = None
+    params[1].grad = torch.ones_like(params[1])
+    with pytest.raises(RuntimeError, match="in the middle of a step"):
+        opt.step_parameter(params[1])
+
+
+def test_a_gradient_that_comes_after_the_parameter_was_stepped():
+    model, x, y = network()
+    opt = Prodigy(model.parameters(), d0=D0)
+    handle = prodigy_fused.enable_gradient_release(opt)
+    (model(x) - y).square().mean().backward()
+    handle.remove()
+    (model(x) - y).square().mean().backward()
+    with pytest.raises(RuntimeError, match="a second gradient before step"):
+        opt.step()
+    opt.zero_grad()
+    opt.step()
+    assert opt.step_count == 1
+
+
+def test_after_an_error_in_backward_step_ends_what_was_begun():
+    model, x, y = network()
+    opt = Prodigy(model.parameters(), d0=D0)
+    prodigy_fused.enable_gradient_release(opt)
+    first = model[0].weight
+    hook = first.register_hook(lambda g: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        (model(x) - y).square().mean().backward()
+    hook.remove()
+    assert all(p.grad is None for p in model.parameters())
+    with pytest.raises(RuntimeError, match="a second gradient"):
+        (model(x) - y).square().mean().backward()
+    assert all(p.grad is None for p in model.parameters() if p is not first)
+    opt.zero_grad()
+    opt.step()
+    assert opt.step_count == 1 and first not in opt.state
+    losses(model, x, y, opt, 3)
+    assert opt.step_count == 4
+
+
+def test_a_learning_rate_counts_from_the_next_step():
+    once, released = (Prodigy(make_params(torch.float32), d0=D0) for _ in range(2))
+    for t in range(4):
+        feed(once, t)
+        feed(released, t)
+        once.step()
+        for p in parameters(released):
+            released.step_parameter(p)
+        for opt in (once, released):
+            opt.param_groups[0]["lr"] = 0.5**t
+        released.step()
+        assert frozen(parameters(once)) == frozen(parameters(released))
+
+
+def test_closures():
+    model, x, y = network()
+    other, _, _ = network()
+    opt, released = (Prodigy(m.parameters(), d0=D0) for m in (model, other))
+    prodigy_fused.enable_gradient_release(released)
+    for each, own in ((model, opt), (other, released)):
+
+        def closure(each=each, own=own):
+            own.zero_grad()
+            loss = (each(x) - y).square().mean()
+            loss.backward()
+            return loss
+
+        for _ in range(4):
+            own.step(closure)
+    assert frozen(list(model.parameters())) == frozen(list(other.parameters()))
 
 
 def test_a_scaler():
@@ -239,7 +369,7 @@ def test_a_scaler():
     with pytest.raises(RuntimeError, match="a gradient scaler cannot be used with gradient release"):
         opt.step()
     opt.grad_scale = None
-    opt.step()
+    opt.load_state_dict(opt.state_dict())
     opt.found_inf = torch.tensor(0.0)
     feed(opt, 1)
     with pytest.raises(RuntimeError, match="a gradient scaler"):

@@ -21,7 +21,8 @@ class TypedPlan final : public Plan {
 
   const ChunkList& chunks() const override { return list_; }
   void update(const StepInput& input, const Estimate* row, Sums<double>* partials) override;
-  void update_one(const StepInput& input, std::size_t i, const Estimate* row, Sums<double>* partials) override;
+  void update_one(const Record& record, int threads, std::size_t i, const Gradient& grad, const Estimate* row,
+                  Sums<double>* partials) override;
   void add_up(const Sums<double>* partials, Sums<double>* sums) const override;
   void finish(const StepInput& input, const Estimate* row, Estimate* new_row, const Sums<double>* sums,
               bool last) override;
@@ -34,11 +35,13 @@ class TypedPlan final : public Plan {
   // Those of the chunks [begin, end).
   Spans spans_of(std::int64_t begin, std::int64_t end) const;
 
-  // Calls visit(chunk number, tensor, gradient, its group's row) for the chunks in `spans` of all tensors that have a
-  // gradient and are in an active group, in parallel where that pays.
+  // Calls visit(chunk number, tensor, gradient, its group's row) for the chunks of all tensors that have a gradient and
+  // are in an active group, in parallel where that pays.
   template <class Visit>
-  void walk(const StepInput& input, const Rows& rows, const Spans& spans, Visit visit) const;
-  void update_spans(const StepInput& input, const Spans& spans, const Estimate* row, Sums<double>* partials) const;
+  void walk(const StepInput& input, const Rows& rows, Visit visit) const;
+  // Calls visit(chunk number) for the chunks in `spans`, which have so many elements.
+  template <class Visit>
+  static void each_chunk(const Spans& spans, std::int64_t elements, int threads, Visit visit);
 
   std::vector<Tensor> tensors_;
   ChunkList list_;
@@ -66,46 +69,55 @@ typename TypedPlan<T>::Spans TypedPlan<T>::spans_of(std::int64_t begin, std::int
 
 template <class T>
 template <class Visit>
-void TypedPlan<T>::walk(const StepInput& input, const Rows& rows, const Spans& spans, Visit visit) const {
+void TypedPlan<T>::each_chunk(const Spans& spans, std::int64_t elements, int threads, Visit visit) {
+  if (elements == 0) return;
+  threads = int(std::min<std::int64_t>(threads, 1 + elements / kElementsPerThread));
+  parallel_for(long(spans.size()) - 1, threads, [&](long span) {
+    for (std::int64_t n = spans[span]; n < spans[span + 1]; ++n) visit(n);
+  });
+}
+
+template <class T>
+template <class Visit>
+void TypedPlan<T>::walk(const StepInput& input, const Rows& rows, Visit visit) const {
   const auto is_active = [&](std::size_t i) {
     return input.grads[i].data != nullptr && rows[tensors_[i].group].active;
   };
   std::int64_t elements = 0;
   for (std::size_t i = 0; i < tensors_.size(); ++i) elements += is_active(i) ? tensors_[i].numel : 0;
-  if (elements == 0) return;
-  const int threads = int(std::min<std::int64_t>(input.threads, 1 + elements / kElementsPerThread));
-  parallel_for(long(spans.size()) - 1, threads, [&](long span) {
-    for (std::int64_t n = spans[span]; n < spans[span + 1]; ++n) {
-      const auto i = std::size_t(list_.chunks[n].tensor);
-      if (is_active(i)) visit(n, tensors_[i], input.grads[i], rows[tensors_[i].group]);
-    }
+  each_chunk(spans_, elements, input.threads, [&](std::int64_t n) {
+    const auto i = std::size_t(list_.chunks[n].tensor);
+    if (is_active(i)) visit(n, tensors_[i], input.grads[i], rows[tensors_[i].group]);
   });
 }
 
 template <class T>
-void TypedPlan<T>::update_spans(const StepInput& input, const Spans& spans, const Estimate* row,
-                                Sums<double>* partials) const {
+void TypedPlan<T>::update(const StepInput& input, const Estimate* row, Sums<double>* partials) {
   const double grad_scale = input.record.step.grad_scale.read();
   if (input.record.step.found_inf.read() != 0.0) return;
   Rows rows;
   for (const Group& group : input.record.groups) {
     rows.push_back(update_row<T>(group.read(), input.record.options(group), row[group.estimate], grad_scale));
   }
-  std::fill(partials + spans.front(), partials + spans.back(), Sums<double>{0.0, 0.0});
-  walk(input, rows, spans, [&](std::int64_t n, const Tensor& tensor, const Gradient& grad, const GroupRow<T>& group) {
+  std::fill(partials, partials + list_.count(), Sums<double>{0.0, 0.0});
+  walk(input, rows, [&](std::int64_t n, const Tensor& tensor, const Gradient& grad, const GroupRow<T>& group) {
     partials[n] = update_chunk<T>(tensor, grad, list_.chunks[n], group.c);
     partials[n].dot *= group.c.dot_weight;
   });
 }
 
 template <class T>
-void TypedPlan<T>::update(const StepInput& input, const Estimate* row, Sums<double>* partials) {
-  update_spans(input, spans_, row, partials);
-}
-
-template <class T>
-void TypedPlan<T>::update_one(const StepInput& input, std::size_t i, const Estimate* row, Sums<double>* partials) {
-  update_spans(input, spans_of(list_.firsts[i], list_.firsts[i + 1]), row, partials);
+void TypedPlan<T>::update_one(const Record& record, int threads, std::size_t i, const Gradient& grad,
+                              const Estimate* row, Sums<double>* partials) {
+  const Tensor& tensor = tensors_[i];
+  const Group& group = record.groups[std::size_t(tensor.group)];
+  const GroupRow<T> own =
+      update_row<T>(group.read(), record.options(group), row[group.estimate], record.step.grad_scale.read());
+  if (!own.active) return;
+  each_chunk(spans_of(list_.firsts[i], list_.firsts[i + 1]), tensor.numel, threads, [&](std::int64_t n) {
+    partials[n] = update_chunk<T>(tensor, grad, list_.chunks[n], own.c);
+    partials[n].dot *= own.c.dot_weight;
+  });
 }
 
 template <class T>
@@ -136,7 +148,7 @@ void TypedPlan<T>::finish(const StepInput& input, const Estimate* row, Estimate*
   for (const Group& group : input.record.groups) {
     rows.push_back(finish_row<T>(group.read(), input.record.options(group), progress[group.estimate], grad_scale));
   }
-  walk(input, rows, spans_, [&](std::int64_t n, const Tensor& tensor, const Gradient& grad, const GroupRow<T>& group) {
+  walk(input, rows, [&](std::int64_t n, const Tensor& tensor, const Gradient& grad, const GroupRow<T>& group) {
     finish_chunk<T>(tensor, grad, list_.chunks[n], group);
   });
   for (std::size_t e = 0; last && e < list_.estimates(); ++e) new_row[e] = progress[e].now;

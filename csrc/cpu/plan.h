@@ -27,8 +27,9 @@ class Plan {
 
   // Phase 1. `partials` become those of this plan's tensors, with the weights of their groups; 0 without a gradient.
   virtual void update(const StepInput& input, const Estimate* row, Sums<double>* partials) = 0;
-  // The same for tensor i, the only one with a gradient; the other partials stay.
-  virtual void update_one(const StepInput& input, std::size_t i, const Estimate* row, Sums<double>* partials) = 0;
+  // The same for tensor i alone; the other partials stay.
+  virtual void update_one(const Record& record, int threads, std::size_t i, const Gradient& grad, const Estimate* row,
+                          Sums<double>* partials) = 0;
   // The sums of this plan's tensors.
   virtual void add_up(const Sums<double>* partials, Sums<double>* sums) const = 0;
 

@@ -47,6 +47,9 @@ pybind11::class_<Holder> bind_tensors(pybind11::module_& m, const char* name, co
           "unchanged", [](Holder& holder) { return holder.list().unchanged(); },
           "Returns whether every parameter and state tensor still has its address and layout. Holds the GIL.")
       .def(
+          "unchanged_at", [](Holder& holder, std::size_t i) { return holder.list().unchanged_at(i); }, py::arg("i"),
+          "Returns whether those of slot i still have theirs. Holds the GIL.")
+      .def(
           "mend",
           [](Holder& holder) {
             const bool mended = holder.list().mend();

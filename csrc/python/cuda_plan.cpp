@@ -38,9 +38,10 @@ class CudaPlan {
   bool update_one(std::size_t i, const py::object& grad, const py::bytes& record, std::uintptr_t table,
                   std::uintptr_t step, std::uintptr_t partials, std::uintptr_t arrived, std::uintptr_t sums,
                   std::uintptr_t row, std::uintptr_t stream) {
-    if (!list_.load_one_gradient(i, grad)) return false;
-    plan_.update_one(list_.read_record(record), i, list_.gradients()[i],
-                     buffers(table, step, partials, arrived, sums, row, 0), pointer<void>(stream));
+    Gradient gradient;
+    if (!list_.read_one_gradient(i, grad, gradient)) return false;
+    plan_.update_one(list_.read_record(record), i, gradient, buffers(table, step, partials, arrived, sums, row, 0),
+                     pointer<void>(stream));
     return true;
   }
 

@@ -41,10 +41,10 @@ class CpuPlan {
   bool update_one(std::size_t i, const py::object& grad, const py::bytes& record, int threads, std::uintptr_t row,
                   std::uintptr_t partials) {
     const Record numbers = list_.read_record(record);
-    if (!list_.load_one_gradient(i, grad)) return false;
-    const cpu::StepInput input{numbers, list_.gradients(), threads};
+    Gradient gradient;
+    if (!list_.read_one_gradient(i, grad, gradient)) return false;
     py::gil_scoped_release release;
-    plan_->update_one(input, i, pointer<Estimate>(row), pointer<Sums<double>>(partials));
+    plan_->update_one(numbers, threads, i, gradient, pointer<Estimate>(row), pointer<Sums<double>>(partials));
     return true;
   }
 
@@ -75,7 +75,10 @@ class AddressList {
   TensorList& list() { return list_; }
   void table_changed() {}
 
-  bool load_one_gradient(std::size_t i, const py::object& grad) { return list_.load_one_gradient(i, grad); }
+  bool fits(std::size_t i, const py::object& grad) const {
+    Gradient gradient;
+    return list_.read_one_gradient(i, grad, gradient);
+  }
 
   py::bytes gradient_words() const {
     std::vector<std::uint64_t> words;
@@ -161,8 +164,8 @@ PYBIND11_MODULE(_C, m) {
            py::arg("sums"), py::arg("last"), kFinishDoc);
   bind_tensors<AddressList>(m, "TensorList",
                             "The tensors of one bucket, as prodigy_fused.backends.tensor_list has them.")
-      .def("load_one_gradient", &AddressList::load_one_gradient, py::arg("i"), py::arg("grad"),
-           "Keeps one gradient; returns False if it is not laid out as its tensor.")
+      .def("fits", &AddressList::fits, py::arg("i"), py::arg("grad"),
+           "Returns whether a gradient is laid out as tensor i.")
       .def("gradient_words", &AddressList::gradient_words,
            "Returns, for each gradient, its address and its bits per element, 8 bytes each; zeros for None.");
 #ifdef PRODIGY_FUSED_CUDA

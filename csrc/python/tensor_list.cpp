@@ -220,6 +220,8 @@ bool TensorList::unchanged() {
   return true;
 }
 
+bool TensorList::unchanged_at(std::size_t i) const { return is_unchanged(entries_.at(i), table_[i]); }
+
 bool TensorList::is_unchanged(const Entry& entry, const Tensor& tensor) const {
   TensorView now;
   if (!read_param(entry, now) || now.data != entry.data) return false;
@@ -279,12 +281,8 @@ long TensorList::load_gradients(const py::list& grads) {
   return -1;
 }
 
-bool TensorList::load_one_gradient(std::size_t i, const py::handle& grad) {
-  if (i >= entries_.size()) throw py::index_error("no such tensor");
-  grads_.assign(entries_.size(), Gradient{});
-  if (read_gradient(grad.ptr(), entries_[i], grads_[i])) return true;
-  release_gradients();
-  return false;
+bool TensorList::read_one_gradient(std::size_t i, const py::handle& grad, Gradient& gradient) const {
+  return read_gradient(grad.ptr(), entries_.at(i), gradient);
 }
 
 const std::vector<Gradient>& TensorList::gradients() const {

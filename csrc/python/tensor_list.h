@@ -34,6 +34,8 @@ class TensorList {
 
   // Whether all tensors are still at the addresses, and of the shapes, that the table has.
   bool unchanged();
+  // Whether those of slot i are.
+  bool unchanged_at(std::size_t i) const;
 
   // Puts the tensors' addresses into the table, as they are now. Returns false if anything else of a tensor has
   // changed, too: then this list is of no more use.
@@ -47,8 +49,8 @@ class TensorList {
   // that is not laid out as its parameter; then none is kept. The caller keeps the tensors themselves alive.
   long load_gradients(const pybind11::list& grads);
   void release_gradients() { grads_.clear(); }
-  // Keeps the gradient of tensor i, and none of the others. Returns false if it is not laid out as its parameter.
-  bool load_one_gradient(std::size_t i, const pybind11::handle& grad);
+  // Reads the gradient of tensor i, which is not kept. Returns false if it is not laid out as its parameter.
+  bool read_one_gradient(std::size_t i, const pybind11::handle& grad, Gradient& gradient) const;
   // One per tensor. Throws std::logic_error, a RuntimeError in Python, if none are loaded.
   const std::vector<Gradient>& gradients() const;
 

@@ -52,8 +52,7 @@ class CpuPlan(NativePlan):
 
     def update_one(self, step: Step, at: int, grad: Tensor) -> None:
         numbers = step.record, torch.get_num_threads(), step.rows.data_ptr(), self._partials.data_ptr()
-        if not self._native.update_one(at, grad, *numbers):
-            self._native.update_one(at, self._laid_out(at, grad), *numbers)
+        self._update_laid_out(at, grad, lambda laid_out: self._native.update_one(at, laid_out, *numbers))
 
     def add_up(self, step: Step) -> None:
         self._native.add_up(self._partials.data_ptr(), self.sums.data_ptr())

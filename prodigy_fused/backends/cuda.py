@@ -72,17 +72,19 @@ class CudaPlan(GpuPlan):
 
     def begin(self, step: Step) -> None:
         with self._guard():
+            self._in_order()
             self._upload_step(step, self._without_gradients(step.record[STEP.size :]))
             super().begin(step)
 
     def update_one(self, step: Step, at: int, grad: Tensor) -> None:
         with self._guard():
+            self._in_order()
             addresses = {**self._addresses(step, self.sums), "stream": self._stream()}
-            if not self._native.update_one(at, grad, step.record, **addresses):
-                self._native.update_one(at, self._laid_out(at, grad), step.record, **addresses)
+            self._update_laid_out(at, grad, lambda t: self._native.update_one(at, t, step.record, **addresses))
 
     def add_up(self, step: Step) -> None:
         with self._guard():
+            self._in_order()
             self._upload_step(step, step.record[STEP.size :] + self._native.gradient_words())
             self._native.add_up(step.record, **self._addresses(step, self.sums), stream=self._stream())
 

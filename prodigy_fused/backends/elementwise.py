@@ -28,6 +28,9 @@ class TensorPlan:
     def unchanged(self) -> bool:
         return self._layouts == [_layout(slot.param) for slot in self.slots]
 
+    def unchanged_at(self, at: int) -> bool:
+        return self._layouts[at] == _layout(self.slots[at].param)
+
     def mend(self) -> bool:
         return False  # addresses are not looked at: what has changed is more
 

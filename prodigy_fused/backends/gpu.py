@@ -37,6 +37,7 @@ class GpuPlan(NativePlan):
         self._spares: list[Tensor] = []  # pinned memory for captures, which should not allocate it
         self._step_table = torch.empty(0, dtype=torch.uint8, device=self.device)
         self._step_words = b""  # of the last upload that has succeeded
+        self._last_stream: Any = None  # on which something was done last
         self._keep_alive: Step | None = None  # its tensors are read by the kernels
 
     def mend(self) -> bool:
@@ -96,6 +97,15 @@ class GpuPlan(NativePlan):
     def _pinned(self, size: int) -> Tensor:
         # torch's pinned-memory allocator does not reuse a block before the copy from it has completed.
         return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=self.device.type == "cuda")
+
+    def _in_order(self) -> None:
+        """Has the current stream wait for what was done on another: hooks of one backward pass may run on several."""
+        if self.device.type == "cpu":
+            return
+        stream = torch.get_device_module(self.device).current_stream(self.device)
+        if self._last_stream is not None and stream != self._last_stream:
+            stream.wait_stream(self._last_stream)
+        self._last_stream = stream
 
     def _guard(self) -> AbstractContextManager[None]:
         if self.device.type == "cpu":

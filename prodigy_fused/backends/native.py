@@ -21,7 +21,7 @@ from ..options import Group
 from ..record import GROUP_FIELDS, STEP_FIELDS
 from ..state import KEYS
 from ..step import BucketKey, Slot, Step
-from ..tensors import check_gradient, is_dense
+from ..tensors import check_gradient, describe, is_dense
 
 MAX_DIMS = 8  # of a tensor in another memory order than row-major
 # What kernels must know as this Python does; Triton's have no state keys, since their table of addresses has names.
@@ -149,6 +149,9 @@ class NativePlan:
     def unchanged(self) -> bool:
         return bool(self._native.unchanged())
 
+    def unchanged_at(self, at: int) -> bool:
+        return bool(self._native.unchanged_at(at))
+
     def mend(self) -> bool:
         return bool(self._native.mend())
 
@@ -183,9 +186,15 @@ class NativePlan:
     def begin(self, step: Step) -> None:
         self._partials.zero_()
 
+    def _update_laid_out(self, at: int, grad: Tensor, update: Callable[[Tensor], bool]) -> None:
+        """Calls ``update`` with a gradient, or a copy in the layout that it wants; it returns whether it took it."""
+        if not update(grad) and not update(self._laid_out(at, grad)):
+            slot = self.slots[at]
+            raise RuntimeError(f"{describe(slot.index, slot.param)} was changed in the middle of a step")
+
     def partials(self) -> dict[int, Tensor]:
-        ranges = pairwise(self._first_chunks())
-        return {slot.index: self._partials[slice(*own)] for slot, own in zip(self.slots, ranges, strict=True)}
+        ranges, partials = pairwise(self._first_chunks()), self._partials.clone()
+        return {slot.index: partials[slice(*own)] for slot, own in zip(self.slots, ranges, strict=True)}
 
     def put_partials(self, partials: dict[int, Tensor]) -> None:
         for slot, (begin, end) in zip(self.slots, pairwise(self._first_chunks()), strict=True):

@@ -41,6 +41,10 @@ class TensorList:
         """Returns whether every parameter and state tensor is where it was."""
         return self._look() == self._known
 
+    def unchanged_at(self, i: int) -> bool:
+        """Returns whether those of slot i are."""
+        return _look(self._slots[i]) == self._known[i]
+
     def mend(self) -> bool:
         """Takes note of the addresses that all tensors have now; returns whether nothing else has changed."""
         known, self._known = self._known, self._look()
@@ -59,13 +63,13 @@ class TensorList:
         for i, grad in enumerate(grads):
             if grad is None:
                 continue
-            if not self.load_one_gradient(i, grad):
+            if not self.fits(i, grad):
                 return i
             words[2 * i : 2 * i + 2] = array("Q", [grad.data_ptr(), 8 * grad.itemsize])
         self._words = words
         return -1
 
-    def load_one_gradient(self, i: int, grad: Tensor) -> bool:
+    def fits(self, i: int, grad: Tensor) -> bool:
         """Returns whether a gradient is laid out as its parameter, so that its address is all that there is to know."""
         p = self._slots[i].param
         if type(grad).__torch_dispatch__ is not Tensor.__torch_dispatch__ or grad.layout != torch.strided:
@@ -83,8 +87,11 @@ class TensorList:
         return self._words.tobytes()
 
     def _look(self) -> list[list[Any]]:
-        states = [[slot.state.get(key) for key in KEYS] for slot in self._slots]
-        return [list(map(_where, [slot.param, *state])) for slot, state in zip(self._slots, states, strict=True)]
+        return list(map(_look, self._slots))
+
+
+def _look(slot: Slot) -> list[Any]:
+    return [_where(slot.param), *(_where(slot.state.get(key)) for key in KEYS)]
 
 
 def _differ_in_address(a: Any, b: Any) -> bool:

@@ -185,12 +185,17 @@ class TritonPlan(GpuPlan):
         super().begin(step)
 
     def update_one(self, step: Step, at: int, grad: Tensor) -> None:
-        if not self._native.load_one_gradient(at, grad):
-            grad = self._laid_out(at, grad)
-        self._constants["G"] = self._type_of_gradients(bytes(8) + bytes([8 * grad.itemsize]))
         begin, end = self._first_chunks()[at : at + 2]
-        if begin < end:
-            self._update(step, begin, end, (grad.data_ptr(), 8 * grad.itemsize), adds_up=0)
+
+        def update(laid_out: Tensor) -> bool:
+            if self._native.fits(at, laid_out):
+                self._constants["G"] = self._type_of_gradients(bytes(8) + bytes([8 * laid_out.itemsize]))
+                if begin < end:
+                    self._update(step, begin, end, (laid_out.data_ptr(), 8 * laid_out.itemsize), adds_up=0)
+                return True
+            return False
+
+        self._update_laid_out(at, grad, update)
 
     def add_up(self, step: Step) -> None:
         self._load(step, step.record + self._native.gradient_words())
@@ -207,6 +212,7 @@ class TritonPlan(GpuPlan):
     def _update(self, step: Step, begin: int, end: int, only: tuple[int, int], adds_up: int) -> None:
         arguments = begin, end, *only, adds_up, self._flat_partials, self._chunks, self._ranges
         with self._guard():
+            self._in_order()
             self._launch(self._kernels.prodigy_update_kernel, step, self.sums, *arguments, LANES=self._sizes.lanes)
 
     def _first_chunks(self) -> Sequence[int]:
