@@ -192,11 +192,11 @@ class NativePlan:
             slot = self.slots[at]
             raise RuntimeError(f"{describe(slot.index, slot.param)} was changed in the middle of a step")
 
-    def partials(self) -> dict[int, Tensor]:
+    def partials(self) -> Any:
         ranges, partials = pairwise(self._first_chunks()), self._partials.clone()
         return {slot.index: partials[slice(*own)] for slot, own in zip(self.slots, ranges, strict=True)}
 
-    def put_partials(self, partials: dict[int, Tensor]) -> None:
+    def put_partials(self, partials: Any) -> None:
         for slot, (begin, end) in zip(self.slots, pairwise(self._first_chunks()), strict=True):
             own = partials.get(slot.index)
             if own is not None:

@@ -218,6 +218,14 @@ class TritonPlan(GpuPlan):
     def _first_chunks(self) -> Sequence[int]:
         return self._firsts
 
+    def partials(self) -> Any:
+        return super().partials(), self._counters  # which say whether some x waits for *finish*
+
+    def put_partials(self, partials: Any) -> None:
+        rows, counters = partials
+        super().put_partials(rows)
+        self._counters.copy_(counters)
+
     def finish(self, step: Step, last: bool) -> None:
         with self._guard():
             arguments = int(last), self._chunks, step.new_rows
