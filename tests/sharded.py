@@ -176,15 +176,17 @@ def compare(model: nn.Module, opt: Prodigy, theirs: Any = None, alone: nn.Module
 
 
 class Collectives(TorchDispatchMode):
-    """Notes of each collective how many bytes this rank sends."""
+    """Notes of each collective its name, and how many bytes this rank sends."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sizes: list[int] = []
+        self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace in ("c10d", "_c10d_functional") and "wait" not in func.__name__:
             # An output, if it is there, is at least as large.
             tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+            self.names.append(func.__name__)
             self.sizes.append(min(t.numel() * t.element_size() for t in tensors))
         return func(*args, **(kwargs or {}))

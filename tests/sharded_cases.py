@@ -252,6 +252,8 @@ def _() -> None:
         with Collectives() as sent:
             opt.step()
         assert sent.sizes == wanted, (sent.sizes, wanted)
+        # Not an all-reduce, which may add in another order in each replica.
+        assert "allgather" in sent.names[-1].replace("_", ""), sent.names
 
     backward(model, 0)
     if rank == 1:
@@ -317,7 +319,8 @@ def _() -> None:
     close([p.full_tensor() for p in params], alone)
 
 
-def _refused(error: type[Exception], words: str, act: Callable[[], Any]) -> None:
+def refused(error: type[Exception], words: str, act: Callable[[], Any]) -> None:
+    """Asserts that a call raises an error with these words."""
     try:
         act()
     except error as raised:
@@ -331,11 +334,11 @@ def _() -> None:
     mesh, other = world(), DeviceMesh("cpu", [1, 0])
     whole = torch.ones(4, 3, dtype=torch.float64)
     terms = nn.Parameter(DTensor.from_local(whole, mesh, [Partial()], run_check=False))
-    _refused(TypeError, "parameter 0 of shape (4, 3) has partial values", lambda: Prodigy([terms]))
+    refused(TypeError, "parameter 0 of shape (4, 3) has partial values", lambda: Prodigy([terms]))
     sharded, plain = nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)])), nn.Parameter(whole.clone())
     opt = Prodigy([sharded], d0=D0)
     sharded.grad = distribute_tensor(whole, other, [Shard(0)])
-    _refused(ValueError, "the gradient of parameter 0 of shape (4, 3) is on DeviceMesh", opt.step)
+    refused(ValueError, "the gradient of parameter 0 of shape (4, 3) is on DeviceMesh", opt.step)
     mixed = Prodigy([plain, sharded], d0=D0)
     plain.grad, sharded.grad = whole, distribute_tensor(whole, mesh, [Shard(0)])
     mixed.step()

@@ -113,7 +113,7 @@ def _() -> None:
         first, second = os.path.join(folder[0], name, "2"), os.path.join(folder[0], name, "4")
         if dist.get_rank() < 2:
             model = fsdp2(net(), mesh=two)
-            opt = Prodigy(model.parameters(), d0=D0, **options)
+            opt = Prodigy(model.parameters(), d0=D0, process_group=two, **options)
             train(model, opt)
             dcp.save(_states(model, opt), checkpoint_id=first, process_group=two.get_group())
         dist.barrier()
@@ -124,7 +124,7 @@ def _() -> None:
         goes_on(model, opt, wanted)
         if dist.get_rank() == 3:
             model = fsdp2(net(), mesh=one)
-            opt = Prodigy(model.parameters(), d0=D0, **options)
+            opt = Prodigy(model.parameters(), d0=D0, process_group=one, **options)
             _load(model, opt, second, process_group=one.get_group())
             goes_on(model, opt, wanted)
         dist.barrier()

@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 def run_rank(rank, ranks, folder, names):
     import sharded_cases  # only there: its imports are slow
     import sharded_checkpoints  # noqa: F401
+    import sharded_release  # noqa: F401
 
     sharded_cases.run_rank(rank, ranks, folder, names)
 
@@ -27,7 +28,7 @@ def run_rank(rank, ranks, folder, names):
 def start(ranks, folder, names):
     # The processes are forked from one that has imported everything, once; it finds modules by this path only.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent)])
-    mp.get_context("forkserver").set_forkserver_preload(["sharded_checkpoints"])
+    mp.get_context("forkserver").set_forkserver_preload(["sharded_checkpoints", "sharded_release"])
     processes = mp.start_processes(
         run_rank, (ranks, str(folder), names), nprocs=ranks, join=False, start_method="forkserver"
     )
@@ -59,7 +60,7 @@ def outcome(file):
     return torch.load(file) if file.exists() else "not reached"
 
 
-# sharded_cases.py and sharded_checkpoints.py have them, under these names and for these numbers of ranks.
+# sharded_cases.py, sharded_checkpoints.py and sharded_release.py have them, by these names and numbers of ranks.
 RUNS = [
     *((f"{way}, {options}", ranks) for options in ("plain", "sampled") for way, ranks in (
         ("FSDP2", 2), ("FSDP2 by columns", 2), ("TP", 2), ("TP+SP", 2),
@@ -86,6 +87,14 @@ RUNS = [
     ("a checkpoint of the reference", 2),
     ("a state dict in its own layout", 2),
     ("files, 2 to 4 to 1", 4),
+    ("gradient release", 2),
+    ("DDP", 2),
+    ("FSDP1, gradients only", 2),
+    ("FSDP1, ShardedGradScaler", 2),
+    ("parts that nobody is told of", 2),
+    ("process groups that are not", 2),
+    ("HSDP, with one of its dimensions", 4),
+    ("a group that comes later", 2),
 ]  # fmt: skip
 
 
