@@ -1,0 +1,164 @@
+"""Figure 1: every method on twelve data sets, multi-margin loss, all rows in every step, ten random starts.
+
+Accuracies are of the average iterate, on the rows themselves, as in the paper. Methods that estimate start with d0 =
+1e-6 and G = 0, DoG and DoWG with their own rule; Adagrad-norm is told D, and the best of five is shown for each set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from statistics import fmean
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from paper import convex, data
+from paper.experiments import Row
+from paper.report import Verdict
+from prodigy_fused.convex import AdagradNorm, DAdaptDA, DAdaptGD, DAdaptReset, DoG, DoWG, ProdigyDA, ProdigyGD
+
+PART = "convex"
+PACKAGES = data.PACKAGES
+KEYS = ("set", "rows", "method", "seed")
+NUMBERS = ("accuracy", "area", "loss", "d", "accuracies", "ds")
+SEEDS = 10
+SAMPLE = 2000  # rows, unless all are asked for
+ADAGRAD = "Adagrad-norm"
+METHODS: dict[str, Callable[[list[torch.Tensor]], torch.optim.Optimizer]] = {
+    "Prodigy GD": ProdigyGD,
+    "Prodigy DA": ProdigyDA,
+    "D-Adaptation GD": DAdaptGD,
+    "D-Adaptation DA": DAdaptDA,
+    "resetting": DAdaptReset,
+    "DoG": DoG,
+    "DoWG": DoWG,
+    **{f"{ADAGRAD} {D}": (lambda params, D=D: AdagradNorm(params, D)) for D in (1, 3, 10, 30, 100)},
+}
+# As shown: Adagrad-norm once.
+SHOWN = (*(name for name in METHODS if not name.startswith(ADAGRAD)), ADAGRAD)
+PALETTE = ("#d55e00", "#e69f00", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#000000", "#9a9a9a")
+COLOURS = dict(zip(SHOWN, PALETTE, strict=True))
+
+
+def runs(full: bool) -> Iterator[Row]:
+    """Yields every method from every start on every set."""
+    for name, (size, _) in data.SIZES.items():
+        for method in METHODS:
+            for seed in range(SEEDS):
+                yield {"set": name, "rows": size if full else min(size, SAMPLE), "method": method, "seed": seed}
+
+
+def run(key: Row) -> Row:
+    """Takes 1,000 steps with one method."""
+    return convex.train(key["set"], key["rows"], key["seed"], METHODS[key["method"]])._asdict()
+
+
+# -- what is shown: of each set the runs on the most rows, the best of Adagrad-norm --
+
+
+def shown(rows: list[Row]) -> dict[str, dict[str, list[Row]]]:
+    """Returns the rows that are shown, by set and method."""
+    found: dict[str, dict[str, list[Row]]] = {}
+    for name in data.SIZES:
+        own = [row for row in rows if row["set"] == name]
+        most = max((row["rows"] for row in own), default=0)
+        methods: dict[str, list[Row]] = {}
+        for row in own:
+            if row["rows"] == most:
+                methods.setdefault(row["method"], []).append(row)
+        told = [methods.pop(method) for method in list(methods) if method.startswith(ADAGRAD)]
+        if told:
+            methods[ADAGRAD] = max(told, key=lambda same: mean(same, "accuracy"))
+        if methods:
+            found[name] = {method: methods[method] for method in SHOWN if method in methods}
+    return found
+
+
+def mean(rows: list[Row], number: str) -> float:
+    """Returns the mean over the starts."""
+    return fmean(row[number] for row in rows)
+
+
+def _title(name: str, methods: dict[str, list[Row]]) -> str:
+    star = "*" if name in data.STAND_INS else ""
+    used = next(iter(methods.values()))[0]["rows"]
+    return f"{name}{star}" if used == data.SIZES[name][0] else f"{name}{star}, {used:,} rows"
+
+
+def _panels(rows: list[Row], curve: str, label: str, scale: str, methods: tuple[str, ...]) -> plt.Figure:
+    """Plots a curve of all methods in a panel per set: the mean over the starts, and a band from least to most."""
+    sets = shown(rows)
+    figure, panels = plt.subplots(-(-len(sets) // 4), 4, figsize=(12, 2.6 * -(-len(sets) // 4)), layout="constrained")
+    for axes, (name, own) in zip(panels.flat, sets.items(), strict=False):
+        for method in (method for method in methods if method in own):
+            lines = np.array([row[curve] for row in own[method]])
+            centre = np.exp(np.log(lines).mean(0)) if scale == "log" else lines.mean(0)
+            axes.plot(convex.POINTS, centre, color=COLOURS[method], label=method, linewidth=1.2)
+            axes.fill_between(convex.POINTS, lines.min(0), lines.max(0), color=COLOURS[method], alpha=0.15, linewidth=0)
+        axes.set(title=_title(name, own), yscale=scale)
+        axes.grid(alpha=0.25)
+    handles, labels = panels.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(methods), frameon=False)
+    figure.supxlabel("step")
+    figure.supylabel(label)
+    return figure
+
+
+def plot(rows: list[Row]) -> dict[str, plt.Figure]:
+    """Plots the accuracy of the average, and d, against the step."""
+    estimating = tuple(method for method in SHOWN if method != ADAGRAD)
+    return {
+        "": _panels(rows, "accuracies", "accuracy of the average, %", "linear", SHOWN),
+        "-d": _panels(rows, "ds", "d", "log", estimating),
+    }
+
+
+def tables(rows: list[Row]) -> dict[str, list[list[str]]]:
+    """Returns final accuracies, means over the steps, and d."""
+    sets = shown(rows)
+
+    def sheet(number: str, form: str, factor: float) -> list[list[str]]:
+        lines = []
+        for name, own in sets.items():
+            cells = [format(factor * mean(own[method], number), form) if method in own else "" for method in SHOWN]
+            lines.append([_title(name, own), *cells])
+        return [["set", *SHOWN], *lines]
+
+    return {
+        "Final accuracy of the average, %": sheet("accuracy", ".1f", 100),
+        "Area under the curve: mean accuracy of the average over the steps, %": sheet("area", ".1f", 100),
+        "d after the last step": sheet("d", ".3g", 1),
+    }
+
+
+# -- the claims --
+
+
+def _faster(sets: dict[str, dict[str, list[Row]]], method: str, other: str) -> tuple[int, int, str]:
+    """Returns on how many sets, of how many, one area is larger than another, and this in words."""
+    gains = [100 * (mean(own[method], "area") - mean(own[other], "area")) for own in sets.values() if other in own]
+    won = sum(gain > 0 for gain in gains)
+    return won, len(gains), f"{method} than {other} on {won} of {len(gains)} (area {fmean(gains):+.1f} points)"
+
+
+def verdicts(rows: list[Row]) -> list[Verdict]:
+    """Returns the claims about Figure 1; faster is: with a larger area under the curve of the accuracy."""
+    sets = shown(rows)
+    pairs = {
+        "Prodigy greatly outperforms D-Adaptation": [
+            ("Prodigy GD", "D-Adaptation GD"),
+            ("Prodigy DA", "D-Adaptation DA"),
+        ],
+        "D-Adaptation with resetting does, too": [("resetting", "D-Adaptation GD"), ("resetting", "D-Adaptation DA")],
+        "Prodigy is faster than DoG on 10 of 12 sets": [("Prodigy GD", "DoG"), ("Prodigy DA", "DoG")],
+        "the form of gradient descent is better in practice": [("Prodigy GD", "Prodigy DA")],
+        "(not in the paper) Prodigy is faster than DoWG": [("Prodigy GD", "DoWG")],
+    }
+    found = []
+    for claim, each in pairs.items():
+        counts = [_faster(sets, *pair) for pair in each]
+        enough = [won >= 10 / 12 * of for won, of, _ in counts]
+        holds = all(enough) or (None if any(enough) else False)
+        found.append(Verdict(claim, "faster: " + "; ".join(words for *_, words in counts), holds))
+    return found
