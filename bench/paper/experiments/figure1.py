@@ -42,8 +42,8 @@ COLOURS = dict(zip(SHOWN, PALETTE, strict=True))
 
 
 def runs(full: bool) -> Iterator[Row]:
-    """Yields every method from every start on every set."""
-    for name, (size, _) in data.SIZES.items():
+    """Yields every method from every start on every set, the smallest first."""
+    for name, (size, _) in sorted(data.SIZES.items(), key=lambda pair: pair[1]):
         for method in METHODS:
             for seed in range(SEEDS):
                 yield {"set": name, "rows": size if full else min(size, SAMPLE), "method": method, "seed": seed}
