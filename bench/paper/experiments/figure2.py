@@ -22,7 +22,7 @@ PACKAGES = ("mlxtend",)
 KEYS = ("network", "method", "value", "seed")
 NUMBERS = c.NUMBERS
 NETWORKS = ("VGG", "ResNet")
-METHODS = ("Prodigy", "D-Adapt Adam", c.ADAM, "DoG", "L-DoG")
+METHODS = (*c.ADAPTIVE, "DoG", "L-DoG")
 # Other settings than the default, one seed: Prodigy's d_coef, D-Adapt Adam's lr, and what DoG's first distance is
 # multiplied by.
 OTHERS = {"Prodigy": (0.25, 0.5, 2, 4), "D-Adapt Adam": (0.25, 0.5, 2, 4), "DoG": (0.01, 100)}
@@ -62,7 +62,8 @@ def plot(rows: list[Row]) -> dict[str, plt.Figure]:
         "training loss": ("losses", "log"),
         "d (Adam: lr)": ("ds", "log"),
     }
-    return {"": c.panels(_tasks(rows), curves), "-settings": _settings(rows)}
+    found = _tasks(rows)
+    return {"": c.panels(found, curves), "-settings": _settings(rows)} if found else {}
 
 
 def _settings(rows: list[Row]) -> plt.Figure:

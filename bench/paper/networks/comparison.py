@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from shared import palette
 
-from paper.networks.training import Task, train
+from paper.networks.training import CORRECTED, Task, train
 from paper.report import Verdict
 
 Row = dict[str, Any]
@@ -19,8 +19,10 @@ NUMBERS = ("score", "test_loss", "train_loss", "average_score", "d", "steps", "l
 SEEDS = range(3)
 GRID = (1e-3, 3e-3, 1e-2, 3e-2)  # learning rates of the hand-tuned Adam
 ADAM, TUNED = "AdamW", "tuned Adam"
+ADAPTIVE = ("Prodigy", CORRECTED, "D-Adapt Adam", ADAM)
 COLOURS = {
     "Prodigy": palette.OURS,
+    CORRECTED: "#e69f00",
     "D-Adapt Adam": palette.REFERENCE,
     TUNED: "#000000",
     "DoG": "#009e73",
@@ -44,11 +46,11 @@ def record(task: Task, key: Row) -> Row:
     }
 
 
-def runs(methods: tuple[str, ...]) -> Iterator[Row]:
-    """Yields the runs to compare: each method with its default, Adam with every learning rate of GRID; three seeds."""
+def runs(methods: tuple[str, ...], grid: tuple[float, ...] = GRID) -> Iterator[Row]:
+    """Yields the runs to compare: each method as it comes, Adam with each learning rate of a grid; three seeds."""
     for seed in SEEDS:
         for method in methods:
-            for value in GRID if method == ADAM else (1.0,):
+            for value in grid if method == ADAM else (1.0,):
                 yield {"method": method, "value": value, "seed": seed}
 
 
@@ -97,22 +99,25 @@ def cell(rows: list[Row], number: str, digits: int) -> str:
     return f"{fmean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
-def close(claim: str, tasks: dict[str, tuple[Methods, str]], other: str, margin: bool) -> Verdict:
-    """Returns the verdict on a claim that Prodigy is as good as another method.
+def close(
+    claim: str, tasks: dict[str, tuple[Methods, str]], other: str, margin: bool, method: str = "Prodigy"
+) -> Verdict:
+    """Returns the verdict on a claim that a method is as good as another.
 
     Args:
         claim: in the paper's words.
         tasks: the compared rows, and the unit of the score, by task.
-        other: the method.
-        margin: whether Prodigy may be behind by CLOSE; otherwise it has to be ahead.
+        other: the other method.
+        margin: whether the method may be behind by CLOSE; otherwise it has to be ahead.
+        method: the method.
     """
     parts, good = [], []
     for task, (methods, unit) in tasks.items():
-        if not {"Prodigy", other} <= set(methods):
+        if not {method, other} <= set(methods):
             continue
-        gap = behind(methods, "Prodigy", other, unit)
+        gap = behind(methods, method, other, unit)
         good.append(gap <= CLOSE[unit] if margin else gap < 0)
-        scores = [cell(methods[name], "score", DIGITS[unit]) for name in ("Prodigy", other)]
+        scores = [cell(methods[name], "score", DIGITS[unit]) for name in (method, other)]
         parts.append(f"{task} {scores[0]} against {scores[1]} {unit}")
     holds = (all(good) or (None if any(good) else False)) if good else None
     return Verdict(claim, f"{sum(good)} of {len(good)}: " + "; ".join(parts), holds)

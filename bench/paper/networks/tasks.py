@@ -70,9 +70,11 @@ def convolutional(name: str, steps: int = 400) -> Task:
     return classification(make, (F.avg_pool2d(pictures, 2), labels), 1000, 64, Recipe(steps, "cosine"))
 
 
-def vit(steps: int = 1000) -> Task:
+def vit(steps: int = 600) -> Task:
     """Returns the vision transformer's task: cosine schedule with warm-up, weight decay 0.05."""
-    return classification(ViT, digits(), 1000, 32, Recipe(steps, "cosine", warmup=steps // 20, weight_decay=0.05))
+    return classification(
+        ViT, digits(), 1000, 32, Recipe(steps, "cosine", warmup=max(1, steps // 20), weight_decay=0.05)
+    )
 
 
 @functools.cache
@@ -107,7 +109,7 @@ def scans(pictures: Tensor, generator: torch.Generator) -> Batch:
     return mask * k, mask, pictures
 
 
-def varnet(steps: int = 400) -> Task:
+def varnet(steps: int = 250) -> Task:
     """Returns VarNet's task: slices of a brain from a quarter of their frequencies, the loss 1 - SSIM."""
     order = torch.randperm(len(slices()), generator=torch.Generator().manual_seed(0))
     train, test = slices()[order[16:]], scans(slices()[order[:16]], torch.Generator().manual_seed(1))
@@ -143,9 +145,9 @@ def windows(count: int, block: int) -> Batch:
     return found[:, :-1].contiguous(), found[:, 1:].contiguous()
 
 
-def gpt(steps: int = 500) -> Task:
+def gpt(steps: int = 800) -> Task:
     """Returns Figure 3's task: nanoGPT's recipe, of 40 batches of 12 accumulated to a step here 2."""
-    block, test = 64, windows(128, 64)
+    block, test = 32, windows(128, 32)
 
     def batches(generator: torch.Generator) -> Iterator[Batch]:
         while True:
@@ -156,13 +158,13 @@ def gpt(steps: int = 500) -> Task:
         batches,
         lambda model, batch: model.loss(*batch),
         lambda model: {"loss": (value := model.loss(*test).item()), "score": value},
-        Recipe(steps, "cosine", warmup=steps // 20, betas=(0.9, 0.99), weight_decay=0.1, clip=1.0, micro=2),
+        Recipe(steps, "cosine", warmup=max(1, steps // 20), betas=(0.9, 0.99), weight_decay=0.1, clip=1.0, micro=2),
     )
 
 
-def roberta(steps: int = 1000) -> Task:
+def roberta(steps: int = 700) -> Task:
     """Returns RoBERTa's task: characters of Shakespeare that are hidden; a linear schedule with warm-up."""
-    block, size = 64, len(corpus().vocabulary) + 1
+    block, size = 48, len(corpus().vocabulary) + 1
     generator = torch.Generator().manual_seed(1)
     test = mask(windows(128, block)[0] + 1, size, generator)
 
@@ -176,7 +178,7 @@ def roberta(steps: int = 1000) -> Task:
         batches,
         lambda model, batch: model.loss(*batch),
         lambda model: {"loss": (value := model.loss(*test).item()), "score": value},
-        Recipe(steps, "linear", warmup=steps // 20, betas=(0.9, 0.98), weight_decay=0.01),
+        Recipe(steps, "linear", warmup=max(1, steps * 10 // 23), betas=(0.9, 0.98), weight_decay=0.01),
     )
 
 
@@ -208,7 +210,7 @@ def lstm(steps: int = 800) -> Task:
         value = model.loss(*test).item()
         return {"loss": value, "score": value}
 
-    recipe = Recipe(steps, "inverse-sqrt", warmup=steps // 10, betas=(0.9, 0.98))
+    recipe = Recipe(steps, "inverse-sqrt", warmup=max(1, steps // 10), betas=(0.9, 0.98))
     make = functools.partial(Translator, sources, targets)
     return Task(make, rows_of(train, 32), lambda model, batch: model.loss(*batch), score, recipe)
 

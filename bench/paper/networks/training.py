@@ -14,6 +14,7 @@ from prodigy_fused import Prodigy
 from prodigy_fused.convex import DAdaptAdam, DoG, LDoG
 
 POINTS = 20  # of a curve
+CORRECTED = "Prodigy, bias correction"  # Algorithm 4 has none; an option of the authors' package
 Batch = tuple[Tensor, ...]
 
 
@@ -85,10 +86,13 @@ def _adam(groups: list[dict[str, Any]], value: float, recipe: Recipe) -> torch.o
     return torch.optim.AdamW(groups, lr=value, betas=recipe.betas)
 
 
-def _prodigy(groups: list[dict[str, Any]], value: float, recipe: Recipe) -> torch.optim.Optimizer:
-    # As the authors advise where the learning rate is warmed up; all else is the default.
-    warm = recipe.warmup > 0
-    return Prodigy(groups, d_coef=value, betas=recipe.betas, safeguard_warmup=warm, fused=True)
+def _prodigy(**option: bool) -> Maker:
+    def make(groups: list[dict[str, Any]], value: float, recipe: Recipe) -> torch.optim.Optimizer:
+        # As the authors advise where the learning rate is warmed up; all else is the default.
+        warm = recipe.warmup > 0
+        return Prodigy(groups, d_coef=value, betas=recipe.betas, safeguard_warmup=warm, fused=True, **option)
+
+    return make
 
 
 def _d_adapt(groups: list[dict[str, Any]], value: float, recipe: Recipe) -> torch.optim.Optimizer:
@@ -110,7 +114,8 @@ def _l_dog(groups: list[dict[str, Any]], value: float, recipe: Recipe) -> torch.
 # The setting: the learning rate of AdamW; of the others a factor, 1 by default: of the estimate (Prodigy's d_coef), of
 # the learning rate (D-Adapt Adam's lr), of the first distance (DoG).
 MAKERS: dict[str, Maker] = {
-    "Prodigy": _prodigy,
+    "Prodigy": _prodigy(),
+    CORRECTED: _prodigy(use_bias_correction=True),
     "D-Adapt Adam": _d_adapt,
     "AdamW": _adam,
     "DoG": _dog,
@@ -179,10 +184,11 @@ def train(task: Task, method: str, value: float, seed: int) -> dict[str, Any]:
             curves["losses"].append(_mean(losses[last:]))
             curves["tests"].append(_test(task, model)["loss"])
             curves["ds"].append(estimate(opt))
-    diverged = not math.isfinite(losses[-1])
-    train_loss = math.nan if diverged else _mean(losses[-max(1, recipe.steps // 20) :])
-    average = at_average(task, model, opt)
-    return {"test": _test(task, model), "average": average, "train": train_loss, "d": estimate(opt), **curves}
+    test, average = _test(task, model), at_average(task, model, opt)
+    train_loss = _mean(losses[-max(1, recipe.steps // 20) :])
+    if not math.isfinite(train_loss):
+        test = average = dict.fromkeys(test, math.nan)
+    return {"test": test, "average": average, "train": train_loss, "d": estimate(opt), **curves}
 
 
 def _step(task: Task, model: nn.Module, opt: torch.optim.Optimizer, batches: Iterator[Batch]) -> float:
