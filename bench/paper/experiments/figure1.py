@@ -6,6 +6,7 @@ Accuracies are of the average iterate, on the rows themselves, as in the paper. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from statistics import fmean
 
@@ -24,7 +25,7 @@ KEYS = ("set", "rows", "method", "seed")
 NUMBERS = ("accuracy", "area", "loss", "d", "accuracies", "ds")
 SEEDS = 10
 SAMPLE = 2000  # rows, unless all are asked for
-ADAGRAD = "Adagrad-norm"
+ADAGRAD, SOLUTION = "Adagrad-norm", "minimiser"
 METHODS: dict[str, Callable[[list[torch.Tensor]], torch.optim.Optimizer]] = {
     "Prodigy GD": ProdigyGD,
     "Prodigy DA": ProdigyDA,
@@ -47,11 +48,25 @@ def runs(full: bool) -> Iterator[Row]:
         for method in METHODS:
             for seed in range(SEEDS):
                 yield {"set": name, "rows": size if full else min(size, SAMPLE), "method": method, "seed": seed}
+        for seed in range(SEEDS if name in data.SOLVED else 0):
+            yield {"set": name, "rows": size, "method": SOLUTION, "seed": seed}
 
 
 def run(key: Row) -> Row:
-    """Takes 1,000 steps with one method."""
+    """Takes 1,000 steps with one method, or finds the nearest minimiser, whose distance is in the column d."""
+    if key["method"] == SOLUTION:
+        return _solution(key["set"], key["seed"])
     return convex.train(key["set"], key["rows"], key["seed"], METHODS[key["method"]])._asdict()
+
+
+def _solution(name: str, seed: int) -> Row:
+    from paper import exact  # here, because figures of rows that there are need no scipy
+
+    x, y = data.convex_set(name, data.SIZES[name][0])
+    start, minimum = convex.start(x.shape[1], data.SIZES[name][1], seed), exact.multi_margin(name)
+    weight = exact.nearest(minimum, start)
+    found = {"accuracy": convex.accuracy(weight, x, y), "loss": minimum.loss, "d": (weight - start).norm().item()}
+    return {**dict.fromkeys(NUMBERS, ""), **found}
 
 
 # -- what is shown: of each set the runs on the most rows, the best of Adagrad-norm --
@@ -80,6 +95,15 @@ def mean(rows: list[Row], number: str) -> float:
     return fmean(row[number] for row in rows)
 
 
+def distances(rows: list[Row]) -> dict[str, float]:
+    """Returns D, the distance from the start to the nearest minimiser, where it is known: its mean over the starts."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["method"] == SOLUTION:
+            found.setdefault(row["set"], []).append(row)
+    return {name: mean(own, "d") for name, own in found.items()}
+
+
 def _title(name: str, methods: dict[str, list[Row]]) -> str:
     star = "*" if name in data.STAND_INS else ""
     used = next(iter(methods.values()))[0]["rows"]
@@ -98,6 +122,8 @@ def _panels(rows: list[Row], curve: str, label: str, scale: str, methods: tuple[
             axes.fill_between(convex.POINTS, lines.min(0), lines.max(0), color=COLOURS[method], alpha=0.15, linewidth=0)
         axes.set(title=_title(name, own), yscale=scale)
         axes.grid(alpha=0.25)
+    for axes in list(panels.flat)[len(sets) :]:
+        axes.remove()
     handles, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(methods), frameon=False)
     figure.supxlabel("step")
@@ -108,10 +134,11 @@ def _panels(rows: list[Row], curve: str, label: str, scale: str, methods: tuple[
 def plot(rows: list[Row]) -> dict[str, plt.Figure]:
     """Plots the accuracy of the average, and d, against the step."""
     estimating = tuple(method for method in SHOWN if method != ADAGRAD)
-    return {
-        "": _panels(rows, "accuracies", "accuracy of the average, %", "linear", SHOWN),
-        "-d": _panels(rows, "ds", "d", "log", estimating),
-    }
+    estimates = _panels(rows, "ds", "d; dotted: D", "log", estimating)
+    for axes, name in zip(estimates.axes, shown(rows), strict=False):
+        if name in distances(rows):
+            axes.axhline(distances(rows)[name], color="black", linestyle=":")
+    return {"": _panels(rows, "accuracies", "accuracy of the average, %", "linear", SHOWN), "-d": estimates}
 
 
 def tables(rows: list[Row]) -> dict[str, list[list[str]]]:
@@ -125,10 +152,14 @@ def tables(rows: list[Row]) -> dict[str, list[list[str]]]:
             lines.append([_title(name, own), *cells])
         return [["set", *SHOWN], *lines]
 
+    estimates = sheet("d", ".3g", 1)
+    for line in estimates:
+        name = line[0].split("*")[0]
+        line.append("D" if name == "set" else format(distances(rows).get(name, math.nan), ".3g").replace("nan", ""))
     return {
         "Final accuracy of the average, %": sheet("accuracy", ".1f", 100),
         "Area under the curve: mean accuracy of the average over the steps, %": sheet("area", ".1f", 100),
-        "d after the last step": sheet("d", ".3g", 1),
+        "d after the last step; D where it is known": estimates,
     }
 
 
@@ -161,4 +192,12 @@ def verdicts(rows: list[Row]) -> list[Verdict]:
         enough = [won >= 10 / 12 * of for won, of, _ in counts]
         holds = all(enough) or (None if any(enough) else False)
         found.append(Verdict(claim, "faster: " + "; ".join(words for *_, words in counts), holds))
-    return found
+    return [*found, _plateau(sets, distances(rows))]
+
+
+def _plateau(sets: dict[str, dict[str, list[Row]]], known: dict[str, float]) -> Verdict:
+    """Returns the verdict on d after the last step, relative to D; near is at least a half."""
+    ratios = {name: mean(sets[name]["Prodigy GD"], "d") / D for name, D in known.items()}
+    seen = ", ".join(f"{name} {ratio:.2g}" for name, ratio in ratios.items())
+    near = [ratio >= 0.5 for ratio in ratios.values()]
+    return Verdict("d plateaus close to D", f"Prodigy GD's d / D: {seen}", all(near) or (None if any(near) else False))
