@@ -45,11 +45,10 @@ COLOURS = dict(zip(SHOWN, PALETTE, strict=True))
 def runs(full: bool) -> Iterator[Row]:
     """Yields every method from every start on every set, the smallest first."""
     for name, (size, _) in sorted(data.SIZES.items(), key=lambda pair: pair[1]):
-        for method in METHODS:
-            for seed in range(SEEDS):
-                yield {"set": name, "rows": size if full else min(size, SAMPLE), "method": method, "seed": seed}
-        for seed in range(SEEDS if name in data.SOLVED else 0):
-            yield {"set": name, "rows": size, "method": SOLUTION, "seed": seed}
+        rows = size if full else min(size, SAMPLE)
+        for seed in range(SEEDS):
+            for method in (*METHODS, *([SOLUTION] if name in data.SOLVED else [])):
+                yield {"set": name, "rows": rows, "method": method, "seed": seed}
 
 
 def run(key: Row) -> Row:
