@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from statistics import fmean
+from statistics import fmean, stdev
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -104,28 +104,32 @@ def distances(rows: list[Row]) -> dict[str, float]:
 
 
 def _title(name: str, methods: dict[str, list[Row]]) -> str:
-    star = "*" if name in data.STAND_INS else ""
-    used = next(iter(methods.values()))[0]["rows"]
-    return f"{name}{star}" if used == data.SIZES[name][0] else f"{name}{star}, {used:,} rows"
+    """Returns a set's name, with a star for a stand-in, and what there is less of than asked for."""
+    own = next(iter(methods.values()))
+    rows = "" if own[0]["rows"] == data.SIZES[name][0] else f", {own[0]['rows']:,} rows"
+    starts = "" if len(own) == SEEDS else f", {len(own)} starts"
+    return f"{name}{'*' if name in data.STAND_INS else ''}{rows}{starts}"
 
 
 def _panels(rows: list[Row], curve: str, label: str, scale: str, methods: tuple[str, ...]) -> plt.Figure:
     """Plots a curve of all methods in a panel per set: the mean over the starts, and a band from least to most."""
     sets = shown(rows)
-    figure, panels = plt.subplots(-(-len(sets) // 4), 4, figsize=(12, 2.6 * -(-len(sets) // 4)), layout="constrained")
+    lines = -(-len(sets) // 4)
+    figure, panels = plt.subplots(lines, 4, figsize=(12, 2.6 * lines), layout="constrained", squeeze=False)
     for axes, (name, own) in zip(panels.flat, sets.items(), strict=False):
         for method in (method for method in methods if method in own):
-            lines = np.array([row[curve] for row in own[method]])
-            centre = np.exp(np.log(lines).mean(0)) if scale == "log" else lines.mean(0)
+            drawn = np.array([row[curve] for row in own[method]])
+            centre = np.exp(np.log(drawn).mean(0)) if scale == "log" else drawn.mean(0)
             axes.plot(convex.POINTS, centre, color=COLOURS[method], label=method, linewidth=1.2)
-            axes.fill_between(convex.POINTS, lines.min(0), lines.max(0), color=COLOURS[method], alpha=0.15, linewidth=0)
+            axes.fill_between(convex.POINTS, drawn.min(0), drawn.max(0), color=COLOURS[method], alpha=0.15, linewidth=0)
         axes.set(title=_title(name, own), yscale=scale)
         axes.grid(alpha=0.25)
     for axes in list(panels.flat)[len(sets) :]:
         axes.remove()
     handles, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(methods), frameon=False)
-    figure.supxlabel("step")
+    for axes in list(panels.flat)[len(sets) - panels.shape[1] : len(sets)]:
+        axes.set_xlabel("step")
     figure.supylabel(label)
     return figure
 
@@ -142,24 +146,32 @@ def plot(rows: list[Row]) -> dict[str, plt.Figure]:
 
 def tables(rows: list[Row]) -> dict[str, list[list[str]]]:
     """Returns final accuracies, means over the steps, and d."""
-    sets = shown(rows)
+    sets, known = shown(rows), distances(rows)
 
-    def sheet(number: str, form: str, factor: float) -> list[list[str]]:
-        lines = []
-        for name, own in sets.items():
-            cells = [format(factor * mean(own[method], number), form) if method in own else "" for method in SHOWN]
-            lines.append([_title(name, own), *cells])
+    def sheet(cell: Callable[[list[Row]], str]) -> list[list[str]]:
+        lines = [[_title(name, own), *(cell(own.get(method, [])) for method in SHOWN)] for name, own in sets.items()]
         return [["set", *SHOWN], *lines]
 
-    estimates = sheet("d", ".3g", 1)
-    for line in estimates:
-        name = line[0].split("*")[0]
-        line.append("D" if name == "set" else format(distances(rows).get(name, math.nan), ".3g").replace("nan", ""))
+    estimates = sheet(lambda own: f"{mean(own, 'd'):.3g}" if own else "")
+    estimates = [
+        [*line, f"{known[name]:.3g}" if name in known else ""]
+        for line, name in zip(estimates, ["", *sets], strict=True)
+    ]
+    estimates[0][-1] = "D"
     return {
-        "Final accuracy of the average, %": sheet("accuracy", ".1f", 100),
-        "Area under the curve: mean accuracy of the average over the steps, %": sheet("area", ".1f", 100),
-        "d after the last step; D where it is known": estimates,
+        "Final accuracy of the average, %; with the mean's standard error where it is 0.1 or more": sheet(_accuracy),
+        "Area under the curve, the mean accuracy over the steps, %": sheet(
+            lambda own: f"{100 * mean(own, 'area'):.1f}" if own else ""
+        ),
+        "d after the last step, and D where it is known": estimates,
     }
+
+
+def _accuracy(own: list[Row]) -> str:
+    if not own:
+        return ""
+    error = 100 * stdev(row["accuracy"] for row in own) / math.sqrt(len(own)) if len(own) > 1 else 0
+    return f"{100 * mean(own, 'accuracy'):.1f}" + (f" ± {error:.1f}" if error >= 0.05 else "")
 
 
 # -- the claims --
