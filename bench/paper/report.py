@@ -48,10 +48,11 @@ def show(name: str, rows: list[Row]) -> None:
     claims = [[verdict.claim, verdict.seen, WORDS[verdict.holds]] for verdict in module.verdicts(rows)]
     sheets = {**module.tables(rows), f"{name}: the claims": [["claim", "seen", "holds"], *claims]}
     for title, (header, *lines) in sheets.items():
-        sheet = Table(*header, title=title, title_justify="left")
+        console.print(f"\n{title}", markup=False)
+        sheet = Table(*header)
         for line in lines:
             sheet.add_row(*line)
-        console.print(sheet, markup=False)
+        console.print(sheet)
 
 
 def draw(name: str, rows: list[Row], folder: Path) -> list[Path]:

@@ -28,7 +28,8 @@ from paper.store import Row, Store
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; `names` are those of experiments afterwards. Exits where there is no such experiment."""
+    """Parses the command line; `names` are those of experiments then, and `stores` their rows. Exits where there is no
+    such experiment, or not its data."""
     known = experiments.names()
     width = max(map(len, known))
     lines = [f"  {name:{width}}  {experiments.load(name).__doc__.splitlines()[0]}" for name in known]
@@ -50,10 +51,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     wrong = [name for name in args.names if name not in (*known, *experiments.PARTS)]
     if wrong:
         parser.error(f"no experiment {wrong[0]!r}: there are {', '.join((*known, *experiments.PARTS))}")
+    if args.figures:
+        return args
     asked = args.names or ["convex"]
     args.names = [name for name in known if {name, experiments.load(name).PART} & set(asked)]
     try:
-        for package in {package for name in args.names for package in experiments.load(name).PACKAGES}:
+        for package in sorted({package for name in args.names for package in experiments.load(name).PACKAGES}):
             data.folder(package)
         args.stores = {name: report.store_of(name, args.out) for name in args.names}
     except (FileNotFoundError, ValueError) as error:

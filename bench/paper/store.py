@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import csv
 import os
+import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from shared import machine
+from shared import ROOT, machine
 
 Row = dict[str, Any]
 # Of every row: what it took, where and when it was found.
@@ -33,11 +34,11 @@ class Store:
         self.path, self.keys = path, tuple(keys)
         self.fields = (*self.keys, *numbers, *ENVIRONMENT)
         self.rows = self._read() if path.exists() else []
-        self._done = {self._identity(row) for row in self.rows}
+        self._done = {self.identity(row) for row in self.rows}
 
     def done(self, key: Row) -> bool:
         """Returns whether there is a row of this run."""
-        return self._identity(key) in self._done
+        return self.identity(key) in self._done
 
     def append(self, row: Row) -> None:
         """Adds a row, here and in the file.
@@ -57,9 +58,10 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
         self.rows.append({name: _value(_text(row[name])) for name in self.fields})
-        self._done.add(self._identity(row))
+        self._done.add(self.identity(row))
 
-    def _identity(self, row: Row) -> tuple[str, ...]:
+    def identity(self, row: Row) -> tuple[str, ...]:
+        """Returns the keys of a run as they are in the file."""
         return tuple(_text(row[name]) for name in self.keys)
 
     def _read(self) -> list[Row]:
@@ -95,7 +97,16 @@ def environment() -> Row:
     """Returns the columns of ENVIRONMENT, but for the seconds."""
     facts = machine.describe("cpu")
     where = f"{facts['cores']} x {facts['cpu']}"
-    return {"commit": facts["commit"], "date": facts["date"][:10], "machine": where, "torch": facts["torch"]}
+    commit = facts["commit"]
+    if commit.endswith("-dirty") and _only_results_differ():
+        commit = commit.removesuffix("-dirty")
+    return {"commit": commit, "date": facts["date"][:10], "machine": where, "torch": facts["torch"]}
+
+
+def _only_results_differ() -> bool:
+    """Returns whether nothing differs from the commit but rows, which a run that goes on has written itself."""
+    command = ("git", "diff", "--quiet", "HEAD", "--", ".", ":!bench/results")
+    return subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
 
 
 def seconds_of(rows: list[Row]) -> float:

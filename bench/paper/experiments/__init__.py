@@ -13,7 +13,7 @@ A module has
 - `verdicts(rows)`: returns `report.Verdict`s: the paper's claims, and what the rows say about them.
 
 A row is a dictionary of `KEYS`, `NUMBERS` and `store.ENVIRONMENT`, with numbers as numbers and curves as tuples. The
-last three get all rows that there are, perhaps not all runs, perhaps from both values of `full`.
+last three get all rows that there are: the runs of one value of `full`, and perhaps some of the other.
 """
 
 from __future__ import annotations

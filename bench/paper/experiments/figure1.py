@@ -6,8 +6,9 @@ Accuracies are of the average iterate, on the rows themselves, as in the paper. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from statistics import fmean
+from statistics import fmean, stdev
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,7 +25,7 @@ KEYS = ("set", "rows", "method", "seed")
 NUMBERS = ("accuracy", "area", "loss", "d", "accuracies", "ds")
 SEEDS = 10
 SAMPLE = 2000  # rows, unless all are asked for
-ADAGRAD = "Adagrad-norm"
+ADAGRAD, SOLUTION = "Adagrad-norm", "minimiser"
 METHODS: dict[str, Callable[[list[torch.Tensor]], torch.optim.Optimizer]] = {
     "Prodigy GD": ProdigyGD,
     "Prodigy DA": ProdigyDA,
@@ -44,14 +45,27 @@ COLOURS = dict(zip(SHOWN, PALETTE, strict=True))
 def runs(full: bool) -> Iterator[Row]:
     """Yields every method from every start on every set, the smallest first."""
     for name, (size, _) in sorted(data.SIZES.items(), key=lambda pair: pair[1]):
-        for method in METHODS:
-            for seed in range(SEEDS):
-                yield {"set": name, "rows": size if full else min(size, SAMPLE), "method": method, "seed": seed}
+        rows = size if full else min(size, SAMPLE)
+        for seed in range(SEEDS):
+            for method in (*METHODS, *([SOLUTION] if name in data.SOLVED else [])):
+                yield {"set": name, "rows": rows, "method": method, "seed": seed}
 
 
 def run(key: Row) -> Row:
-    """Takes 1,000 steps with one method."""
+    """Takes 1,000 steps with one method, or finds the nearest minimiser, whose distance is in the column d."""
+    if key["method"] == SOLUTION:
+        return _solution(key["set"], key["seed"])
     return convex.train(key["set"], key["rows"], key["seed"], METHODS[key["method"]])._asdict()
+
+
+def _solution(name: str, seed: int) -> Row:
+    from paper import exact  # here, because figures of rows that there are need no scipy
+
+    x, y = data.convex_set(name, data.SIZES[name][0])
+    start, minimum = convex.start(x.shape[1], data.SIZES[name][1], seed), exact.multi_margin(name)
+    weight = exact.nearest(minimum, start)
+    found = {"accuracy": convex.accuracy(weight, x, y), "loss": minimum.loss, "d": (weight - start).norm().item()}
+    return {**dict.fromkeys(NUMBERS, ""), **found}
 
 
 # -- what is shown: of each set the runs on the most rows, the best of Adagrad-norm --
@@ -80,27 +94,42 @@ def mean(rows: list[Row], number: str) -> float:
     return fmean(row[number] for row in rows)
 
 
+def distances(rows: list[Row]) -> dict[str, float]:
+    """Returns D, the distance from the start to the nearest minimiser, where it is known: its mean over the starts."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["method"] == SOLUTION:
+            found.setdefault(row["set"], []).append(row)
+    return {name: mean(own, "d") for name, own in found.items()}
+
+
 def _title(name: str, methods: dict[str, list[Row]]) -> str:
-    star = "*" if name in data.STAND_INS else ""
-    used = next(iter(methods.values()))[0]["rows"]
-    return f"{name}{star}" if used == data.SIZES[name][0] else f"{name}{star}, {used:,} rows"
+    """Returns a set's name, with a star for a stand-in, and what there is less of than asked for."""
+    own = next(iter(methods.values()))
+    rows = "" if own[0]["rows"] == data.SIZES[name][0] else f", {own[0]['rows']:,} rows"
+    starts = "" if len(own) == SEEDS else f", {len(own)} starts"
+    return f"{name}{'*' if name in data.STAND_INS else ''}{rows}{starts}"
 
 
 def _panels(rows: list[Row], curve: str, label: str, scale: str, methods: tuple[str, ...]) -> plt.Figure:
     """Plots a curve of all methods in a panel per set: the mean over the starts, and a band from least to most."""
     sets = shown(rows)
-    figure, panels = plt.subplots(-(-len(sets) // 4), 4, figsize=(12, 2.6 * -(-len(sets) // 4)), layout="constrained")
+    lines = -(-len(sets) // 4)
+    figure, panels = plt.subplots(lines, 4, figsize=(12, 2.6 * lines), layout="constrained", squeeze=False)
     for axes, (name, own) in zip(panels.flat, sets.items(), strict=False):
         for method in (method for method in methods if method in own):
-            lines = np.array([row[curve] for row in own[method]])
-            centre = np.exp(np.log(lines).mean(0)) if scale == "log" else lines.mean(0)
+            drawn = np.array([row[curve] for row in own[method]])
+            centre = np.exp(np.log(drawn).mean(0)) if scale == "log" else drawn.mean(0)
             axes.plot(convex.POINTS, centre, color=COLOURS[method], label=method, linewidth=1.2)
-            axes.fill_between(convex.POINTS, lines.min(0), lines.max(0), color=COLOURS[method], alpha=0.15, linewidth=0)
+            axes.fill_between(convex.POINTS, drawn.min(0), drawn.max(0), color=COLOURS[method], alpha=0.15, linewidth=0)
         axes.set(title=_title(name, own), yscale=scale)
         axes.grid(alpha=0.25)
+    for axes in list(panels.flat)[len(sets) :]:
+        axes.remove()
     handles, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(methods), frameon=False)
-    figure.supxlabel("step")
+    for axes in list(panels.flat)[len(sets) - panels.shape[1] : len(sets)]:
+        axes.set_xlabel("step")
     figure.supylabel(label)
     return figure
 
@@ -108,28 +137,41 @@ def _panels(rows: list[Row], curve: str, label: str, scale: str, methods: tuple[
 def plot(rows: list[Row]) -> dict[str, plt.Figure]:
     """Plots the accuracy of the average, and d, against the step."""
     estimating = tuple(method for method in SHOWN if method != ADAGRAD)
-    return {
-        "": _panels(rows, "accuracies", "accuracy of the average, %", "linear", SHOWN),
-        "-d": _panels(rows, "ds", "d", "log", estimating),
-    }
+    estimates = _panels(rows, "ds", "d; dotted: D", "log", estimating)
+    for axes, name in zip(estimates.axes, shown(rows), strict=False):
+        if name in distances(rows):
+            axes.axhline(distances(rows)[name], color="black", linestyle=":")
+    return {"": _panels(rows, "accuracies", "accuracy of the average, %", "linear", SHOWN), "-d": estimates}
 
 
 def tables(rows: list[Row]) -> dict[str, list[list[str]]]:
     """Returns final accuracies, means over the steps, and d."""
-    sets = shown(rows)
+    sets, known = shown(rows), distances(rows)
 
-    def sheet(number: str, form: str, factor: float) -> list[list[str]]:
-        lines = []
-        for name, own in sets.items():
-            cells = [format(factor * mean(own[method], number), form) if method in own else "" for method in SHOWN]
-            lines.append([_title(name, own), *cells])
+    def sheet(cell: Callable[[list[Row]], str]) -> list[list[str]]:
+        lines = [[_title(name, own), *(cell(own.get(method, [])) for method in SHOWN)] for name, own in sets.items()]
         return [["set", *SHOWN], *lines]
 
+    estimates = sheet(lambda own: f"{mean(own, 'd'):.3g}" if own else "")
+    estimates = [
+        [*line, f"{known[name]:.3g}" if name in known else ""]
+        for line, name in zip(estimates, ["", *sets], strict=True)
+    ]
+    estimates[0][-1] = "D"
     return {
-        "Final accuracy of the average, %": sheet("accuracy", ".1f", 100),
-        "Area under the curve: mean accuracy of the average over the steps, %": sheet("area", ".1f", 100),
-        "d after the last step": sheet("d", ".3g", 1),
+        "Final accuracy of the average, %; with the mean's standard error where it is 0.1 or more": sheet(_accuracy),
+        "Area under the curve, the mean accuracy over the steps, %": sheet(
+            lambda own: f"{100 * mean(own, 'area'):.1f}" if own else ""
+        ),
+        "d after the last step, and D where it is known": estimates,
     }
+
+
+def _accuracy(own: list[Row]) -> str:
+    if not own:
+        return ""
+    error = 100 * stdev(row["accuracy"] for row in own) / math.sqrt(len(own)) if len(own) > 1 else 0
+    return f"{100 * mean(own, 'accuracy'):.1f}" + (f" ± {error:.1f}" if error >= 0.05 else "")
 
 
 # -- the claims --
@@ -161,4 +203,12 @@ def verdicts(rows: list[Row]) -> list[Verdict]:
         enough = [won >= 10 / 12 * of for won, of, _ in counts]
         holds = all(enough) or (None if any(enough) else False)
         found.append(Verdict(claim, "faster: " + "; ".join(words for *_, words in counts), holds))
-    return found
+    return [*found, _plateau(sets, distances(rows))]
+
+
+def _plateau(sets: dict[str, dict[str, list[Row]]], known: dict[str, float]) -> Verdict:
+    """Returns the verdict on d after the last step, relative to D; near is at least a half."""
+    ratios = {name: mean(sets[name]["Prodigy GD"], "d") / D for name, D in known.items()}
+    seen = ", ".join(f"{name} {ratio:.2g}" for name, ratio in ratios.items())
+    near = [ratio >= 0.5 for ratio in ratios.values()]
+    return Verdict("d plateaus close to D", f"Prodigy GD's d / D: {seen}", all(near) or (None if any(near) else False))
