@@ -137,9 +137,7 @@ def estimate(opt: torch.optim.Optimizer) -> float:
 
 @torch.no_grad()
 def at_average(task: Task, model: nn.Module, opt: torch.optim.Optimizer) -> dict[str, float]:
-    """Returns the test's numbers at the average of the iterates; at the last one, for optimizers without an average."""
-    if not hasattr(opt, "average"):
-        return task.test(model)
+    """Returns the test's numbers at the average of the iterates."""
     params = [p for group in opt.param_groups for p in group["params"]]
     last = [p.clone() for p in params]
     torch._foreach_copy_(params, opt.average())
@@ -184,7 +182,8 @@ def train(task: Task, method: str, value: float, seed: int) -> dict[str, Any]:
             curves["losses"].append(_mean(losses[last:]))
             curves["tests"].append(_test(task, model)["loss"])
             curves["ds"].append(estimate(opt))
-    test, average = _test(task, model), at_average(task, model, opt)
+    test = _test(task, model)
+    average = at_average(task, model, opt) if hasattr(opt, "average") else test
     train_loss = _mean(losses[-max(1, recipe.steps // 20) :])
     if not math.isfinite(train_loss):
         test = average = dict.fromkeys(test, math.nan)
