@@ -1,9 +1,9 @@
 """The paper's experiments, on the product's own optimizers; see docs/paper.md.
 
-make paper                                   Figure 1 and the questions: under 15 minutes on 2 cores; large sets sampled
-make paper ARGS=--full                       with all their rows
-make paper ARGS="figure1 reset"              these only; "networks": all experiments with networks
-make paper ARGS="--out bench/results/paper"  rows for the record; then: make figures
+make paper                       Figure 1 and the questions: under 15 minutes on 2 cores, large sets sampled
+make paper ARGS=--full           with all their rows
+make paper ARGS="figure1 reset"  these only; "networks": all experiments with networks
+make paper ARGS="--full --out bench/results/paper"  rows for the record; then: make figures
 
 Rows and figures go to build/paper. A run that has a row there is not done again: remove NAME.csv to start anew.
 """
@@ -110,7 +110,10 @@ def main(argv: list[str] | None = None) -> None:
         report.write_all()
         return
     start = time.perf_counter()
-    done = run(args.stores, args.full, args.jobs)
+    try:
+        done = run(args.stores, args.full, args.jobs)
+    except KeyboardInterrupt:
+        raise SystemExit("stopped: the same command goes on where it was") from None
     for name, own in args.stores.items():
         report.show(name, own.rows)
         report.draw(name, own.rows, args.out)

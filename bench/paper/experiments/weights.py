@@ -86,15 +86,15 @@ def plot(rows: list[Row]) -> dict[str, plt.Figure]:
     """Plots the gap and the estimate, relative to those with uniform weights."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for axes, number, title in zip(panels, ("gap", "d"), ("gap after 1,000 steps", "d after 1,000 steps"), strict=True):
-        for problem, ratios in relative(rows, number).items():
-            axes.plot(list(ratios), list(ratios.values()), marker="o", label=problem)
+        for (problem, ratios), marker in zip(relative(rows, number).items(), "ov^sDP", strict=False):
+            axes.plot(list(ratios), list(ratios.values()), marker, label=problem, alpha=0.8)
         axes.axhline(1, color="grey", linestyle=":")
         axes.set(title=f"{title}, to uniform weights", yscale="log")
         axes.set_yticks([0.5, 0.7, 1, 1.5, 2, 3], ["0.5", "0.7", "1", "1.5", "2", "3"])
         axes.minorticks_off()
         axes.tick_params(axis="x", rotation=30)
         axes.grid(alpha=0.25)
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right", fontsize=8)
     return {"": figure}
 
 
