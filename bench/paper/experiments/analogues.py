@@ -47,10 +47,9 @@ ANALOGUES = {
 
 
 def runs(full: bool) -> Iterator[Row]:
-    """Yields the runs of all tasks; `full` is no more."""
-    for task, each in ANALOGUES.items():
-        for key in c.runs(c.ADAPTIVE, each.grid):
-            yield {"task": task, **key}
+    """Yields the runs, seed by seed, of which each has all tasks; `full` is no more."""
+    keys = [{"task": task, **key} for task, each in ANALOGUES.items() for key in c.runs(c.ADAPTIVE, each.grid)]
+    yield from sorted(keys, key=lambda key: key["seed"])
 
 
 def run(key: Row) -> Row:

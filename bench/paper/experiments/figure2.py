@@ -30,10 +30,10 @@ SETTINGS = {c.ADAM: "lr", "Prodigy": "d_coef", "D-Adapt Adam": "lr", "DoG": "d0 
 
 
 def runs(full: bool) -> Iterator[Row]:
-    """Yields the runs of both networks; `full` is no more."""
+    """Yields the runs, seed by seed, and then the other settings; `full` is no more."""
+    compared = [{"network": network, **key} for network in NETWORKS for key in c.runs(METHODS)]
+    yield from sorted(compared, key=lambda key: key["seed"])
     for network in NETWORKS:
-        for key in c.runs(METHODS):
-            yield {"network": network, **key}
         for method, values in OTHERS.items():
             for value in values:
                 yield {"network": network, "method": method, "value": value, "seed": 0}
