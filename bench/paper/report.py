@@ -75,14 +75,14 @@ def markdown(header: list[str], lines: list[list[str]]) -> list[str]:
 
 
 def block(name: str, rows: list[Row]) -> str:
-    """Returns what docs/paper.md has of an experiment: figures, tables, verdicts, and where it was run."""
-    module, text = experiments.load(name), []
-    for path in sorted(COMMITTED.glob(f"{name}.png")) + sorted(COMMITTED.glob(f"{name}-*.png")):
-        text += [f"![{module.__doc__.splitlines()[0]}](../{path.relative_to(ROOT)})", ""]
-    for title, (header, *lines) in module.tables(rows).items():
-        text += [f"{title}:", "", *markdown(header, lines), ""]
-    text += ["| claim | seen | holds |", "| --- | --- | --- |"]
+    """Returns what docs/paper.md has of an experiment: verdicts, figures, tables, and where it was run."""
+    module = experiments.load(name)
+    text = ["| claim | seen | holds |", "| --- | --- | --- |"]
     text += [f"| {each.claim} | {each.seen} | {WORDS[each.holds]} |" for each in module.verdicts(rows)]
+    for path in (*sorted(COMMITTED.glob(f"{name}.png")), *sorted(COMMITTED.glob(f"{name}-*.png"))):
+        text += ["", f"![{module.__doc__.splitlines()[0]}](../{path.relative_to(ROOT)})"]
+    for title, (header, *lines) in module.tables(rows).items():
+        text += ["", f"{title}:", "", *markdown(header, lines)]
     return "\n".join([*text, "", where_line(name, rows)])
 
 
@@ -92,10 +92,12 @@ def where_line(name: str, rows: list[Row]) -> str:
     def each(column: str) -> str:
         return ", ".join(dict.fromkeys(str(row[column]) for row in rows))
 
-    seeds = f"seeds {', '.join(map(str, sorted({row['seed'] for row in rows})))}, " if "seed" in rows[0] else ""
+    seeds = sorted({row["seed"] for row in rows}) if "seed" in rows[0] else []
     return (
-        f"[{len(rows):,} runs](../bench/results/paper/{name}.csv), {seeds}{seconds_of(rows) / 60:.1f} CPU minutes on "
-        f"{each('machine')}, torch {each('torch')}, commit {each('commit')}, {each('date')}."
+        f"[{len(rows):,} runs](../bench/results/paper/{name}.csv)"
+        + (f", seeds {seeds[0]} to {seeds[-1]}" if seeds else "")
+        + f", {seconds_of(rows) / 60:.1f} CPU minutes on {each('machine')}, torch {each('torch')}, "
+        f"commit {each('commit')}, {each('date')}."
     )
 
 

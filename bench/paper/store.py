@@ -57,7 +57,7 @@ class Store:
             writer.writerow([_text(row[name]) for name in self.fields])
             file.flush()
             os.fsync(file.fileno())
-        self.rows.append({name: _value(_text(row[name])) for name in self.fields})
+        self.rows.append(_typed({name: _text(row[name]) for name in self.fields}))
         self._done.add(self.identity(row))
 
     def identity(self, row: Row) -> tuple[str, ...]:
@@ -66,13 +66,20 @@ class Store:
 
     def _read(self) -> list[Row]:
         text = self.path.read_text()
-        header, *_ = text.splitlines() or [""]
-        if header.split(",") != list(self.fields):
+        whole = text[: text.rfind("\n") + 1]  # without a row that was cut off when its process was killed
+        if not whole:
+            self.path.unlink()
+            return []
+        if whole.partition("\n")[0].split(",") != list(self.fields):
             raise ValueError(f"{self.path} has other columns than its experiment: remove it, and run that anew")
-        if not text.endswith("\n"):  # killed while it wrote this row
-            text = text[: text.rindex("\n") + 1]
-            self.path.write_text(text)
-        return [{name: _value(cell) for name, cell in row.items()} for row in csv.DictReader(text.splitlines())]
+        if whole != text:
+            self.path.write_text(whole)
+        return [_typed(row) for row in csv.DictReader(whole.splitlines())]
+
+
+def _typed(row: dict[str, str]) -> Row:
+    """Returns numbers as numbers; a commit stays text, though it may look like one."""
+    return {name: text if name in ENVIRONMENT[1:] else _value(text) for name, text in row.items()}
 
 
 def _text(value: Any) -> str:

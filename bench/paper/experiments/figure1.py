@@ -207,8 +207,9 @@ def verdicts(rows: list[Row]) -> list[Verdict]:
 
 
 def _plateau(sets: dict[str, dict[str, list[Row]]], known: dict[str, float]) -> Verdict:
-    """Returns the verdict on d after the last step, relative to D; near is at least a half."""
+    """Returns the verdict on d after the last step, relative to D; near is at least a third."""
     ratios = {name: mean(sets[name]["Prodigy GD"], "d") / D for name, D in known.items()}
     seen = ", ".join(f"{name} {ratio:.2g}" for name, ratio in ratios.items())
-    near = [ratio >= 0.5 for ratio in ratios.values()]
-    return Verdict("d plateaus close to D", f"Prodigy GD's d / D: {seen}", all(near) or (None if any(near) else False))
+    near = sum(ratio >= 1 / 3 for ratio in ratios.values())
+    holds = near == len(ratios) or (None if 2 * near > len(ratios) else False)
+    return Verdict("d plateaus close to D", f"Prodigy GD's d / D: {seen}", holds)
