@@ -203,6 +203,8 @@ def test_tuned_adam_is_the_best_of_the_grid():
     assert c.compared(rows, "%")[c.TUNED][0]["value"] == 0.01
     assert c.compared(rows, "nats")[c.TUNED][0]["value"] == 0.1
     assert c.cell(c.compared(rows, "%")[c.TUNED], "score", 1) == "92.0 ± 1.4"
+    unfinished = rows_of({("AdamW", 0.1): (90, 92), ("AdamW", 0.01): (99,)})
+    assert c.compared(unfinished, "%")[c.TUNED][0]["value"] == 0.1
 
 
 @pytest.mark.parametrize(

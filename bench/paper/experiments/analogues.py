@@ -91,7 +91,7 @@ def tables(rows: list[Row]) -> dict[str, list[list[str]]]:
     header = ["task", "score", "Prodigy", "with bias correction", "D-Adapt Adam", "tuned Adam"]
     header += ["d: Prodigy", "with bias correction", "D-Adapt Adam", "tuned lr"]
     return {
-        "Mean ± standard deviation over three seeds": [header, *lines],
+        "Mean ± standard deviation over the seeds": [header, *lines],
         "Adam by learning rate": [["task", *(f"{lr:g}" for lr in LRS)], *grid],
     }
 

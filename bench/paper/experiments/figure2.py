@@ -106,7 +106,7 @@ def tables(rows: list[Row]) -> dict[str, list[list[str]]]:
         if (found := _by_value(rows, network, method))
     ]
     return {
-        "Digits, mean ± standard deviation over three seeds": [
+        "Digits, mean ± standard deviation over the seeds": [
             ["", "test accuracy, %", "test loss", "training loss", "d, of Adam lr"],
             *lines,
         ],

@@ -53,7 +53,7 @@ def tables(rows: list[Row]) -> dict[str, list[list[str]]]:
         [name, c.cell(own, "train_loss", 3), c.cell(own, "test_loss", 3), f"{c.mean(own, 'd'):.2g}"]
         for name, own in shown.items()
     ]
-    title = "GPT, mean ± standard deviation over three seeds, nats per character"
+    title = "GPT, mean ± standard deviation over the seeds, nats per character"
     return {title: [["", "training loss", "test loss", "d, of Adam lr"], *lines]}
 
 

@@ -78,7 +78,9 @@ def compared(rows: list[Row], unit: str) -> Methods:
         elif row["value"] == 1:
             found.setdefault(row["method"], []).append(row)
     if tried:
-        found[TUNED] = min(tried.values(), key=lambda same: _badness(mean(same), unit))
+        most = max(map(len, tried.values()))  # of the seeds: some runs may not have been done yet
+        whole = [same for same in tried.values() if len(same) == most]
+        found[TUNED] = min(whole, key=lambda same: _badness(mean(same), unit))
     return found
 
 
