@@ -154,5 +154,6 @@ def panels(tasks: dict[str, Methods], curves: dict[str, tuple[str, str]]) -> plt
             axes.grid(alpha=0.25)
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(handles) or 1, frameon=False)
-    figure.supxlabel("step")
+    for axes in grid[-1]:
+        axes.set_xlabel("step")
     return figure
