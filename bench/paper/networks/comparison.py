@@ -93,6 +93,12 @@ def behind(methods: Methods, method: str, other: str, unit: str) -> float:
     return _badness(mean(methods[method]), unit) - _badness(mean(methods[other]), unit)
 
 
+def error(*methods: list[Row]) -> float:
+    """Returns the standard error of the difference of two mean scores; 0 with one seed, or where one diverged."""
+    spreads = [stdev(float(row["score"]) for row in rows) / math.sqrt(len(rows)) for rows in methods if len(rows) > 1]
+    return 0.0 if any(map(math.isnan, spreads)) else math.hypot(*spreads)
+
+
 def cell(rows: list[Row], number: str, digits: int) -> str:
     """Returns the mean and standard deviation over the seeds, as text."""
     values = [float(row[number]) for row in rows]
@@ -110,7 +116,8 @@ def close(
         claim: in the paper's words.
         tasks: the compared rows, and the unit of the score, by task.
         other: the other method.
-        margin: whether the method may be behind by CLOSE; otherwise it has to be ahead.
+        margin: whether the method may be behind by CLOSE; otherwise it has to be ahead, by more than the standard error
+            of the difference.
         method: the method.
     """
     parts, good = [], []
@@ -118,7 +125,7 @@ def close(
         if not {method, other} <= set(methods):
             continue
         gap = behind(methods, method, other, unit)
-        good.append(gap <= CLOSE[unit] if margin else gap < 0)
+        good.append(gap <= CLOSE[unit] if margin else gap < -error(methods[method], methods[other]))
         scores = [cell(methods[name], "score", DIGITS[unit]) for name in (method, other)]
         parts.append(f"{task} {scores[0]} against {scores[1]} {unit}")
     holds = (all(good) or (None if any(good) else False)) if good else None

@@ -15,6 +15,7 @@ from prodigy_fused.convex import DAdaptAdam, DoG, LDoG
 
 POINTS = 20  # of a curve
 CORRECTED = "Prodigy, bias correction"  # Algorithm 4 has none; an option of the authors' package
+REFERENCE = "prodigyopt"
 Batch = tuple[Tensor, ...]
 
 
@@ -95,6 +96,12 @@ def _prodigy(**option: bool) -> Maker:
     return make
 
 
+def _reference(groups: list[dict[str, Any]], value: float, recipe: Recipe) -> torch.optim.Optimizer:
+    import prodigyopt  # here, since one experiment only has it
+
+    return prodigyopt.Prodigy(groups, d_coef=value, betas=recipe.betas, safeguard_warmup=recipe.warmup > 0)
+
+
 def _d_adapt(groups: list[dict[str, Any]], value: float, recipe: Recipe) -> torch.optim.Optimizer:
     return DAdaptAdam(groups, lr=value, betas=recipe.betas, decouple=True)
 
@@ -116,6 +123,7 @@ def _l_dog(groups: list[dict[str, Any]], value: float, recipe: Recipe) -> torch.
 MAKERS: dict[str, Maker] = {
     "Prodigy": _prodigy(),
     CORRECTED: _prodigy(use_bias_correction=True),
+    REFERENCE: _reference,
     "D-Adapt Adam": _d_adapt,
     "AdamW": _adam,
     "DoG": _dog,
@@ -132,7 +140,8 @@ def groups_of(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 def estimate(opt: torch.optim.Optimizer) -> float:
     """Returns what the optimizer takes for the distance; of Adam, the learning rate that it was given."""
-    return float(opt.d) if hasattr(opt, "d") else float(opt.defaults["lr"])
+    # prodigyopt has it in its groups.
+    return float(opt.d if hasattr(opt, "d") else opt.param_groups[0].get("d", opt.defaults["lr"]))
 
 
 @torch.no_grad()
