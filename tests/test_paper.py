@@ -29,8 +29,10 @@ def fill(own, *sets):
 
 def test_rows_are_read_as_they_were_written(tmp_path):
     path = tmp_path / "new" / "a.csv"
-    fill(new(path), "iris", "wine")
+    own = new(path)
+    fill(own, "iris", "wine")
     again = new(path)
+    assert own.done({"set": "wine", "D": 0.1}) and own.rows == again.rows
     assert again.rows == [
         {"set": n, "D": 0.1, "accuracy": 0.25, "curve": (1.0, 0.5), **WHERE} for n in ("iris", "wine")
     ]
