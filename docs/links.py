@@ -18,7 +18,8 @@ from mkdocs.structure.files import File, Files
 log = logging.getLogger("mkdocs.hooks.links")
 ROOT = Path(__file__).parents[1]
 PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")  # as pages of the same names in lower case
-PICTURES = "bench/results"
+RESULTS = "bench/results"
+PICTURES = (RESULTS, f"{RESULTS}/paper")  # folders
 LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)\s#]+)")
 
 
@@ -26,8 +27,9 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds the pages and pictures that live outside docs/."""
     for source in PAGES:
         files.append(File.generated(config, source.lower(), abs_src_path=str(ROOT / source)))
-    for picture in sorted((ROOT / PICTURES).glob("*.png")):
-        files.append(File.generated(config, f"results/{picture.name}", abs_src_path=str(picture)))
+    for picture in sorted(picture for folder in PICTURES for picture in (ROOT / folder).glob("*.png")):
+        inside = picture.relative_to(ROOT / RESULTS).as_posix()
+        files.append(File.generated(config, f"results/{inside}", abs_src_path=str(picture)))
     return files
 
 
@@ -49,8 +51,8 @@ def _on_the_site(target: str, written: str, source: str, page: str, config: Any)
         return written
     if target in PAGES:
         inside = target.lower()
-    elif posixpath.dirname(target) == PICTURES and target.endswith(".png"):
-        inside = f"results/{posixpath.basename(target)}"
+    elif posixpath.dirname(target) in PICTURES and target.endswith(".png"):
+        inside = f"results/{posixpath.relpath(target, RESULTS)}"
     elif target.startswith("docs/") and target.endswith(".md"):
         inside = target.removeprefix("docs/")
     else:
