@@ -19,8 +19,8 @@ from prodigy_fused.step import BucketKey
 from prodigy_fused.triton_kernels import elements, kernels
 
 TYPES = dict.fromkeys(["tensors", "owners", "ranges", "grads"], "*i64") | {"counters": "*i32"}
-TYPES |= dict.fromkeys(["last", "begin", "end", "only_bits", "adds_up", "chunk_count", "estimate_count"], "i32")
-TYPES |= {"only": "i64"}
+TYPES |= dict.fromkeys(["last", "begin", "end", "adds_up", "chunk_count", "estimate_count"], "i32")
+TYPES |= dict.fromkeys(["only", "only_bits"], "i64")
 ALIGNED = ("tensors", "counters", "partials", "record", "groups", "grads")
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)([^;]*);")
 

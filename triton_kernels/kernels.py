@@ -79,8 +79,8 @@ def total(partials, begin, end, LANES: tl.constexpr):
     do_not_specialize_on_alignment=["owners", "row", "sums", "ranges"],
 )
 def prodigy_update_kernel(
-    tensors, owners, row, sums, counters, begin, end, only, only_bits, adds_up, partials, chunk_count, ranges,
-    estimate_count, record, groups, grads,
+    tensors, owners, row, sums, counters, begin, end, only: tl.int64, only_bits: tl.int64, adds_up, partials,
+    chunk_count, ranges, estimate_count, record, groups, grads,
     T: tl.constexpr, X: tl.constexpr, S: tl.constexpr, G: tl.constexpr, SAMPLES: tl.constexpr,
     DISPLACED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip

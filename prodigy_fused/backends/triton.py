@@ -191,7 +191,9 @@ class TritonPlan(GpuPlan):
             if self._native.fits(at, laid_out):
                 self._constants["G"] = self._type_of_gradients(bytes(8) + bytes([8 * laid_out.itemsize]))
                 if begin < end:
-                    self._update(step, begin, end, (laid_out.data_ptr(), 8 * laid_out.itemsize), adds_up=0)
+                    address = laid_out.data_ptr()
+                    signed = address - (1 << 64) if address >> 63 else address  # the highest bit is set on Intel GPUs
+                    self._update(step, begin, end, (signed, 8 * laid_out.itemsize), adds_up=0)
                 return True
             return False
 
