@@ -44,7 +44,7 @@ class CpuPlan(NativePlan):
         self._make_partials()
 
     def _make_partials(self) -> None:
-        self._partials = torch.zeros(self._native.chunk_count, 2, dtype=torch.float64)
+        self._partials = self.sums.new_zeros(self._native.chunk_count, 2)
 
     def update(self, step: Step) -> None:
         self._native.update(step.record, torch.get_num_threads(), step.rows.data_ptr(), self._partials.data_ptr())
