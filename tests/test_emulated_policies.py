@@ -17,6 +17,7 @@ NARROW = {"state_dtype": "bfloat16"}
 SAMPLED = {"slice_p": 11}
 FROZEN = {"prodigy_steps": 2}
 DISPLACED = {"low_precision": "displacement"}
+EXTENDED = {"low_precision": "24bit"}
 STOCHASTIC = {"low_precision": "stochastic"}
 # As UpdatePolicies of csrc/cuda/policy.h has them: the type of the parameters, and options with which it is chosen.
 POLICIES = [
@@ -31,6 +32,10 @@ POLICIES = [
     (torch.bfloat16, SAMPLED | NARROW),
     (torch.bfloat16, FROZEN | NARROW),
     (torch.bfloat16, DISPLACED),
+    (torch.bfloat16, EXTENDED),
+    (torch.bfloat16, EXTENDED | SAMPLED),
+    (torch.bfloat16, EXTENDED | NARROW),
+    (torch.bfloat16, EXTENDED | SAMPLED | NARROW),
     (torch.float16, STOCHASTIC),
     (torch.float16, SAMPLED),
     (torch.float16, {}),
@@ -45,6 +50,7 @@ MORE = [
     (ANY, torch.float16, FROZEN),
     (ANY, torch.float32, FROZEN | NARROW),
     (ANY, torch.bfloat16, DISPLACED | NARROW),
+    (ANY, torch.bfloat16, EXTENDED | FROZEN),
     (3, torch.float64, {}),
     (3, torch.float64, FROZEN),
 ]
@@ -133,7 +139,7 @@ def test_samples(policy, dtype, slice_p):
     check(*both)
 
 
-@pytest.mark.parametrize("policy", [4, 5, 8, 10])
+@pytest.mark.parametrize("policy", [4, 5, 8, 10, 12])
 def test_no_momentum(policy):
     """The gradient is read again by ``finish``."""
     dtype, options = POLICIES[policy]

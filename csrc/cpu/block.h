@@ -91,6 +91,13 @@ PRODIGY_INLINE void open_position(const Tensor& t, std::int64_t begin, int n, Sc
       return;
     }
   }
+  if constexpr (std::is_same_v<X, float>) {
+    if (t.low != nullptr) {
+      a.x = scratch.x;
+      kept_run(halves(t.x, begin), t.low + begin, n, a.x);
+      return;
+    }
+  }
   a.x = open<X>(t.type, t.x, begin, n, scratch.x);
 }
 
@@ -102,6 +109,8 @@ PRODIGY_INLINE void close_position(const Tensor& t, std::int64_t begin, int n, c
     std::uint16_t* to = halves(t.x, begin);
     if (t.delta != nullptr) {
       place_run(t.type, a.x0, a.delta, n, to);
+    } else if (t.low != nullptr) {
+      stochastic_24_run(a.x, n, to, t.low + begin, a.random);
     } else if (t.stochastic) {
       stochastic_x_run(t.type, a.x, n, to, a.random);
     } else {

@@ -62,7 +62,8 @@ Sums<double> update_chunk(const Tensor& t, const Gradient& grad, const Chunk& ch
 template <>
 Sums<double> update_chunk(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<float>& c) {
   // The loops know bfloat16 that is rounded as usual; everything else is copied to float32 for them.
-  const bool x16 = t.type == Type::kBFloat16 && grad.type == t.type && (t.stochastic || t.delta != nullptr);
+  const bool x16 =
+      t.type == Type::kBFloat16 && grad.type == t.type && t.low == nullptr && (t.stochastic || t.delta != nullptr);
   const bool state16 = t.state_type == Type::kBFloat16;
   if (!c.momentum) return update_typed<float, float, false>(t, grad, chunk, c);
   if (x16 && state16) return update_typed<Bits16, Bits16>(t, grad, chunk, c);

@@ -166,6 +166,29 @@ PRODIGY_INLINE std::uint16_t stochastic(float value, std::uint32_t random) {
   return std::uint16_t((bits >> 16 & 0x8000u) | rounded);
 }
 
+// -- 24 bits: a bfloat16 and a byte, see Note [24 bits] of prodigy_fused/rounding.py
+// ------------------------------------
+
+// Beside which numbers a byte counts: not zero, infinity and NaN.
+PRODIGY_INLINE bool byte_counts(std::uint16_t x) { return std::uint32_t(x & 0x7fffu) - 1u < 0x7f7fu; }
+
+PRODIGY_INLINE float kept_value(std::uint16_t x, std::int8_t low) {
+  const std::uint32_t offset = std::uint32_t(std::int32_t(low)) << 8;
+  return bits_as<float>((std::uint32_t(x) << 16) + (byte_counts(x) ? offset : 0u));
+}
+
+// A value rounded to 24 bits, in memory.
+struct Kept {
+  std::uint16_t x;
+  std::int8_t low;
+};
+
+PRODIGY_INLINE Kept stochastic_24(float value, std::uint32_t random) {
+  const std::uint32_t word = bits_as<std::uint32_t>(value) + (random >> 24);
+  const std::uint16_t x = upper_half(value, word + 0x8000u);
+  return {x, std::int8_t(byte_counts(x) ? (word >> 8) - (std::uint32_t(x) << 8) : 0u)};
+}
+
 // The displacement of an x that is stored rounded: `delta`, unless something else has written to x since. rounded:
 // x0 + delta, to nearest.
 PRODIGY_INLINE float displacement(float rounded, float x, float x0, float delta) {

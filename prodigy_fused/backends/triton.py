@@ -108,7 +108,15 @@ def try_out(device: torch.device) -> None:
     """Compiles both kernels by running a step on an empty tensor; the compiled kernels are cached."""
     p = torch.empty(0, dtype=torch.float32, device=device)
     key = BucketKey(
-        "triton", str(device), "float32", "float32", sampled=False, displaced=False, frozen=False, counted=True
+        "triton",
+        str(device),
+        "float32",
+        "float32",
+        sampled=False,
+        displaced=False,
+        extended=False,
+        frozen=False,
+        counted=True,
     )
     plan = TritonPlan(key, [Slot(0, p, dict.fromkeys(KEYS, p), 0, 1)], 1)
     group = options.defaults()
@@ -165,13 +173,14 @@ class TritonPlan(GpuPlan):
         """Returns the constants of the kernels by name, but for G, which is one of a launch."""
         tl, elements = self._kernels.tl, self._kernels.elements
         samples = elements.NONE if key.frozen else elements.SOME if key.sampled else elements.ALL
+        kept = elements.DISPLACED if key.displaced else elements.EXTENDED if key.extended else elements.AS_IT_IS
         return {
             "T": getattr(tl, arithmetic),
             "X": getattr(tl, key.dtype),
             "S": getattr(tl, key.state_format),
             "G": getattr(tl, key.dtype),
             "SAMPLES": samples.value,
-            "DISPLACED": key.displaced,
+            "KEPT": kept.value,
             "CHUNK": self._sizes.chunk,
             "BLOCK": self._sizes.block,
         }

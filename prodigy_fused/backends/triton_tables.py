@@ -28,6 +28,7 @@ def rows_of(slots: Sequence[Slot], chunk: int) -> tuple[array[int], array[int]]:
             s=_address(state.get("s")),  # none: no samples
             x0=0 if stands_for_zero else _address(x0),
             delta=_address(state["delta"]) if slot.low_precision == "displacement" else 0,
+            low=_address(state["low"]) if slot.low_precision == "24bit" else 0,
             numel=p.numel(),
             base=slot.base,
             slice_p=slot.slice_p,
