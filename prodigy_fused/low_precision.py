@@ -54,8 +54,8 @@ def check_mode(p: Tensor, group: Group) -> None:
     """
     if p.dtype == torch.float16 and group["low_precision"] == "24bit":
         raise ValueError(
-            f'Invalid low_precision: "24bit" for a float16 parameter of shape {tuple(p.shape)}: a byte extends bfloat16 '
-            'only; use "displacement" or "stochastic", or another group for bfloat16'
+            f'Invalid low_precision: "24bit" for a float16 parameter of shape {tuple(p.shape)}: a byte extends '
+            'bfloat16 only; use "displacement" or "stochastic", or another group for bfloat16'
         )
 
 

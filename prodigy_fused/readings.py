@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -19,7 +20,7 @@ class Readings:
     """Of :class:`prodigy_fused.Prodigy`, what can be read and not set. All of it waits for the device."""
 
     param_groups: list[Group]
-    state: dict[Tensor, Any]
+    state: defaultdict[Tensor, Any]
     _runtime: Runtime
 
     def report(self) -> dict[str, float]:

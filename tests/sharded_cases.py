@@ -382,3 +382,8 @@ def _() -> None:
             assert abs(opt.d / theirs.d - 1) < 1e-6 and theirs.d > D0
             different = [int((p.full_tensor() != q).sum()) for p, q in zip(params, alone, strict=True)]
             assert different == [0] * 4, (options, dtype, different)
+            if options.get("low_precision") == "24bit":
+                kept = [o.float32_weights() for o in (opt, theirs)]
+                assert all(
+                    torch.equal(kept[0][p].full_tensor(), kept[1][q]) for p, q in zip(params, alone, strict=True)
+                )

@@ -68,8 +68,15 @@ struct Place {
   }
 };
 
+template <class From, class To>
+struct Copied {
+  static PRODIGY_INLINE void run(const From* __restrict from, int n, To* __restrict to) {
+    each(n, [=](int i) { to[i] = To(from[i]); });
+  }
+};
+
 struct KeptValues {
-  static PRODIGY_INLINE void run(const std::uint16_t* __restrict x, const std::int8_t* __restrict low, int n,
+  static PRODIGY_INLINE void run(const std::uint16_t* __restrict x, const std::int32_t* __restrict low, int n,
                                  float* __restrict to) {
     each(n, [=](int i) { to[i] = kept_value(x[i], low[i]); });
   }
@@ -77,7 +84,7 @@ struct KeptValues {
 
 struct Stochastic24 {
   static PRODIGY_INLINE void run(const float* __restrict from, int n, std::uint16_t* __restrict x,
-                                 std::int8_t* __restrict low, const std::uint32_t* __restrict bits) {
+                                 std::int32_t* __restrict low, const std::uint32_t* __restrict bits) {
     each(n, [=](int i) {
       const Kept kept = stochastic_24(from[i], bits[i]);
       x[i] = kept.x;
@@ -134,9 +141,17 @@ void place_run(Type type, const float* x0, const float* delta, int n, std::uint1
   run_for<Place>(type, x0, delta, n, to);
 }
 
-void kept_run(const std::uint16_t* x, const std::int8_t* low, int n, float* to) { run<KeptValues>(x, low, n, to); }
+void words_of_bytes_run(const std::int8_t* from, int n, std::int32_t* to) {
+  run<Copied<std::int8_t, std::int32_t>>(from, n, to);
+}
 
-void stochastic_24_run(const float* from, int n, std::uint16_t* x, std::int8_t* low, const std::uint32_t* bits) {
+void bytes_of_words_run(const std::int32_t* from, int n, std::int8_t* to) {
+  run<Copied<std::int32_t, std::int8_t>>(from, n, to);
+}
+
+void kept_run(const std::uint16_t* x, const std::int32_t* low, int n, float* to) { run<KeptValues>(x, low, n, to); }
+
+void stochastic_24_run(const float* from, int n, std::uint16_t* x, std::int32_t* low, const std::uint32_t* bits) {
   run<Stochastic24>(from, n, x, low, bits);
 }
 

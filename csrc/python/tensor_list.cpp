@@ -139,7 +139,6 @@ Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
   const auto is = [&](const char* mode) { return !rounding.is_none() && rounding.equal(py::str(mode)); };
   entry.displaced = is("displacement");
   entry.extended = is("24bit");
-  if (entry.extended && type_ != Type::kBFloat16) throw py::value_error("unsupported parameter");
   entry.frozen = slot.attr("frozen").cast<bool>();
   Tensor t{};
   t.type = type_;
