@@ -114,7 +114,7 @@ def prodigy_update_kernel(
             c = group_in_update(groups, row, group, grad_scale, T)
         t, grad = load_tensor(tensors, owner), load_gradient(grads, owner)
         if only != 0:
-            grad = Gradient(only, only_bits)
+            grad = Gradient(only.to(tl.int64), only_bits.to(tl.int64))
         first = (n - t.first_chunk) * CHUNK
         dot = tl.zeros([], tl.float64)
         norm = tl.zeros([], tl.float64)
