@@ -17,6 +17,7 @@ from prodigy_fused import Prodigy
 RUNS = {
     "float32": (torch.float32, {}),
     "bfloat16 stochastic": (torch.bfloat16, {"low_precision": "stochastic"}),
+    "bfloat16 24bit": (torch.bfloat16, {"low_precision": "24bit"}),
     "bfloat16 displacement": (torch.bfloat16, {"low_precision": "displacement"}),
     "bfloat16 stochastic, bfloat16 state": (
         torch.bfloat16,
@@ -54,7 +55,7 @@ def regressions(seeds):
     found = {}
     for kind in START:
         exact = [regression(kind, seed=seed)[0] for seed in range(seeds)]
-        for mode in ("stochastic", "displacement"):
+        for mode in ("stochastic", "24bit", "displacement"):
             ds = [regression(kind, torch.bfloat16, seed=seed, low_precision=mode)[0] for seed in range(seeds)]
             found[f"{kind}, bfloat16 {mode}"] = [round(d / e, 3) for d, e in zip(ds, exact, strict=True)]
     return found

@@ -62,8 +62,9 @@ def key_of(backend: str, p: Tensor, group: Group, counted: bool) -> BucketKey:
     """
     dtype, state_format = (str(t).removeprefix("torch.") for t in (p.dtype, state_dtype(p, group)))
     sampled = group["slice_p"] > 1 and not group["frozen"]
-    displaced = mode_of(p, group) == "displacement"
-    return BucketKey(backend, str(p.device), dtype, state_format, sampled, displaced, group["frozen"], counted)
+    mode = mode_of(p, group)
+    kept = mode == "displacement", mode == "24bit"
+    return BucketKey(backend, str(p.device), dtype, state_format, sampled, *kept, group["frozen"], counted)
 
 
 def mark(taken: Iterable[tuple[Bucket, Gradients]], hypers: Sequence[Hyper], has_dtensors: bool) -> None:

@@ -4,6 +4,8 @@ All arithmetic is float32; every value is rounded once, when it is stored. The m
 
 - *stochastic*: up or down, with probabilities that make the rounding exact on average. A bfloat16 ``x`` cannot hold a
   step of 1e-6 of itself; it takes one whole unit in one step of some thousand instead.
+- *24bit*: the next 8 bits of the mantissa of a bfloat16 ``x`` are one more state, a byte, and what both keep is rounded
+  stochastically: see Note [24 bits] in rounding.py. The step is taken by the kept value; the model sees ``x``.
 - *displacement*: to nearest, of ``x0 + delta``, where ``delta = x - x0`` is one more state, in float32. The step is
   taken by ``delta``, so nothing is lost, and ``<g, x0 - x>`` is ``-<g, delta>``. If x no longer equals
   ``round(x0 + delta)``, other code has written to the parameter, and ``delta`` is reset to ``x - x0``.
@@ -13,19 +15,21 @@ Of 16-bit state, ``exp_avg_sq`` and ``s`` are rounded stochastically (to nearest
 and a decay of less than half a unit a step is lost), ``exp_avg`` to nearest.
 
 In a backend of one pass, ``update`` computes the step from m and v before they are rounded, and ``finish`` from the
-stored ones. What ``finish`` adds to an ``x`` that is rounded already is rounded by itself: it is a small part of a step
-and, rounded stochastically, still exact on average. (A displacement stays float32.)
+stored ones. What ``finish`` adds to an ``x``, of 16 or 24 bits, that is rounded already is rounded by itself: it is a
+small part of a step and, rounded stochastically, still exact on average. (A displacement stays float32.)
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .options import SIXTEEN_BIT, Group
+from .rounding import kept_value
 from .step import Slot
 from .tensors import describe
 
@@ -40,6 +44,34 @@ def mode_of(p: Tensor, group: Group) -> str | None:
         return str(group["low_precision"])
     # A displacement needs all of x0, which slice_p is there to save.
     return "displacement" if p.dtype == torch.float16 and group["slice_p"] == 1 else "stochastic"
+
+
+def check_mode(p: Tensor, group: Group) -> None:
+    """Checks that parameters of this dtype can be kept as the group wants.
+
+    Raises:
+        ValueError: they cannot; says what can.
+    """
+    if p.dtype == torch.float16 and group["low_precision"] == "24bit":
+        raise ValueError(
+            f'Invalid low_precision: "24bit" for a float16 parameter of shape {tuple(p.shape)}: a byte extends '
+            'bfloat16 only; use "displacement" or "stochastic", or another group for bfloat16'
+        )
+
+
+def float32_weights(p: Tensor, state: dict[str, Any], group: Group) -> Tensor:
+    """Returns what is kept of a parameter's ``x``, a new tensor: float32, or float64 of float64.
+
+    Args:
+        p: of a DTensor, this rank's tensor, as in ``state``.
+    """
+    x, mode = p.detach(), mode_of(p, group)
+    if mode == "24bit" and "low" in state:
+        return kept_value(x, state["low"])
+    if mode == "displacement" and "delta" in state:
+        master: Tensor = state["p0"].float() + state["delta"]
+        return torch.where(master.to(x.dtype) == x, master, x.float())
+    return x.to(torch.float64 if x.dtype == torch.float64 else torch.float32, copy=True)
 
 
 def warn_if_stuck(slots: Iterable[Slot]) -> None:
@@ -59,7 +91,7 @@ def warn_if_stuck(slots: Iterable[Slot]) -> None:
         more = f" and {len(where) - 1} more" if len(where) > 1 else ""
         warnings.warn(
             f"{where[0]}{more}: no element that the estimate looks at has moved in {STUCK_AFTER_STEPS} steps, although "
-            'the gradients are not zero: low_precision="nearest" rounds each step away. Use "stochastic" or '
+            'the gradients are not zero: low_precision="nearest" rounds each step away. Use "24bit", "stochastic" or '
             '"displacement"',
             stacklevel=2,
         )

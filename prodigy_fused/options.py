@@ -20,7 +20,7 @@ Scalar: TypeAlias = float | Tensor
 """A number that the host knows, or a tensor of one element on a device, for whose value the host does not wait."""
 
 STATE_DTYPES = ("float32", "bfloat16")
-LOW_PRECISION = ("stochastic", "displacement", "nearest")
+LOW_PRECISION = ("stochastic", "24bit", "displacement", "nearest")
 LR_ROUNDING = 1e-9  # of a group's initial lr
 SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 
@@ -249,7 +249,7 @@ def check(group: Group) -> None:
     _require(number(group["d_limit"]) >= number(group["d0"]), "d_limit", group["d_limit"], wanted)
     mode = group["low_precision"]
     fits = mode != "displacement" or group["slice_p"] == 1
-    _require(fits, "low_precision", mode, "'stochastic' with slice_p > 1: a displacement needs all of x0")
+    _require(fits, "low_precision", mode, "'24bit' or 'stochastic' with slice_p > 1: a displacement needs all of x0")
 
 
 def stored(group: Group) -> Group:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from .dtensor import index_map, is_dtensor, local, wrap
+from .low_precision import float32_weights
 from .options import Group
+from .state import unwrapped
 
 if TYPE_CHECKING:
     from .runtime import Runtime
@@ -14,6 +20,7 @@ class Readings:
     """Of :class:`prodigy_fused.Prodigy`, what can be read and not set. All of it waits for the device."""
 
     param_groups: list[Group]
+    state: defaultdict[Tensor, Any]
     _runtime: Runtime
 
     def report(self) -> dict[str, float]:
@@ -34,6 +41,27 @@ class Readings:
                 report |= {name + (suffix if split else ""): float(group[name]) for name in names}
             report[f"d_lr{suffix}"] = float(group["d"]) * float(group["lr"])
         return report
+
+    def float32_weights(self) -> dict[Tensor, Tensor]:
+        """Returns the weights as exactly as they are kept, for export: of a 16-bit parameter with
+        ``low_precision="24bit"`` or ``"displacement"`` what it is a rounded copy of.
+
+        Returns:
+            For each parameter a new tensor of its shape, float32 (float64 of float64; a DTensor of a DTensor).
+
+        Example:
+            >>> exact = opt.float32_weights()
+            >>> torch.save({name: exact.get(p, p) for name, p in model.named_parameters()}, "model.pt")
+        """
+        weights: dict[Tensor, Tensor] = {}
+        for group in self.param_groups:
+            for p in group["params"]:
+                where = index_map(p)
+                own = self.state.get(p, {})
+                own = unwrapped(p, own, group, where) if is_dtensor(p) else own
+                mine = float32_weights(local(p), own, group)
+                weights[p] = wrap(mine, p, None) if is_dtensor(p) else mine
+        return weights
 
     @property
     def d(self) -> float:

@@ -19,6 +19,7 @@ from .state import state_dtype
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WHY_ROUNDED = {
     "stochastic": "16 bits are too coarse for a step: x is rounded at random, exact on average",
+    "24bit": "16 bits are too coarse for a step: 8 more bits of x are kept",
     "displacement": "16 bits are too coarse for a step: x - x0 is kept in float32",
 }
 

@@ -21,6 +21,21 @@ congruential pseudorandom number generators", 2021). With 32-bit integers that w
 ``x`` is rounded with these; in stream 0, ``exp_avg_sq`` with ``second(bits)`` and ``s`` with ``third(bits)``, the
 number eight places further on. The rounding takes as many of the bits as it needs from the top: the lowest ones are
 alike in all eight, as in every such generator.
+
+Note [24 bits]
+A kept value has the sign and the exponent of a float32 and the upper 15 bits of its mantissa, and lies in memory as a
+bfloat16 ``x``, which is the kept value rounded to nearest (ties away from zero), and a signed byte ``low``: the
+difference in units of the kept value's last place. As integers, with the bits of float32::
+
+    kept = (x << 16) + (low << 8)        x = (kept + 0x8000) >> 16        low = (kept >> 8) - (x << 8)
+
+So a carry goes into the exponent, and subnormal numbers are numbers like others. Ties to even could not be told apart:
+they would need both -128 and 128. Beside zero, infinity and NaN the byte is 0, and any other one does not count: there
+it could change the sign, or make a NaN of an infinity. (What is kept is 0 below 2^-134, and infinite where ``x`` is.)
+
+Whatever the byte is, ``x`` is the kept value rounded. So a byte that is stale, because other code has written into
+``x``, does not contradict ``x``, and cannot be told from a right one; nor does it do harm: what was written is kept to
+within half a unit of its own last place, zeros exactly.
 """
 
 from __future__ import annotations
@@ -155,3 +170,35 @@ def stochastic(value: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
         up = _shifted(bits, 8).to(torch.float32) * 2.0**-24 < units - whole
         rounded = torch.where(size < 2.0**-14, ((whole + up) * 2.0**-24).copysign(value), rounded)
     return rounded.to(dtype)
+
+
+def _counts(words: Tensor) -> Tensor:
+    """Returns beside which bfloat16 numbers, given as int32, a byte counts."""
+    size = words & 0x7FFF
+    return (size > 0) & (size < 0x7F80)
+
+
+def kept_value(x: Tensor, low: Tensor) -> Tensor:
+    """Returns the kept value, a new float32 tensor, see Note [24 bits].
+
+    Args:
+        x: bfloat16.
+        low: int8, of the same shape.
+    """
+    words = x.view(torch.int16).to(torch.int32)
+    offset = torch.where(_counts(words), low.to(torch.int32) << 8, 0)
+    return (words << 16).add_(offset).view(torch.float32)
+
+
+def stochastic_24(value: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns ``value`` (float32) rounded to 24 bits as :func:`stochastic` rounds to 16: ``x`` and ``low``, see Note
+    [24 bits].
+
+    Args:
+        bits: int32, from :func:`random_bits`.
+    """
+    words = value.nan_to_num(math.nan, math.inf, -math.inf).view(torch.int32)  # a copy; NaN has a zero at the end
+    words += _shifted(bits, 24)
+    upper = (words + 0x8000) >> 16
+    low = torch.where(_counts(upper), (words >> 8) - (upper << 8), 0)
+    return upper.to(torch.int16).view(torch.bfloat16), low.to(torch.int8)

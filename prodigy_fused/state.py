@@ -8,6 +8,7 @@ exp_avg_sq    the parameter's      state    ``v``
 s             sampled              state    ``s``; absent once ``prodigy_steps`` have been taken, and so is p0
 p0            sampled, or 0-dim    param    ``x0``: an exact copy; a 0-dim zero stands for an all-zero parameter
 delta         the parameter's      float32  ``x - x0``; only with ``low_precision="displacement"``
+low           the parameter's      int8     8 more bits of ``x``; only with ``low_precision="24bit"``
 ============= ==================== ======== =====================================================================
 
 *sampled* is the parameter's own shape when ``slice_p`` is 1, else ``(ceil(numel / slice_p),)``: the elements
@@ -79,6 +80,10 @@ def _float32(p: Tensor, group: Group) -> torch.dtype:
     return torch.float32
 
 
+def _int8(p: Tensor, group: Group) -> torch.dtype:
+    return torch.int8
+
+
 def _always(p: Tensor, group: Group) -> bool:
     return True
 
@@ -99,6 +104,8 @@ FIELDS = (
     Field("p0", "sampled", _parameter_dtype, lambda p, group: _is_estimated(p, group) or _is_displaced(p, group)),
     # A step makes a delta of zeros fit x and x0.
     Field("delta", "full", _float32, _is_displaced, created_late=True, in_reference=False),
+    # Zeros: x itself is kept.
+    Field("low", "full", _int8, lambda p, group: mode_of(p, group) == "24bit", created_late=True, in_reference=False),
 )
 KEYS = tuple(field.key for field in FIELDS)
 

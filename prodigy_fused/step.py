@@ -37,6 +37,7 @@ class BucketKey(NamedTuple):
     state_format: str  # the dtype of exp_avg, exp_avg_sq and s
     sampled: bool  # whether slice_p > 1
     displaced: bool  # whether 16-bit parameters are kept as x0 + delta
+    extended: bool  # or with 8 bits more
     frozen: bool  # whether the estimate is fixed, and the state has no samples
     counted: bool  # whether this rank's elements enter the sums (sharding.py); if not, they are summed and dropped
 

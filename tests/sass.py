@@ -29,6 +29,11 @@ class Instruction(NamedTuple):
         return int(found.group(1), 16) if found else None
 
     @property
+    def seldom(self) -> bool:
+        """Whether a round seldom takes it. With a predicate, 4 bytes are also what a pack of four keeps beside x."""
+        return bool(SELDOM.match(self.name)) and not re.match(r"@\S+ (LDG?|STG?)\.E ", self.text)
+
+    @property
     def falls_through(self) -> bool:
         always = not re.match(r"@|BRA(\.\w+)* !?U?P\w", self.text)
         return not (always and self.name.split(".")[0] in ("BRA", "EXIT", "RET", "BRX"))
@@ -62,7 +67,7 @@ def blocks(code: list[Instruction]) -> dict[int, Block]:
     for start, part in parts.items():
         to = [part[-1].target, following.get(start) if part[-1].falls_through else None]
         has = sum(1 << n for n, what in enumerate(NEEDED) if any(re.match(what, i.name) for i in part))
-        found[start] = Block(part, [t for t in to if t is not None], has, any(SELDOM.match(i.name) for i in part))
+        found[start] = Block(part, [t for t in to if t is not None], has, any(i.seldom for i in part))
     return found
 
 

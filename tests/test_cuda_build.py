@@ -25,8 +25,9 @@ class Kernel(NamedTuple):
     instructions: int
 
 
-# By kernel, type of the parameters, of the state, D for a displacement, and sampling. With these registers, as many
-# blocks fit a multiprocessor as the fastest prototypes had; the instructions are a tenth more than there are.
+# By kernel, type of the parameters, of the state, D for a displacement or L for 8 more bits, and sampling. With these
+# registers, as many blocks fit a multiprocessor as the fastest prototypes had; the instructions are a tenth more than
+# there are.
 KERNELS = {
     "update float float EveryElement": Kernel(80, 0, 68),
     "update float float EveryPth": Kernel(64, 24, 57),
@@ -39,6 +40,10 @@ KERNELS = {
     "update BFloat16 BFloat16 EveryPth": Kernel(80, 0, 57),
     "update BFloat16 BFloat16 NoElement": Kernel(80, 0, 57),
     "update BFloat16 float D EveryElement": Kernel(128, 0, 77),
+    "update BFloat16 float L EveryElement": Kernel(128, 0, 93),
+    "update BFloat16 float L EveryPth": Kernel(80, 8, 82),
+    "update BFloat16 BFloat16 L EveryElement": Kernel(96, 32, 100),
+    "update BFloat16 BFloat16 L EveryPth": Kernel(80, 0, 77),
     "update Float16 float EveryElement": Kernel(128, 0, 97),
     "update Float16 float EveryPth": Kernel(80, 0, 82),
     "update Float16 float D EveryElement": Kernel(128, 0, 76),
@@ -49,7 +54,7 @@ KERNELS = {
     "finish double double AnySampling": Kernel(128, 0, 92),
     "finish BFloat16 float AnySampling": Kernel(128, 0, 68),
     "finish BFloat16 BFloat16 AnySampling": Kernel(128, 0, 58),
-    "finish AnyNumber AnyNumber AnySampling": Kernel(128, 0, 135),
+    "finish AnyNumber AnyNumber AnySampling": Kernel(128, 0, 153),
 }
 SIZE = {"float": 4, "double": 8, "BFloat16": 2, "Float16": 2}
 
@@ -62,13 +67,13 @@ def per_thread(kernel):
 
 def kernel_name(mangled):
     """The key in KERNELS."""
-    found = re.search(r"(update|finish)_kernel.*6StoredI(.*?)LNS0_5DeltaE(\d)E+NS0_\d+(\w+?)ELi", mangled)
-    kernel, types, delta, sampling = found.groups()
+    found = re.search(r"(update|finish)_kernel.*6StoredI(.*?)LNS0_6BesideE(\d)E+NS0_\d+(\w+?)ELi", mangled)
+    kernel, types, beside, sampling = found.groups()
     names = [
         {"f": "float", "d": "double"}.get(t) or t for t in re.findall(r"[fd]|S4_|(?<=\d)[A-Z][A-Za-z]+\d*(?=E)", types)
     ]
     names = [names[0] if name == "S4_" else name for name in names]
-    return " ".join([kernel, *names, *["D"] * (delta == "1"), sampling])
+    return " ".join([kernel, *names, *["D"] * (beside == "1"), *["L"] * (beside == "2"), sampling])
 
 
 REQUIRED = "cuda-build" in os.environ.get("PRODIGY_FUSED_REQUIRE", "").split(",")
@@ -119,14 +124,14 @@ def test_registers_and_spills(capsys):
 
 def accesses(kernel):
     """The 16-byte loads and stores of one pack: for each, the least number."""
-    kind, x, state, *displaced, sampling = kernel.split()
+    kind, x, state, *beside, sampling = kernel.split()
     if x == "AnyNumber":
         return (6, 4) if kind == "update" else (4, 1)  # of its float32 arrays
     of = {name: max(1, per_thread(kernel) * SIZE[name] // 16) for name in (x, state, "float")}
     if kind == "finish":
         return of[x] + 2 * of[state], of[x]
     every = sampling == "EveryElement" or sampling == "AnySampling"
-    delta = of["float"] * bool(displaced)
+    delta = of["float"] * (beside == ["D"])
     return (2 + every) * of[x] + (2 + every) * of[state] + delta, of[x] + (2 + every) * of[state] + delta
 
 

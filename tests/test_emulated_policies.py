@@ -10,6 +10,7 @@ from oracle import same, snapshot
 from torch import nn
 
 from prodigy_fused import Prodigy
+from prodigy_fused.rounding import kept_value
 
 pytestmark = pytest.mark.skipif(emulated.native is None, reason=str(emulated.MISSING))
 
@@ -17,6 +18,7 @@ NARROW = {"state_dtype": "bfloat16"}
 SAMPLED = {"slice_p": 11}
 FROZEN = {"prodigy_steps": 2}
 DISPLACED = {"low_precision": "displacement"}
+EXTENDED = {"low_precision": "24bit"}
 STOCHASTIC = {"low_precision": "stochastic"}
 # As UpdatePolicies of csrc/cuda/policy.h has them: the type of the parameters, and options with which it is chosen.
 POLICIES = [
@@ -31,6 +33,10 @@ POLICIES = [
     (torch.bfloat16, SAMPLED | NARROW),
     (torch.bfloat16, FROZEN | NARROW),
     (torch.bfloat16, DISPLACED),
+    (torch.bfloat16, EXTENDED),
+    (torch.bfloat16, EXTENDED | SAMPLED),
+    (torch.bfloat16, EXTENDED | NARROW),
+    (torch.bfloat16, EXTENDED | SAMPLED | NARROW),
     (torch.float16, STOCHASTIC),
     (torch.float16, SAMPLED),
     (torch.float16, {}),
@@ -45,6 +51,7 @@ MORE = [
     (ANY, torch.float16, FROZEN),
     (ANY, torch.float32, FROZEN | NARROW),
     (ANY, torch.bfloat16, DISPLACED | NARROW),
+    (ANY, torch.bfloat16, EXTENDED | FROZEN),
     (3, torch.float64, {}),
     (3, torch.float64, FROZEN),
 ]
@@ -84,7 +91,9 @@ def fields(opt: Prodigy):
     for i, p in enumerate(params(opt)):
         yield f"x of {i}", p.detach()
         for key, value in opt.state[p].items():
-            if isinstance(value, torch.Tensor) and value.dim() and key != "p0":
+            if key == "low":
+                yield f"what is kept of {i}", kept_value(p.detach(), value)
+            elif isinstance(value, torch.Tensor) and value.dim() and key != "p0":
                 yield f"{key} of {i}", value
 
 
@@ -96,8 +105,10 @@ def check(ours: Prodigy, theirs: Prodigy) -> None:
     changed = total = 0
     for name, a in ours_.items():
         b = theirs_[name]
-        coarse = 2 * ROUNDED.get(a.dtype, 2e-6)
+        kept = name.startswith("what is kept")  # rounded with the same bits, too, but to 24 bits
+        coarse = 2 * (2.0**-15 if kept else ROUNDED.get(a.dtype, 2e-6))
         assert torch.allclose(a.double(), b.double(), rtol=coarse, atol=coarse / 32), name
+        assert not kept or (a != b).sum() <= 0.15 * a.numel() + 1, name
         if a.dtype in ROUNDED:
             changed += (a != b).sum().item()
             total += a.numel()
@@ -133,7 +144,7 @@ def test_samples(policy, dtype, slice_p):
     check(*both)
 
 
-@pytest.mark.parametrize("policy", [4, 5, 8, 10])
+@pytest.mark.parametrize("policy", [4, 5, 8, 10, 12])
 def test_no_momentum(policy):
     """The gradient is read again by ``finish``."""
     dtype, options = POLICIES[policy]

@@ -23,6 +23,7 @@ OPTIONS = {
     "bfloat16": {"dtype": torch.bfloat16},
     "bfloat16, no momentum": {"dtype": torch.bfloat16, "betas": (0.0, 0.99), "slice_p": 2},
     "displacement": {"dtype": torch.bfloat16, "low_precision": "displacement"},
+    "24 bits": {"dtype": torch.bfloat16, "low_precision": "24bit", "slice_p": 3},
     "float16": {"dtype": torch.float16, "slice_p": 2},
 }
 exact = pytest.mark.parametrize("options", OPTIONS)

@@ -236,8 +236,10 @@ def test_what_finish_adds_is_rounded_with_bits_of_its_own(backend, dtype):
 
 
 @each_half
-@pytest.mark.parametrize(("mode", "units"), [("stochastic", 1), ("displacement", 0), ("nearest", 1)])
+@pytest.mark.parametrize(("mode", "units"), [("stochastic", 1), ("24bit", 2**-7), ("displacement", 0), ("nearest", 1)])
 def test_what_turns_out_to_be_no_step_is_undone(backend, dtype, mode, units):
+    if (mode, dtype) == ("24bit", torch.float16):
+        pytest.skip("refused")
     draw = torch.Generator().manual_seed(5)
     first, late = (nn.Parameter(torch.randn(300, generator=draw).to(backend.device, dtype)) for _ in range(2))
     opt = backend([first, late], low_precision=mode, d0=0.02, weight_decay=0.5)

@@ -57,7 +57,7 @@ steps([1], {"maximize": True})
 steps([16] * 16, {"decouple": False, "use_bias_correction": True, "betas": (0.0, 0.9), "beta3": 0.5})
 print(len(launches), len(compiled))
 steps([1], {"slice_p": 3})
-for mode in ("stochastic", "displacement", "nearest"):
+for mode in ("stochastic", "24bit", "displacement", "nearest"):
     steps([3, 40, 17], {"low_precision": mode}, torch.bfloat16)
 print(len(launches), len(compiled))
 """
@@ -65,8 +65,8 @@ print(len(launches), len(compiled))
 
 @needs_triton
 def test_nothing_that_changes_between_steps_compiles_anew():
-    """Sampling, types, and the displacement do, in one pair of kernels each."""
-    assert python(COUNT).split() == ["42", "2", "98", "8"]
+    """Sampling, types, and what is kept beside x do, in one pair of kernels each."""
+    assert python(COUNT).split() == ["42", "2", "112", "10"]
 
 
 @needs_triton
@@ -128,13 +128,18 @@ def test_only_whole_aligned_eights_are_taken_in_16_bytes():
     tensor = Tensor(**{**dict.fromkeys(TENSOR_FIELDS, 1 << 10), "numel": 1 << 4})
     aligned = getattr(elements.is_aligned, "fn", elements.is_aligned)
     arrays = {"x", "m", "v", "numel"}
-    for samples, displaced, more in ((elements.SOME, False, set()), (elements.ALL, False, {"s", "x0"}),
-                                     (elements.NONE, True, {"x0", "delta"})):  # fmt: skip
-        assert aligned(tensor, Gradient(1 << 10, 32), samples, displaced)
-        assert not aligned(tensor, Gradient(1 << 3, 32), samples, displaced)
-        for field in {"x", "m", "v", "s", "x0", "delta", "numel"}:
+    kinds = (
+        (elements.SOME, elements.AS_IT_IS, set()),
+        (elements.ALL, elements.AS_IT_IS, {"s", "x0"}),
+        (elements.NONE, elements.DISPLACED, {"x0", "delta"}),
+        (elements.NONE, elements.EXTENDED, {"low"}),
+    )
+    for samples, kept, more in kinds:
+        assert aligned(tensor, Gradient(1 << 10, 32), samples, kept)
+        assert not aligned(tensor, Gradient(1 << 3, 32), samples, kept)
+        for field in {"x", "m", "v", "s", "x0", "delta", "low", "numel"}:
             moved = tensor._replace(**{field: (1 << 10) + 4})
-            assert aligned(moved, Gradient(1 << 10, 32), samples, displaced) == (field not in arrays | more)
+            assert aligned(moved, Gradient(1 << 10, 32), samples, kept) == (field not in arrays | more)
 
 
 def laid_out(t):

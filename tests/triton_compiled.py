@@ -27,16 +27,17 @@ INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)([
 
 def built(kernel, policy, target):
     """Returns the kernel compiled as the backend would compile it. policy: see test_triton_compiled.py."""
-    dtype, state, samples, displaced, gradients = policy
+    dtype, state, samples, kept, gradients = policy
     function = getattr(kernels, kernel)
-    size = sizes(BucketKey("triton", "cuda", dtype, state, samples == "SOME", displaced, samples == "NONE", True))
+    kinds = kept == "DISPLACED", kept == "EXTENDED"
+    size = sizes(BucketKey("triton", "cuda", dtype, state, samples == "SOME", *kinds, samples == "NONE", True))
     constants = {
         "T": tl.float64 if dtype == "float64" else tl.float32,
         "X": getattr(tl, dtype),
         "S": getattr(tl, state),
         "G": gradients and getattr(tl, gradients),
         "SAMPLES": getattr(elements, samples).value,
-        "DISPLACED": displaced,
+        "KEPT": getattr(elements, kept).value,
         "CHUNK": size.chunk,
         "BLOCK": size.block,
     }

@@ -1,23 +1,27 @@
 """The elements of a chunk: which of them a block has, and how their values are loaded and stored.
 
 Constants, the same for all tensors of a plan: X, the type of x and x0; G, that of the gradients, or None if each
-gradient has X or float32; S, that of m, v and s; SAMPLES, which elements have an s and enter the sums; DISPLACED,
-whether x is x0 + delta, rounded, and delta a float32. ALIGNED: see `is_aligned`.
+gradient has X or float32; S, that of m, v and s; SAMPLES, which elements have an s and enter the sums; KEPT, what the
+step moves. ALIGNED: see `is_aligned`.
 """
 
 import triton
 import triton.language as tl
 
-from .rounding import array, displacement, load, store
+from .rounding import array, displacement, kept_value, load, stochastic_24, store
 
 # SAMPLES. None: the estimate is frozen.
 NONE = tl.constexpr(0)
 ALL = tl.constexpr(1)
 SOME = tl.constexpr(2)  # slice_p > 1: s and x0 are packed
+# KEPT.
+AS_IT_IS = tl.constexpr(0)
+DISPLACED = tl.constexpr(1)  # x is x0 + delta, rounded, and delta a float32
+EXTENDED = tl.constexpr(2)  # x is a bfloat16, and low has 8 more of its bits
 
 
 @triton.jit
-def is_aligned(t, grad, SAMPLES: tl.constexpr, DISPLACED: tl.constexpr):
+def is_aligned(t, grad, SAMPLES: tl.constexpr, KEPT: tl.constexpr):
     """Returns whether all arrays with a chunk's index start at a multiple of 16 bytes, and eight elements are whole.
 
     Of a shard they are whole in the whole tensor, too: so each eight share a hash.
@@ -25,8 +29,10 @@ def is_aligned(t, grad, SAMPLES: tl.constexpr, DISPLACED: tl.constexpr):
     addresses = t.x | grad.address | t.m | t.v
     if SAMPLES == ALL:
         addresses |= t.s | t.x0
-    if DISPLACED:
+    if KEPT == DISPLACED:
         addresses |= t.delta | t.x0
+    if KEPT == EXTENDED:
+        addresses |= t.low
     return (addresses % 16 == 0) & ((t.numel | t.base) % 8 == 0)
 
 
@@ -70,12 +76,21 @@ def load_grads(grad, begin, i, mask, X: tl.constexpr, G: tl.constexpr, ALIGNED: 
 
 
 @triton.jit
-def position_of(x, x0, delta, X: tl.constexpr, DISPLACED: tl.constexpr):
+def load_x(x, low, mask, X: tl.constexpr, KEPT: tl.constexpr):
+    """Returns elements of x in the type of the arithmetic, with all the bits that are kept."""
+    if KEPT == EXTENDED:
+        return kept_value(tl.load(x, mask, 0), tl.load(low, mask, 0))
+    else:
+        return load(x, mask, X)
+
+
+@triton.jit
+def position_of(x, x0, delta, X: tl.constexpr, KEPT: tl.constexpr):
     """Returns x in the type of the arithmetic, its position and origin (Note [Position] of rule.py), and x0 - x.
 
     Where x is not displaced, the origin is 0, and may be any x0 as long as x0 - x is not used.
     """
-    if DISPLACED:
+    if KEPT == DISPLACED:
         position = displacement(x, x0, delta, X)
         return x0 + position, position, x0, -position
     else:
@@ -83,11 +98,15 @@ def position_of(x, x0, delta, X: tl.constexpr, DISPLACED: tl.constexpr):
 
 
 @triton.jit
-def store_position(x, delta, position, origin, mask, t, random, X: tl.constexpr, DISPLACED: tl.constexpr):
-    """Writes a position to x, and to delta where there is one."""
-    if DISPLACED:
+def store_position(x, delta, low, position, origin, mask, t, random, X: tl.constexpr, KEPT: tl.constexpr):
+    """Writes a position to x, and to delta or low where there is one."""
+    if KEPT == DISPLACED:
         tl.store(delta, position, mask)
         position = origin + position
         store(x, position, mask, X)
+    elif KEPT == EXTENDED:
+        new_x, new_low = stochastic_24(position, random)
+        tl.store(x, new_x, mask)
+        tl.store(low, new_low, mask)
     else:
         store(x, position, mask, X, t.stochastic, random)

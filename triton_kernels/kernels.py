@@ -82,7 +82,7 @@ def prodigy_update_kernel(
     tensors, owners, row, sums, counters, begin, end, only: tl.int64, only_bits: tl.int64, adds_up, partials,
     chunk_count, ranges, estimate_count, record, groups, grads,
     T: tl.constexpr, X: tl.constexpr, S: tl.constexpr, G: tl.constexpr, SAMPLES: tl.constexpr,
-    DISPLACED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
+    KEPT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """m, v, s, x with the old d in d*eps; sums = (sum lr*bc*<g, x0 - x>, sum |s|). Nothing if found_inf is not zero.
 
@@ -119,9 +119,7 @@ def prodigy_update_kernel(
         dot = tl.zeros([], tl.float64)
         norm = tl.zeros([], tl.float64)
         if (grad.address != 0) & c.active:
-            dot, norm = update_chunk(
-                order_of(tensors, owner), t, grad, first, c, X, S, G, SAMPLES, DISPLACED, CHUNK, BLOCK
-            )
+            dot, norm = update_chunk(order_of(tensors, owner), t, grad, first, c, X, S, G, SAMPLES, KEPT, CHUNK, BLOCK)
             if c.deferred:
                 tl.store(counters + 1, 1)
         tl.store(partials + n, dot)
@@ -192,7 +190,7 @@ def keep_all(row, new_row, estimate_count):
 def prodigy_finish_kernel(
     tensors, owners, row, sums, counters, last, chunk_count, new_row, estimate_count, record, groups, grads,
     T: tl.constexpr, X: tl.constexpr, S: tl.constexpr, G: tl.constexpr, SAMPLES: tl.constexpr,
-    DISPLACED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    KEPT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """d_new from the sums; x as it would be had *update* known d_new. If found_inf is not zero, new_row is row.
 
@@ -216,7 +214,7 @@ def prodigy_finish_kernel(
             t, grad = load_tensor(tensors, owner), load_gradient(grads, owner)
             begin = (n - t.first_chunk) * CHUNK
             if (grad.address != 0) & c.active & (how != NOTHING):
-                finish_chunk(t, grad, begin, c, how, X, S, G, SAMPLES, DISPLACED, CHUNK, BLOCK)
+                finish_chunk(t, grad, begin, c, how, X, S, G, SAMPLES, KEPT, CHUNK, BLOCK)
     # The last program overwrites the old estimates, which all others have read.
     if is_last_program(counters):
         tl.store(counters, 0)

@@ -190,6 +190,33 @@ def stochastic(value, random, TYPE: tl.constexpr):
         return (((word >> 16) & 0x8000) | tl.where(value == value, finite, HALF_NAN)).to(tl.uint16)
 
 
+# 24 bits: a bfloat16 and a byte, see Note [24 bits] of prodigy_fused/rounding.py.
+
+
+@triton.jit
+def byte_counts(x):
+    """Returns beside which bfloat16 numbers, given as words, a byte counts: not zero, infinity and NaN."""
+    size = x.to(tl.uint32) & 0x7FFF
+    return (size > 0) & (size < 0x7F80)
+
+
+@triton.jit
+def kept_value(x, low):
+    """Returns the float32 that a bfloat16, given as a word, and a byte keep."""
+    offset = (low.to(tl.int32) << 8).to(tl.uint32, bitcast=True)
+    return float_of(plus(x.to(tl.uint32) << 16, tl.where(byte_counts(x), offset, 0)))
+
+
+@triton.jit
+def stochastic_24(value, random):
+    """Returns a float32 rounded to 24 bits: a word and a byte."""
+    word = plus(word_of(value), tl.where(tl.abs(value) < INFINITY, random >> 24, 0).to(tl.uint32))
+    half = tl.where(value == value, 0x8000, 0).to(tl.uint32)  # see Note [NaN]
+    x = (plus(word, half) >> 16).to(tl.uint16)
+    low = tl.where(byte_counts(x), minus(word >> 8, x.to(tl.uint32) << 8), 0).to(tl.uint32)
+    return x, low.to(tl.int8)
+
+
 @triton.jit
 def displacement(x, x0, delta, TYPE: tl.constexpr):
     """Returns the displacement of a rounded x: `delta`, or x - x0 if x no longer is x0 + delta, rounded.

@@ -11,7 +11,7 @@ Constants: see elements.py.
 import triton
 import triton.language as tl
 
-from .elements import load_grads, masked
+from .elements import load_grads, load_x, masked
 from .rounding import array, draw, load, store, third
 from .rule import gradient, sample
 from .tables import load_strides
@@ -30,13 +30,13 @@ def row_major_of(order, dims, position):
 
 @triton.jit
 def sample_block(
-    t, grad, random, begin, i, index, mask, c, X: tl.constexpr, S: tl.constexpr, G: tl.constexpr,
+    t, grad, random, begin, i, index, mask, c, X: tl.constexpr, S: tl.constexpr, G: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
     """Updates the s of samples: i, their positions in the chunk; index, their places among all samples.
 
     Returns each one's terms of sum <g, x0 - x> and of sum |s|.
     """
-    x = load(array(t.x, begin, X, False) + i, mask, X)
+    x = load_x(array(t.x, begin, X, False) + i, array(t.low, begin, tl.int8, False) + i, mask, X, KEPT)
     grads = load_grads(grad, begin, i, mask, X, G, False)
     s_pointers = array(t.s, 0, S, False) + index
     old_s = load(s_pointers, mask, S)
@@ -49,8 +49,8 @@ def sample_block(
 
 @triton.jit
 def sample_walk(
-    order, t, grad, random, begin, size, c, X: tl.constexpr, S: tl.constexpr, G: tl.constexpr, CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr,
+    order, t, grad, random, begin, size, c, X: tl.constexpr, S: tl.constexpr, G: tl.constexpr, KEPT: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Updates the s of a chunk's samples, which are the elements at row-major positions 0, p, 2p, ...
 
@@ -70,7 +70,7 @@ def sample_walk(
         for first in tl.range(0, count, BLOCK):
             j = first + tl.arange(0, BLOCK)
             i, index = offset + j * period, first_index + j
-            dot_terms, norm_terms = sample_block(t, grad, random, begin, i, index, j < count, c, X, S, G)
+            dot_terms, norm_terms = sample_block(t, grad, random, begin, i, index, j < count, c, X, S, G, KEPT)
             dot += dot_terms
             norm += norm_terms
     else:  # every element is looked at
@@ -79,7 +79,7 @@ def sample_walk(
             row_major = row_major_of(order, t.dims, begin + i)
             mask = (i < size) & (row_major % t.slice_p == 0)
             index = row_major // t.slice_p
-            dot_terms, norm_terms = sample_block(t, grad, random, begin, i, index, mask, c, X, S, G)
+            dot_terms, norm_terms = sample_block(t, grad, random, begin, i, index, mask, c, X, S, G, KEPT)
             dot += dot_terms
             norm += norm_terms
     return dot, norm

@@ -26,13 +26,14 @@ class Tensor(NamedTuple):
     s: Any  # 0: the tensor is not sampled, because its estimate is frozen
     x0: Any  # 0: x0 is zero everywhere, or not needed
     delta: Any  # where there is one, x is x0 + delta, rounded
+    low: Any  # where there is one, 8 more bits of x
     numel: Any
     base: Any  # of a shard, the index of its first element in the whole tensor; else 0
     slice_p: Any  # with slice_p > 1, s and x0 are packed samples
     group: Any
     first_chunk: Any
     index: Any  # for random bits
-    stochastic: Any  # how x is rounded, if it has 16 bits and no delta
+    stochastic: Any  # how x is rounded, if it has 16 bits, no delta and no low
     dims: Any  # how many strides follow, see `tensor_row`; 0: row-major
 
 
@@ -227,6 +228,7 @@ def load_tensor(tensors, index):
         s=tl.load(row + word(_TENSOR, "s")),
         x0=tl.load(row + word(_TENSOR, "x0")),
         delta=tl.load(row + word(_TENSOR, "delta")),
+        low=tl.load(row + word(_TENSOR, "low")),
         numel=tl.load(row + word(_TENSOR, "numel")),
         base=tl.load(row + word(_TENSOR, "base")),
         slice_p=tl.load(row + word(_TENSOR, "slice_p")),

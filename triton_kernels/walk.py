@@ -11,7 +11,19 @@ own as `lead` says, and masks those.
 import triton
 import triton.language as tl
 
-from .elements import ALL, SOME, block_of, is_aligned, load_grads, masked, position_of, size_of, store_position
+from .elements import (
+    ALL,
+    DISPLACED,
+    SOME,
+    block_of,
+    is_aligned,
+    load_grads,
+    load_x,
+    masked,
+    position_of,
+    size_of,
+    store_position,
+)
 from .rounding import CORRECTION_STREAM, STEP_STREAM, array, draw, load, random_bits, second, store, third
 from .rule import (
     CORRECT,
@@ -58,34 +70,34 @@ def sums_of(dot, norm):
 @triton.jit
 def update_walk(
     t, grad, random, begin, c, X: tl.constexpr, S: tl.constexpr, G: tl.constexpr, SAMPLES: tl.constexpr,
-    DISPLACED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
+    KEPT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Updates m, v and x of a chunk, x with the old d, and s where all elements are samples.
 
     Returns sum <g, x0 - x> and sum |s| in float64; 0 if not all elements are samples.
     """
-    ROUNDS: tl.constexpr = (X.primitive_bitwidth == 16 and not DISPLACED) or S.primitive_bitwidth == 16
+    ROUNDS: tl.constexpr = (X.primitive_bitwidth == 16 and KEPT != DISPLACED) or S.primitive_bitwidth == 16
     size = size_of(t, begin, CHUNK, ALIGNED)
     lead = 0 if ALIGNED or not ROUNDS else random.lead
     begin -= lead  # see Note [Whole eights]
     x, m, v = array(t.x, begin, X, ALIGNED), array(t.m, begin, S, ALIGNED), array(t.v, begin, S, ALIGNED)
     s, x0 = array(t.s, begin, S, ALIGNED), array(t.x0, begin, X, ALIGNED)
-    delta = array(t.delta, begin, tl.float32, ALIGNED)
+    delta, low = array(t.delta, begin, tl.float32, ALIGNED), array(t.low, begin, tl.int8, ALIGNED)
     decay, dlr = without_step(c.decay, c), without_step(c.dlr, c)
     dot = tl.zeros([THREADS], c.d.dtype)
     norm = tl.zeros([THREADS], c.d.dtype)
     for first in tl.range(0, lead + size, BLOCK):
         i, mask = block_of(first, lead, size, BLOCK, ALIGNED)
         with_momentum = masked(c.momentum, mask)  # without momentum there is no m, and x waits for *finish*
-        old_x = load(x + i, mask, X)
+        old_x = load_x(x + i, low + i, mask, X, KEPT)
         old_v = load(v + i, mask, S)
         old_m = load(m + i, with_momentum, S)
         old_s = load(s + i, mask, S) if SAMPLES == ALL else 0.0
-        old_x0 = load(x0 + i, masked(t.x0 != 0, mask), X) if SAMPLES == ALL or DISPLACED else old_x
-        old_delta = tl.load(delta + i, mask, 0.0) if DISPLACED else 0.0
+        old_x0 = load(x0 + i, masked(t.x0 != 0, mask), X) if SAMPLES == ALL or KEPT == DISPLACED else old_x
+        old_delta = tl.load(delta + i, mask, 0.0) if KEPT == DISPLACED else 0.0
         grads = load_grads(grad, begin, i, mask, X, G, ALIGNED)
 
-        old_x, position, origin, distance = position_of(old_x, old_x0, old_delta, X, DISPLACED)
+        old_x, position, origin, distance = position_of(old_x, old_x0, old_delta, X, KEPT)
         g = gradient(grads, old_x, c)
         bits = draw(random, i) if ROUNDS else 0
         if SAMPLES == ALL:
@@ -97,7 +109,7 @@ def update_walk(
         position = step(position, old_x, new_m, new_v, decay, dlr, c.d_eps)
         store(v + i, new_v, mask, S, True, second(bits) if S.primitive_bitwidth == 16 else 0)
         store(m + i, new_m, with_momentum, S)
-        store_position(x + i, delta + i, position, origin, with_momentum, t, bits, X, DISPLACED)
+        store_position(x + i, delta + i, low + i, position, origin, with_momentum, t, bits, X, KEPT)
     if SAMPLES == ALL:
         return sums_of(dot, norm)
     else:
@@ -107,7 +119,7 @@ def update_walk(
 @triton.jit
 def update_chunk(
     order, t, grad, begin, c, X: tl.constexpr, S: tl.constexpr, G: tl.constexpr, SAMPLES: tl.constexpr,
-    DISPLACED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    KEPT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Updates m, v, s and x of a chunk, x with the old d.
 
@@ -117,38 +129,39 @@ def update_chunk(
     dot, norm = tl.zeros([], tl.float64), tl.zeros([], tl.float64)
     if SAMPLES == SOME:
         size = size_of(t, begin, CHUNK, False)
-        dot, norm = sums_of(*sample_walk(order, t, grad, random, begin, size, c, X, S, G, CHUNK, 2 * THREADS))
+        dot, norm = sums_of(*sample_walk(order, t, grad, random, begin, size, c, X, S, G, KEPT, CHUNK, 2 * THREADS))
         tl.debug_barrier()  # the walk overwrites the x of the samples
-    if is_aligned(t, grad, SAMPLES, DISPLACED):
-        all_dot, all_norm = update_walk(t, grad, random, begin, c, X, S, G, SAMPLES, DISPLACED, CHUNK, BLOCK, True)
+    if is_aligned(t, grad, SAMPLES, KEPT):
+        all_dot, all_norm = update_walk(t, grad, random, begin, c, X, S, G, SAMPLES, KEPT, CHUNK, BLOCK, True)
     else:
-        all_dot, all_norm = update_walk(t, grad, random, begin, c, X, S, G, SAMPLES, DISPLACED, CHUNK, BLOCK, False)
+        all_dot, all_norm = update_walk(t, grad, random, begin, c, X, S, G, SAMPLES, KEPT, CHUNK, BLOCK, False)
     return (dot + all_dot) * c.dot_weight, norm + all_norm
 
 
 @triton.jit
 def finish_walk(
-    t, grad, begin, c, how, X: tl.constexpr, S: tl.constexpr, G: tl.constexpr, DISPLACED: tl.constexpr,
+    t, grad, begin, c, how, X: tl.constexpr, S: tl.constexpr, G: tl.constexpr, KEPT: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Moves x of a chunk: `how` is STEP, the step that was deferred; CORRECT; or UNDO, the step taken back."""
     random = random_bits(c.k, t.index, tl.where(how == STEP, STEP_STREAM, CORRECTION_STREAM), t.base + begin)
-    ROUNDS: tl.constexpr = X.primitive_bitwidth == 16 and not DISPLACED
+    ROUNDS: tl.constexpr = X.primitive_bitwidth == 16 and KEPT != DISPLACED
     size = size_of(t, begin, CHUNK, ALIGNED)
     lead = 0 if ALIGNED or not ROUNDS else random.lead
     begin -= lead  # see Note [Whole eights]
     x, m, v = array(t.x, begin, X, ALIGNED), array(t.m, begin, S, ALIGNED), array(t.v, begin, S, ALIGNED)
     x0, delta = array(t.x0, begin, X, ALIGNED), array(t.delta, begin, tl.float32, ALIGNED)
+    low = array(t.low, begin, tl.int8, ALIGNED)
     for first in tl.range(0, lead + size, BLOCK):
         i, mask = block_of(first, lead, size, BLOCK, ALIGNED)
-        old_x = load(x + i, mask, X)
+        old_x = load_x(x + i, low + i, mask, X, KEPT)
         new_v = load(v + i, mask, S)
-        old_x0 = load(x0 + i, masked(t.x0 != 0, mask), X) if DISPLACED else old_x
-        old_delta = tl.load(delta + i, mask, 0.0) if DISPLACED else 0.0
+        old_x0 = load(x0 + i, masked(t.x0 != 0, mask), X) if KEPT == DISPLACED else old_x
+        old_delta = tl.load(delta + i, mask, 0.0) if KEPT == DISPLACED else 0.0
         # Without momentum m is d_new*g, and `new_m` is first the gradient.
         new_m = load(m + i, mask, S) if c.momentum else load_grads(grad, begin, i, mask, X, G, ALIGNED)
 
-        old_x, position, origin, _ = position_of(old_x, old_x0, old_delta, X, DISPLACED)
+        old_x, position, origin, _ = position_of(old_x, old_x0, old_delta, X, KEPT)
         if how == STEP:
             if not c.momentum:
                 new_m = c.d_new * finite_or_zero(gradient(new_m, old_x, c))
@@ -158,16 +171,16 @@ def finish_walk(
         else:
             position = undo(position, origin, new_m, new_v, c)
         bits = draw(random, i) if ROUNDS else 0
-        store_position(x + i, delta + i, position, origin, mask, t, bits, X, DISPLACED)
+        store_position(x + i, delta + i, low + i, position, origin, mask, t, bits, X, KEPT)
 
 
 @triton.jit
 def finish_chunk(
     t, grad, begin, c, how, X: tl.constexpr, S: tl.constexpr, G: tl.constexpr, SAMPLES: tl.constexpr,
-    DISPLACED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    KEPT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Moves x of a chunk, see `finish_walk`."""
-    if is_aligned(t, grad, SAMPLES, DISPLACED):
-        finish_walk(t, grad, begin, c, how, X, S, G, DISPLACED, CHUNK, BLOCK, True)
+    if is_aligned(t, grad, SAMPLES, KEPT):
+        finish_walk(t, grad, begin, c, how, X, S, G, KEPT, CHUNK, BLOCK, True)
     else:
-        finish_walk(t, grad, begin, c, how, X, S, G, DISPLACED, CHUNK, BLOCK, False)
+        finish_walk(t, grad, begin, c, how, X, S, G, KEPT, CHUNK, BLOCK, False)

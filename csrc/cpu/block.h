@@ -31,6 +31,7 @@ struct Arrays {
   S* __restrict m, * __restrict v, * __restrict s;
   const X* __restrict x0;
   float* __restrict delta;
+  std::int32_t* __restrict low;            // a copy
   const std::uint32_t* __restrict random;  // per element, if anything is rounded stochastically
 };
 
@@ -40,6 +41,7 @@ struct Scratch {
   static constexpr int kSize = std::is_same_v<T, float> ? kBlock : 1;
   alignas(64) T x[kSize], grad[kSize], m[kSize], v[kSize], s[kSize], x0[kSize];
   alignas(64) std::uint32_t random[kSize];
+  alignas(64) std::int32_t low[kSize];  // Note [Bytes in words]
 };
 
 // The x0 of a tensor whose start is zero everywhere.
@@ -91,10 +93,19 @@ PRODIGY_INLINE void open_position(const Tensor& t, std::int64_t begin, int n, Sc
       return;
     }
   }
+  if (t.low != nullptr) {
+    a.low = scratch.low;
+    words_of_bytes_run(t.low + begin, n, a.low);
+    if constexpr (std::is_same_v<X, float>) {
+      a.x = scratch.x;
+      kept_run(halves(t.x, begin), a.low, n, a.x);
+      return;
+    }
+  }
   a.x = open<X>(t.type, t.x, begin, n, scratch.x);
 }
 
-// Stores the copies of x.
+// Stores the copies of x and low.
 template <class X, class S>
 PRODIGY_INLINE void close_position(const Tensor& t, std::int64_t begin, int n, const Arrays<X, S>& a) {
   if constexpr (std::is_same_v<X, float>) {
@@ -102,12 +113,15 @@ PRODIGY_INLINE void close_position(const Tensor& t, std::int64_t begin, int n, c
     std::uint16_t* to = halves(t.x, begin);
     if (t.delta != nullptr) {
       place_run(t.type, a.x0, a.delta, n, to);
+    } else if (t.low != nullptr) {
+      stochastic_24_run(a.x, n, to, a.low, a.random);
     } else if (t.stochastic) {
       stochastic_x_run(t.type, a.x, n, to, a.random);
     } else {
       nearest_run(t.type, a.x, n, to);
     }
   }
+  if (t.low != nullptr) bytes_of_words_run(a.low, n, t.low + begin);
 }
 
 // Random bits for the block, in `scratch`; null if it needs none. Unless g, the index of the block's first element in

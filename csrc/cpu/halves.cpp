@@ -68,6 +68,31 @@ struct Place {
   }
 };
 
+template <class From, class To>
+struct Copied {
+  static PRODIGY_INLINE void run(const From* __restrict from, int n, To* __restrict to) {
+    each(n, [=](int i) { to[i] = To(from[i]); });
+  }
+};
+
+struct KeptValues {
+  static PRODIGY_INLINE void run(const std::uint16_t* __restrict x, const std::int32_t* __restrict low, int n,
+                                 float* __restrict to) {
+    each(n, [=](int i) { to[i] = kept_value(x[i], low[i]); });
+  }
+};
+
+struct Stochastic24 {
+  static PRODIGY_INLINE void run(const float* __restrict from, int n, std::uint16_t* __restrict x,
+                                 std::int32_t* __restrict low, const std::uint32_t* __restrict bits) {
+    each(n, [=](int i) {
+      const Kept kept = stochastic_24(from[i], bits[i]);
+      x[i] = kept.x;
+      low[i] = kept.low;
+    });
+  }
+};
+
 // Kernel<type>::run(args...)
 template <template <Type> class Kernel, class... Args>
 void run_for(Type type, Args... args) {
@@ -114,6 +139,20 @@ void displaced_run(Type type, const std::uint16_t* from, int n, const float* x0,
 
 void place_run(Type type, const float* x0, const float* delta, int n, std::uint16_t* to) {
   run_for<Place>(type, x0, delta, n, to);
+}
+
+void words_of_bytes_run(const std::int8_t* from, int n, std::int32_t* to) {
+  run<Copied<std::int8_t, std::int32_t>>(from, n, to);
+}
+
+void bytes_of_words_run(const std::int32_t* from, int n, std::int8_t* to) {
+  run<Copied<std::int32_t, std::int8_t>>(from, n, to);
+}
+
+void kept_run(const std::uint16_t* x, const std::int32_t* low, int n, float* to) { run<KeptValues>(x, low, n, to); }
+
+void stochastic_24_run(const float* from, int n, std::uint16_t* x, std::int32_t* low, const std::uint32_t* bits) {
+  run<Stochastic24>(from, n, x, low, bits);
 }
 
 }  // namespace prodigy::cpu

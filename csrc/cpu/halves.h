@@ -25,4 +25,14 @@ void displaced_run(Type type, const std::uint16_t* from, int n, const float* x0,
 // Stores x0 + delta.
 void place_run(Type type, const float* x0, const float* delta, int n, std::uint16_t* to);
 
+// Note [Bytes in words]
+// A loop over bytes and floats is compiled for vectors of 16 bytes. So bytes are copied to words, and back, by loops of
+// their own.
+void words_of_bytes_run(const std::int8_t* from, int n, std::int32_t* to);
+void bytes_of_words_run(const std::int32_t* from, int n, std::int8_t* to);
+
+// The values of 24 bits that x and low are, and back; bits: of the elements.
+void kept_run(const std::uint16_t* x, const std::int32_t* low, int n, float* to);
+void stochastic_24_run(const float* from, int n, std::uint16_t* x, std::int32_t* low, const std::uint32_t* bits);
+
 }  // namespace prodigy::cpu

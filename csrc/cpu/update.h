@@ -49,10 +49,14 @@ PRODIGY_INLINE void fetch(const Stored* array, int i, bool write) {
 #endif
 }
 
-// kMomentum: whether there is an m, and x takes its step. kDelta: whether x is x0 + delta.
-template <class X, class S, bool kMomentum, bool kDelta, Sampled kSampled>
+// What is kept beside an x that is read where it lies: nothing; delta, of which x is x0 + delta; or 8 more bits of x.
+enum class Beside { kNothing, kDelta, kLow };
+
+// kMomentum: whether there is an m, and x takes its step.
+template <class X, class S, bool kMomentum, Beside kBeside, Sampled kSampled>
 struct UpdateBlock {
   using T = Wide<X>;
+  static constexpr bool kDelta = kBeside == Beside::kDelta;
   static constexpr bool kRoundsX = std::is_same_v<X, Bits16>, kRoundsState = std::is_same_v<S, Bits16>;
 
   // random: 16 bits.
@@ -61,11 +65,16 @@ struct UpdateBlock {
     return S(value);
   }
 
+  static PRODIGY_INLINE T load_x(const Arrays<X, S>& a, std::int64_t i) {
+    if constexpr (kBeside == Beside::kLow) return kept_value(a.x[i], a.low[i]);
+    return load(a.x[i]);
+  }
+
   static PRODIGY_INLINE void element(const Arrays<X, S>& a, int i, int lane, const Coefficients<T>& c,
                                      LaneSums<T>& sums) {
     const std::uint32_t bits = kRoundsState || (kRoundsX && !kDelta) ? a.random[i] : 0u;
     const T x0 = kSampled == Sampled::kAll || kDelta ? load(a.x0[i]) : T(0);
-    T x = load(a.x[i]), at = x;
+    T x = load_x(a, i), at = x;
     if constexpr (kDelta) {
       at = a.delta[i];
       if (kRoundsX) at = displacement<Type::kBFloat16>(x, x0, at), x = x0 + at;
@@ -89,6 +98,10 @@ struct UpdateBlock {
     if constexpr (kDelta) {
       a.delta[i] = at;
       if constexpr (kRoundsX) a.x[i] = nearest<Type::kBFloat16>(x0 + at);
+    } else if constexpr (kBeside == Beside::kLow) {
+      const Kept kept = stochastic_24(at, bits);
+      a.x[i] = kept.x;
+      a.low[i] = kept.low;
     } else if constexpr (kRoundsX) {
       a.x[i] = stochastic_bfloat16(at, bits >> 16);
     } else {
@@ -128,7 +141,7 @@ struct UpdateBlock {
     std::int64_t i = samples.start;
     for (int j = 0; j < samples.count; ++j, i += slice_p) {
       grad[j] = load(a.grad[i]);
-      x[j] = load(a.x[i]);
+      x[j] = load_x(a, i);
       if (kRoundsState) bits[j] = a.random[i];
     }
     const auto one = [&](int j, int lane) {
@@ -150,7 +163,7 @@ struct UpdateBlock {
       const std::int64_t position = row_major(t.order, begin + i), j = position / t.slice_p;
       if (position % t.slice_p != 0) continue;
       T s = load_sample<T>(t.state_type, t.s, j);
-      const T x = load(a.x[i]), x0 = t.x0 ? load_sample<T>(t.type, t.x0, j) : T(0);
+      const T x = load_x(a, i), x0 = t.x0 ? load_sample<T>(t.type, t.x0, j) : T(0);
       sums.add(i % kLanes, sample(gradient(load(a.grad[i]), x, c), x0 - x, s, c));
       store_sample(t.state_type, t.s, j, s, a.random ? third(a.random[i]) : 0u);
     }

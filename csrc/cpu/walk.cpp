@@ -11,9 +11,9 @@ namespace {
 using std::int64_t;
 
 // Which loops can walk a tensor.
-template <class X, class S, bool kMomentum, bool kDelta, Sampled kSampled>
+template <class X, class S, bool kMomentum, Beside kBeside, Sampled kSampled>
 Sums<double> update_blocks(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<Wide<X>>& c) {
-  using Kernel = UpdateBlock<X, S, kMomentum, kDelta, kSampled>;
+  using Kernel = UpdateBlock<X, S, kMomentum, kBeside, kSampled>;
   const RandomBits random(c.k, t.index, kStepStream, chunk.begin + chunk.shift);
   const bool rounds = needs_random_bits(t);
   Scratch<Wide<X>> scratch;
@@ -31,24 +31,27 @@ Sums<double> update_blocks(const Tensor& t, const Gradient& grad, const Chunk& c
   return sums;
 }
 
-template <class X, class S, bool kMomentum, bool kDelta>
+template <class X, class S, bool kMomentum, Beside kBeside>
 Sums<double> update_samples(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<Wide<X>>& c) {
-  if (t.s == nullptr) return update_blocks<X, S, kMomentum, kDelta, Sampled::kNone>(t, grad, chunk, c);
-  if constexpr (!kDelta) {  // a displacement needs all of x0
+  if (t.s == nullptr) return update_blocks<X, S, kMomentum, kBeside, Sampled::kNone>(t, grad, chunk, c);
+  if constexpr (kBeside != Beside::kDelta) {  // a displacement needs all of x0
     if (t.slice_p > 1) {
-      return t.order.dims > 0 ? update_blocks<X, S, kMomentum, kDelta, Sampled::kStrided>(t, grad, chunk, c)
-                              : update_blocks<X, S, kMomentum, kDelta, Sampled::kPacked>(t, grad, chunk, c);
+      return t.order.dims > 0 ? update_blocks<X, S, kMomentum, kBeside, Sampled::kStrided>(t, grad, chunk, c)
+                              : update_blocks<X, S, kMomentum, kBeside, Sampled::kPacked>(t, grad, chunk, c);
     }
   }
-  return update_blocks<X, S, kMomentum, kDelta, Sampled::kAll>(t, grad, chunk, c);
+  return update_blocks<X, S, kMomentum, kBeside, Sampled::kAll>(t, grad, chunk, c);
 }
 
 template <class X, class S, bool kMomentum = true>
 Sums<double> update_typed(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<Wide<X>>& c) {
   if constexpr (!std::is_same_v<X, double>) {
-    if (t.delta != nullptr) return update_samples<X, S, kMomentum, true>(t, grad, chunk, c);
+    if (t.delta != nullptr) return update_samples<X, S, kMomentum, Beside::kDelta>(t, grad, chunk, c);
   }
-  return update_samples<X, S, kMomentum, false>(t, grad, chunk, c);
+  if constexpr (std::is_same_v<X, Bits16>) {
+    if (t.low != nullptr) return update_samples<X, S, kMomentum, Beside::kLow>(t, grad, chunk, c);
+  }
+  return update_samples<X, S, kMomentum, Beside::kNothing>(t, grad, chunk, c);
 }
 
 }  // namespace

@@ -14,12 +14,13 @@ struct Pack {
   T value[kCount];
 };
 
-// Consecutive elements as they lie in memory; those of 16 bits, two in a word. They are widened only after all loads of
-// a pack have been issued.
+// Consecutive elements as they lie in memory; those of 16 bits, two in a word, and of 8, four. They are widened only
+// after all loads of a pack have been issued.
 template <class Number, int kCount>
 struct Raw {
   using Word = std::conditional_t<sizeof(Number) < 4, std::uint32_t, Number>;
-  static constexpr int kWords = kCount * sizeof(Number) / sizeof(Word);
+  static constexpr int kBytes = kCount * sizeof(Number);
+  static constexpr int kWords = kBytes < int(sizeof(Word)) ? 1 : kBytes / int(sizeof(Word));
   Word word[kWords];
 };
 
@@ -106,6 +107,12 @@ __device__ __forceinline__ void load(const Array<Number>& from, std::int64_t i, 
   } else if constexpr (sizeof(Number) >= 4) {
 #pragma unroll
     for (int e = 0; e < kCount; ++e) raw.word[e] = e < count ? global(first)[e] : Number(0);
+  } else if constexpr (sizeof(Number) == 1) {
+    raw = {};
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) {
+      if (e < count) raw.word[e / 4] |= std::uint32_t(std::uint8_t(global(first)[e])) << (e % 4 * 8);
+    }
   } else {
 #pragma unroll
     for (int e = 0; e < kCount; e += 2) {
@@ -135,6 +142,8 @@ __device__ __forceinline__ void store(const Array<Number>& to, std::int64_t i, i
       if (e >= count) continue;
       if constexpr (sizeof(Number) >= 4) {
         global(first)[e] = raw.word[e];
+      } else if constexpr (sizeof(Number) == 1) {
+        global(first)[e] = Number(raw.word[e / 4] >> (e % 4 * 8));
       } else {
         global(first)[e].bits = std::uint16_t(raw.word[e / 2] >> (e % 2 * 16));
       }

@@ -11,6 +11,7 @@ struct Arrays {
   Array<typename Storage::X> x, grad, x0;
   Array<typename Storage::State> m, v, s;
   Array<float> delta;
+  Array<std::int8_t> low;
   std::uint32_t index;
   bool stochastic;
 
@@ -22,16 +23,27 @@ struct Arrays {
         v(t.v, t.state_type),
         s(t.s, t.state_type),
         delta(t.delta, Type::kFloat32),
+        low(t.low, Type::kInt8),
         index(t.index),
         stochastic(t.stochastic) {}
 
   __device__ __forceinline__ bool displaced() const {
-    return Storage::kDelta == Delta::kAlways || (Storage::kDelta == Delta::kAsked && delta.data != nullptr);
+    return Storage::kBeside == Beside::kDelta || (Storage::kBeside == Beside::kAsked && delta.data != nullptr);
+  }
+  __device__ __forceinline__ bool extended() const {
+    return Storage::kBeside == Beside::kLow || (Storage::kBeside == Beside::kAsked && low.data != nullptr);
+  }
+  // x of one element, with all the bits that are kept.
+  __device__ __forceinline__ typename Storage::T load_x(std::int64_t i) const {
+    if (!extended()) return load_one<typename Storage::T>(x, i);
+    const auto* bits = reinterpret_cast<const std::uint16_t*>(x.data);
+    return kept_value(global(bits)[i], global(low.data)[i]);
   }
   // Whether all arrays are, at the beginning of a chunk, that are walked with one index; sampled: not s and x0.
   __device__ __forceinline__ bool aligned(std::int64_t begin, bool sampled) const {
     const auto is = [&](const auto& array) { return array.template aligned<kCount>(begin); };
-    return is(x) && is(grad) && is(m) && is(v) && (!displaced() || is(delta)) && (sampled || (is(s) && is(x0)));
+    return is(x) && is(grad) && is(m) && is(v) && (!displaced() || is(delta)) && (!extended() || is(low)) &&
+           (sampled || (is(s) && is(x0)));
   }
 };
 
@@ -64,6 +76,7 @@ struct Loaded {
   Raw<typename Storage::X, kCount> grad, x, x0{};
   Raw<typename Storage::State, kCount> m{}, v, s{};
   Raw<float, kCount> delta;
+  Raw<std::int8_t, kCount> low;
 };
 
 // A pack's positions, see Note [Position] of rule.h.
@@ -72,13 +85,28 @@ struct Positions {
   Pack<T, kCount> x, at, origin;
 };
 
+// x with all the bits that are kept.
+template <class Storage>
+__device__ __forceinline__ auto kept_values(const Arrays<Storage>& a, const Loaded<Storage>& in) {
+  auto x = widened<typename Storage::T>(a.x, in.x);
+  if constexpr (Storage::kBeside == Beside::kLow || Storage::kBeside == Beside::kAsked) {
+    if (!a.extended()) return x;
+#pragma unroll
+    for (int e = 0; e < Storage::kPerThread; ++e) {
+      x.value[e] =
+          kept_value(std::uint16_t(in.x.word[e / 2] >> (e % 2 * 16)), std::int8_t(in.low.word[e / 4] >> (e % 4 * 8)));
+    }
+  }
+  return x;
+}
+
 template <class Storage>
 __device__ __forceinline__ auto positions(const Arrays<Storage>& a, const Loaded<Storage>& in) {
   constexpr int kCount = Storage::kPerThread;
   using T = typename Storage::T;
-  const auto x = widened<T>(a.x, in.x);
+  const auto x = kept_values(a, in);
   Positions<T, kCount> p{x, x, Pack<T, kCount>{}};
-  if constexpr (Storage::kDelta != Delta::kNever) {
+  if constexpr (Storage::kBeside == Beside::kDelta || Storage::kBeside == Beside::kAsked) {
     if (!a.displaced()) return p;
     const auto delta = widened<T>(a.delta, in.delta);
     p.origin = widened<T>(a.x0, in.x0);
@@ -101,10 +129,17 @@ struct Moved {
   static constexpr int kCount = Storage::kPerThread;
   Raw<typename Storage::X, kCount> x;
   Raw<float, kCount> delta;
+  Raw<std::int8_t, kCount> low;
 
   // run: of the pack, see RandomBits.
   template <class T>
   __device__ __forceinline__ Moved(const Arrays<Storage>& a, Positions<T, kCount> p, std::uint32_t run) {
+    if constexpr (Storage::kBeside == Beside::kLow || Storage::kBeside == Beside::kAsked) {
+      if (a.extended()) {
+        round(p.at, Stochastic<Rounded::kX>{run});
+        return;
+      }
+    }
     if (a.displaced()) {
       delta = narrowed(a.delta, p.at, Nearest());
 #pragma unroll
@@ -116,10 +151,22 @@ struct Moved {
       x = narrowed(a.x, p.at, Nearest());
     }
   }
+  // To 24 bits.
+  __device__ __forceinline__ void round(const Pack<float, kCount>& at, const Stochastic<Rounded::kX>& random) {
+    x = {};
+    low = {};
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) {
+      const Kept kept = stochastic_24(at.value[e], random.bits(e));
+      x.word[e / 2] |= std::uint32_t(kept.x) << (e % 2 * 16);
+      low.word[e / 4] |= std::uint32_t(std::uint8_t(kept.low)) << (e % 4 * 8);
+    }
+  }
   template <bool kFull>
   __device__ __forceinline__ void write(const Arrays<Storage>& a, std::int64_t i, int count) const {
     store<kFull>(a.x, i, count, x);
     if (a.displaced()) store<kFull>(a.delta, i, count, delta);
+    if (a.extended()) store<kFull>(a.low, i, count, low);
   }
 };
 

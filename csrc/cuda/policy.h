@@ -37,16 +37,17 @@ inline constexpr Type kTypeOf<BFloat16> = Type::kBFloat16;
 template <>
 inline constexpr Type kTypeOf<Float16> = Type::kFloat16;
 
-// Whether x is stored as x0 + delta, rounded.
-enum class Delta { kNever, kAlways, kAsked };
+// What is kept beside x: nothing; delta, and x is x0 + delta, rounded; or low, 8 more bits of x. Or what there is is
+// asked at run time.
+enum class Beside { kNothing, kDelta, kLow, kAsked };
 
 // XNumber: of x, x0 and the gradient. StateNumber: of m, v and s.
-template <class XNumber, class StateNumber, Delta kDisplaced = Delta::kNever>
+template <class XNumber, class StateNumber, Beside kWith = Beside::kNothing>
 struct Stored {
   using X = XNumber;
   using State = StateNumber;
   using T = std::conditional_t<std::is_same_v<X, double>, double, float>;  // of the arithmetic
-  static constexpr Delta kDelta = kDisplaced;
+  static constexpr Beside kBeside = kWith;
   static constexpr bool kAny = std::is_same_v<X, AnyNumber>;
   static constexpr bool kRounds = sizeof(X) < 4 || sizeof(State) < 4;  // some array has 16 bits, or may have
   // Elements that a thread takes at a time: 16 bytes of the smallest numbers; of any numbers, four, to save registers.
@@ -56,8 +57,10 @@ struct Stored {
 };
 
 template <class X>
-using Displaced = Stored<X, float, Delta::kAlways>;
-using AnyStorage = Stored<AnyNumber, AnyNumber, Delta::kAsked>;
+using Displaced = Stored<X, float, Beside::kDelta>;
+template <class State>
+using Extended = Stored<BFloat16, State, Beside::kLow>;
+using AnyStorage = Stored<AnyNumber, AnyNumber, Beside::kAsked>;
 
 // -- sampling: which elements have s and x0 --------------------------------------------------------------------------
 
@@ -70,12 +73,15 @@ struct AnySampling {};   // one of these, asked at run time
 
 struct Kind {
   Type x, state;
-  bool displaced, counted, sampled;  // counted: there is an s; sampled: not of all elements
+  Beside beside;
+  bool counted, sampled;  // counted: there is an s; sampled: not of all elements
 
   explicit Kind(const Tensor& t)
       : x(t.type),
         state(t.state_type),
-        displaced(t.delta != nullptr),
+        beside(t.delta != nullptr ? Beside::kDelta
+               : t.low != nullptr ? Beside::kLow
+                                  : Beside::kNothing),
         counted(t.s != nullptr),
         sampled(counted && t.slice_p > 1) {}
 };
@@ -84,7 +90,7 @@ template <class Storage>
 bool fits_storage(const Kind& kind) {
   if constexpr (std::is_same_v<Storage, AnyStorage>) return kind.x != Type::kFloat64 && kind.x != Type::kOther;
   return kind.x == kTypeOf<typename Storage::X> && kind.state == kTypeOf<typename Storage::State> &&
-         kind.displaced == (Storage::kDelta == Delta::kAlways);
+         kind.beside == Storage::kBeside;
 }
 
 template <class Sampling>
@@ -140,6 +146,10 @@ using UpdatePolicies = List<
     Policy<Stored<BFloat16, BFloat16>, EveryPth,     256, 3, 16, 4>,
     Policy<Stored<BFloat16, BFloat16>, NoElement,    128, 6, 16>,
     Policy<Displaced<BFloat16>,        EveryElement, 128, 4,  8>,
+    Policy<Extended<float>,            EveryElement, 128, 4,  8>,
+    Policy<Extended<float>,            EveryPth,     256, 3,  8, 4>,
+    Policy<Extended<BFloat16>,         EveryElement, 128, 5, 16>,
+    Policy<Extended<BFloat16>,         EveryPth,     256, 3, 16, 4>,
     Policy<Stored<Float16, float>,     EveryElement, 128, 4,  8>,
     Policy<Stored<Float16, float>,     EveryPth,     256, 3,  8, 4>,
     Policy<Displaced<Float16>,         EveryElement, 128, 4,  8>,

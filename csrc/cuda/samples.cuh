@@ -72,7 +72,7 @@ __device__ __forceinline__ void take_samples(const Arrays<Storage>& a, Samples<k
                                              Sums<T>& sums) {
   for (; samples.now.at < end; samples.next()) {
     const std::int64_t i = samples.begin + samples.now.at, index = samples.now.index;
-    const T grad = load_one<T>(a.grad, i), x = load_one<T>(a.x, i);
+    const T grad = load_one<T>(a.grad, i), x = a.load_x(i);
     T s = load_one<T>(a.s, index);
     const T x0 = a.x0.data != nullptr ? load_one<T>(a.x0, index) : T(0);
     const Sums<T> term = sample(gradient(grad, x, c), x0 - x, s, c);

@@ -42,6 +42,7 @@ __device__ __forceinline__ void update_pack(const Arrays<Storage>& a, std::int64
     if (c.momentum) load<kFull>(a.m, i, count, in.m);
     if (kEvery) load<kFull>(a.s, i, count, in.s);
     if (a.displaced()) load<kFull>(a.delta, i, count, in.delta);
+    if (a.extended()) load<kFull>(a.low, i, count, in.low);
     if ((kEvery || a.displaced()) && a.x0.data != nullptr) load<kFull>(a.x0, i, count, in.x0);
   };
   full ? read(std::true_type()) : read(std::false_type());
@@ -140,6 +141,7 @@ __device__ __forceinline__ void finish_chunk(const Tensor& t, const Gradient& gr
     const auto read = [&](auto whole) {
       constexpr bool kFull = decltype(whole)::value;
       load<kFull>(a.x, i, count, in.x);
+      if (a.extended()) load<kFull>(a.low, i, count, in.low);
       load<kFull>(a.v, i, count, in.v);
       if (momentum) {
         load<kFull>(a.m, i, count, in.m);

@@ -166,6 +166,31 @@ PRODIGY_INLINE std::uint16_t stochastic(float value, std::uint32_t random) {
   return std::uint16_t((bits >> 16 & 0x8000u) | rounded);
 }
 
+// -- 24 bits: a bfloat16 and a byte, see Note [24 bits] of prodigy_fused/rounding.py
+// ------------------------------------
+
+// With 32-bit operations only, since loops that have others do not vectorise well. x: in the upper half of a word.
+
+// Beside which numbers a byte counts: not zero, infinity and NaN.
+PRODIGY_INLINE bool byte_counts(std::uint32_t x) { return (x & ~kSign) - 0x10000u < 0x7f7f0000u; }
+
+PRODIGY_INLINE float kept_value(std::uint16_t stored, std::int32_t low) {
+  const std::uint32_t x = std::uint32_t(stored) << 16;
+  return bits_as<float>(x + (byte_counts(x) ? std::uint32_t(low) << 8 : 0u));
+}
+
+// A value rounded to 24 bits; low fits a byte.
+struct Kept {
+  std::uint16_t x;
+  std::int32_t low;
+};
+
+PRODIGY_INLINE Kept stochastic_24(float value, std::uint32_t random) {
+  const std::uint32_t word = bits_as<std::uint32_t>(value) + (random >> 24), nan = value == value ? 0u : ~0u;
+  const std::uint32_t x = ((word + 0x8000u) | nan) & 0xffff0000u;
+  return {std::uint16_t(x >> 16), byte_counts(x) ? std::int32_t(word - x) >> 8 : 0};
+}
+
 // The displacement of an x that is stored rounded: `delta`, unless something else has written to x since. rounded:
 // x0 + delta, to nearest.
 PRODIGY_INLINE float displacement(float rounded, float x, float x0, float delta) {

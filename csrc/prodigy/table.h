@@ -44,8 +44,9 @@ struct Tensor {
   void* s;                // null: the estimate is frozen, and needs no samples
   const void* x0;         // null: x0 is zero everywhere, or only the samples would need it
   float* delta;           // null, or x - x0: x is then x0 + delta, rounded
+  std::int8_t* low;       // null, or 8 more bits of x: see Note [24 bits] of prodigy_fused/rounding.py
   Type type, state_type;  // of x and x0; of m, v and s
-  bool stochastic;        // how x is rounded, if it has 16 bits and no delta
+  bool stochastic;        // how x is rounded, if it has 16 bits, or 24, and no delta
   std::uint32_t index;    // for random bits
   std::int64_t numel;
   std::int64_t slice_p;

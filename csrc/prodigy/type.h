@@ -7,8 +7,9 @@
 
 namespace prodigy {
 
-enum class Type : std::int32_t { kOther, kFloat32, kFloat64, kBFloat16, kFloat16 };
+enum class Type : std::int32_t { kOther, kFloat32, kFloat64, kBFloat16, kFloat16, kInt8 };
 
+// Of a type of floating point.
 PRODIGY_INLINE constexpr int size_of(Type type) { return type == Type::kFloat64 ? 8 : type == Type::kFloat32 ? 4 : 2; }
 PRODIGY_INLINE constexpr bool is_half(Type type) { return type == Type::kBFloat16 || type == Type::kFloat16; }
 

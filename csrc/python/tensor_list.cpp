@@ -126,7 +126,8 @@ Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
   entry.param = slot.attr("param");
   entry.state = slot.attr("state");
   TensorView view;
-  const bool readable = reader_.read(entry.param.ptr(), view) && view.device != kOtherDevice;
+  const bool readable =
+      reader_.read(entry.param.ptr(), view) && view.device != kOtherDevice && view.type != Type::kInt8;
   const bool first = type_ == Type::kOther;
   if (!readable || (!first && (view.type != type_ || view.device != device_))) {
     throw py::value_error("unsupported parameter");
@@ -137,12 +138,13 @@ Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
   const py::object rounding = slot.attr("low_precision");
   const auto is = [&](const char* mode) { return !rounding.is_none() && rounding.equal(py::str(mode)); };
   entry.displaced = is("displacement");
+  entry.extended = is("24bit");
   entry.frozen = slot.attr("frozen").cast<bool>();
   Tensor t{};
   t.type = type_;
   t.state_type = state_type_;
   t.index = slot.attr("random_index").cast<std::uint32_t>();
-  t.stochastic = is("stochastic");
+  t.stochastic = entry.extended || is("stochastic");
   t.numel = view.numel();
   t.slice_p = slot.attr("slice_p").cast<std::int64_t>();
   t.group = slot.attr("group").cast<int>();
@@ -165,6 +167,7 @@ void TensorList::read_addresses(Entry& entry, Tensor& t) const {
   t.s = entry.states[kS];
   t.x0 = entry.states[kX0];
   t.delta = static_cast<float*>(entry.states[kDelta]);
+  t.low = static_cast<std::int8_t*>(entry.states[kLow]);
 }
 
 bool TensorList::read_param(const Entry& entry, TensorView& view) const {
@@ -178,6 +181,7 @@ ParameterImage::Needs TensorList::Entry::needs() const {
   needs[kS] = !frozen;
   needs[kX0] = displaced || !frozen;
   needs[kDelta] = displaced;
+  needs[kLow] = extended;
   return needs;
 }
 
@@ -206,6 +210,7 @@ bool TensorList::fits_type(Type type, int which) const {
   if (type == Type::kOther || (type == Type::kFloat64) != (type_ == Type::kFloat64)) return false;
   if (which == kX0) return type == type_;
   if (which == kDelta) return type == Type::kFloat32;
+  if (which == kLow) return type == Type::kInt8;
   return type == state_type_;
 }
 

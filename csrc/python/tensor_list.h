@@ -61,7 +61,7 @@ class TensorList {
     void* data;
     Layout layout;
     std::array<void*, kStates> states;  // their addresses
-    bool displaced;                     // there must be a delta
+    bool displaced, extended;           // there must be a delta, or a low
     bool frozen;                        // there need be no s, and no x0 unless displaced
     std::int64_t samples;               // the elements of s and x0 if slice_p > 1
 

@@ -8,7 +8,7 @@ from functools import cache
 from torch import Tensor
 
 from ..dtensor import IndexMap
-from ..low_precision import mode_of
+from ..low_precision import check_mode, mode_of
 from ..options import SIXTEEN_BIT, Group
 from ..state import state_dtype
 from ..step import Backend
@@ -108,7 +108,9 @@ def choose(p: Tensor, group: Group, where: IndexMap | None = None) -> str:
 
     Raises:
         RuntimeError: the requested one cannot take this parameter; gives the reason and the remedy.
+        ValueError: no backend can keep it as the group wants.
     """
+    check_mode(p, group)
     named = group["backend"]
     if named is None and group["fused"] is not True:
         if group["foreach"] is False:
@@ -154,7 +156,7 @@ def _in_python(p: Tensor, group: Group, where: IndexMap | None) -> str:
 def _uses_indices(p: Tensor, group: Group) -> bool:
     """Returns whether a step of ``p`` depends on where its elements are in the whole tensor."""
     samples = group["slice_p"] > 1 and not group.get("frozen", False)
-    return samples or mode_of(p, group) == "stochastic" or state_dtype(p, group) in SIXTEEN_BIT
+    return samples or mode_of(p, group) in ("stochastic", "24bit") or state_dtype(p, group) in SIXTEEN_BIT
 
 
 def _say_what_is_missing(p: Tensor, group: Group) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..hyper import Hyper
 from ..options import SIXTEEN_BIT
-from ..rounding import random_bits, second, stochastic, third
+from ..rounding import kept_value, random_bits, second, stochastic, stochastic_24, third
 from ..step import BucketKey, Slot
 from ..tensors import check_gradient
 
@@ -81,6 +81,8 @@ def current_x(slot: Slot) -> Tensor:
     Resets a displacement that no longer fits its parameter.
     """
     p = slot.param.detach()
+    if slot.low_precision == "24bit":
+        return kept_value(p, slot.state["low"])
     if slot.low_precision != "displacement":
         return p.to(arithmetic(p))
     x0: Tensor = slot.state["p0"].float()
@@ -96,6 +98,11 @@ def apply_step(slot: Slot, step_of_x: Tensor, k: Any) -> None:
         delta = slot.state["delta"]
         delta.sub_(step_of_x)
         p.copy_(slot.state["p0"].float() + delta)
+    elif slot.low_precision == "24bit":
+        bits = random_bits(p, k, slot.random_index, where=slot.where)
+        x, low = stochastic_24(current_x(slot) - step_of_x, bits)
+        p.copy_(x)
+        slot.state["low"].copy_(low)
     elif slot.low_precision == "stochastic":
         p.copy_(stochastic(p.float() - step_of_x, p.dtype, random_bits(p, k, slot.random_index, where=slot.where)))
     else:

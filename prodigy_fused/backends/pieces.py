@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..hyper import Hyper
 from ..options import SIXTEEN_BIT
-from ..rounding import EIGHTS, row_bits, second, stochastic, third
+from ..rounding import EIGHTS, kept_value, row_bits, second, stochastic, stochastic_24, third
 from ..state import KEYS
 from ..step import Slot
 from ..sums import ROW
@@ -104,6 +104,7 @@ class Run:
         self.pieces, self.h, self.slot = pieces, h, pieces[0].slot
         self.dtype = arithmetic(self.slot.param)
         self.displaced = self.slot.low_precision == "displacement"
+        self.extended = self.slot.low_precision == "24bit"
         self.on_host, self._tables = on_host, tables
         self._copies = (copies and len(pieces) > 1) or any(piece.loose for piece in pieces)
         self.xs = [piece.x for piece in pieces]
@@ -136,6 +137,8 @@ class Run:
         """Returns values that may be changed, and then are to be stored: where possible the tensors themselves."""
         grid = self.sample_grid if key in SAMPLED and not self.displaced else self.grid
         tensors = self.stored(key)
+        if key == "x" and self.extended:
+            return Values(grid, self.flat("x"))
         first = tensors[0]
         if first.dtype != self.dtype or self._copies:
             return Values(grid, grid.flat(tensors, self.dtype))
@@ -145,7 +148,10 @@ class Run:
         return Values(grid, parts=tensors)
 
     def flat(self, key: str) -> Tensor:
-        """Returns a copy."""
+        """Returns a copy; of 24 bits, the kept value."""
+        if key == "x" and self.extended:
+            x, low = self.stored("x"), self.stored("low")
+            return kept_value(self.grid.flat(x, x[0].dtype), self.grid.flat(low, torch.int8))
         return self.grid.flat(self.stored(key), self.dtype)
 
     def store(self, key: str, values: Values, k: Any) -> None:
@@ -155,6 +161,9 @@ class Run:
         if dtype == self.dtype and not self._copies:
             return
         flat = values.joined()
+        if key == "x" and self.extended:
+            flat, low = stochastic_24(flat, self._bits_for(key, k))
+            torch._foreach_copy_(self.stored("low"), values.grid.parts(low))
         if dtype in SIXTEEN_BIT and (
             key in ("exp_avg_sq", "s") or (key, self.slot.low_precision) == ("x", "stochastic")
         ):
@@ -202,6 +211,9 @@ class Run:
             return Values(self.grid, self.flat("delta").neg_())
         if self.sample_grid is self.grid:
             return self.values("p0").apply("sub", self.values("x"))
+        if self.extended:
+            x = self.sampled(Values(self.grid, self.flat("x"))).joined()
+            return Values(self.sample_grid, self.sample_grid.flat(self.stored("p0"), self.dtype).sub_(x))
         x0, x = (self.sample_grid.flat(tensors, self.dtype) for tensors in (self.stored("p0"), self._samples))
         return Values(self.sample_grid, x0.sub_(x))
 

@@ -18,14 +18,13 @@ from torch import Tensor
 
 from .. import estimate, hyper, options
 from ..options import Group
-from ..record import STEP
 from ..state import KEYS
 from ..step import BucketKey, Slot, Step
 from . import native
 from .elementwise import arithmetic
 from .gpu import GpuPlan
 from .tensor_list import TensorList
-from .triton_tables import chunks_of, ranges_of, rows_of
+from .triton_tables import chunks_of, cut, ranges_of, rows_of, signed
 
 if not native.MISSING:
     from .. import _C
@@ -108,7 +107,15 @@ def try_out(device: torch.device) -> None:
     """Compiles both kernels by running a step on an empty tensor; the compiled kernels are cached."""
     p = torch.empty(0, dtype=torch.float32, device=device)
     key = BucketKey(
-        "triton", str(device), "float32", "float32", sampled=False, displaced=False, frozen=False, counted=True
+        "triton",
+        str(device),
+        "float32",
+        "float32",
+        sampled=False,
+        displaced=False,
+        extended=False,
+        frozen=False,
+        counted=True,
     )
     plan = TritonPlan(key, [Slot(0, p, dict.fromkeys(KEYS, p), 0, 1)], 1)
     group = options.defaults()
@@ -165,13 +172,14 @@ class TritonPlan(GpuPlan):
         """Returns the constants of the kernels by name, but for G, which is one of a launch."""
         tl, elements = self._kernels.tl, self._kernels.elements
         samples = elements.NONE if key.frozen else elements.SOME if key.sampled else elements.ALL
+        kept = elements.DISPLACED if key.displaced else elements.EXTENDED if key.extended else elements.AS_IT_IS
         return {
             "T": getattr(tl, arithmetic),
             "X": getattr(tl, key.dtype),
             "S": getattr(tl, key.state_format),
             "G": getattr(tl, key.dtype),
             "SAMPLES": samples.value,
-            "DISPLACED": key.displaced,
+            "KEPT": kept.value,
             "CHUNK": self._sizes.chunk,
             "BLOCK": self._sizes.block,
         }
@@ -188,14 +196,12 @@ class TritonPlan(GpuPlan):
         begin, end = self._first_chunks()[at : at + 2]
 
         def update(laid_out: Tensor) -> bool:
-            if self._native.fits(at, laid_out):
-                self._constants["G"] = self._type_of_gradients(bytes(8) + bytes([8 * laid_out.itemsize]))
-                if begin < end:
-                    address = laid_out.data_ptr()
-                    signed = address - (1 << 64) if address >> 63 else address  # the highest bit is set on Intel GPUs
-                    self._update(step, begin, end, (signed, 8 * laid_out.itemsize), adds_up=0)
-                return True
-            return False
+            if not self._native.fits(at, laid_out):
+                return False
+            self._constants["G"] = self._type_of_gradients(bytes(8) + bytes([8 * laid_out.itemsize]))
+            if begin < end:
+                self._update(step, begin, end, (signed(laid_out.data_ptr()), 8 * laid_out.itemsize), adds_up=0)
+            return True
 
         self._update_laid_out(at, grad, update)
 
@@ -208,7 +214,7 @@ class TritonPlan(GpuPlan):
         with self._guard():
             self._upload_step(step, words)
         if not self._views:
-            self._views = self._cut(len(step.record))
+            self._views = cut(self._step_table, len(step.record))
         self._constants["G"] = self._type_of_gradients(words[len(step.record) :])
 
     def _update(self, step: Step, begin: int, end: int, only: tuple[int, int], adds_up: int) -> None:
@@ -232,11 +238,6 @@ class TritonPlan(GpuPlan):
         with self._guard():
             arguments = int(last), self._chunks, step.new_rows
             self._launch(self._kernels.prodigy_finish_kernel, step, step.sums, *arguments)
-
-    def _cut(self, record_bytes: int) -> tuple[Tensor, ...]:
-        """Returns the parts of the step table, whose address and size are constant for the life of the plan."""
-        record, groups, grads = self._step_table.tensor_split((STEP.size, record_bytes))
-        return record.view(torch.float64), groups.view(torch.float64), grads.view(torch.int64)
 
     def _type_of_gradients(self, words: bytes) -> Any:
         """Returns the constant G: for parameters of 16 bits, gradients may all be of 32 bits, or some of them."""

@@ -6,8 +6,10 @@ from array import array
 from collections.abc import Sequence
 from itertools import accumulate
 
+import torch
 from torch import Tensor
 
+from ..record import STEP
 from ..step import Slot
 from .tensor_list import memory_order
 
@@ -28,6 +30,7 @@ def rows_of(slots: Sequence[Slot], chunk: int) -> tuple[array[int], array[int]]:
             s=_address(state.get("s")),  # none: no samples
             x0=0 if stands_for_zero else _address(x0),
             delta=_address(state["delta"]) if slot.low_precision == "displacement" else 0,
+            low=_address(state["low"]) if slot.low_precision == "24bit" else 0,
             numel=p.numel(),
             base=slot.base,
             slice_p=slot.slice_p,
@@ -57,3 +60,14 @@ def ranges_of(slots: Sequence[Slot], estimates: int, chunk: int) -> array[int]:
 
 def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
+
+
+def cut(step_table: Tensor, record_bytes: int) -> tuple[Tensor, ...]:
+    """Returns the parts of the step table, whose address and size are constant for the life of the plan."""
+    record, groups, grads = step_table.tensor_split((STEP.size, record_bytes))
+    return record.view(torch.float64), groups.view(torch.float64), grads.view(torch.int64)
+
+
+def signed(address: int) -> int:
+    """Returns an address as an int64: on Intel GPUs the highest bit is set."""
+    return address - (1 << 64) if address >> 63 else address

@@ -51,6 +51,22 @@ void bind_rounding(pybind11::module_ m) {
   m.def("stochastic", &stochastic_all<kType>);
 }
 
+// Between values of 24 bits, x and low.
+void kept_all(std::uintptr_t x, std::uintptr_t low, std::uintptr_t to, long n) {
+  for (long i = 0; i < n; ++i) {
+    pointer<float>(to)[i] = kept_value(pointer<std::uint16_t>(x)[i], pointer<std::int8_t>(low)[i]);
+  }
+}
+
+void stochastic_24_all(std::uintptr_t from, std::uintptr_t x, std::uintptr_t low, long n, std::uint32_t step) {
+  const RandomBits random(step, 0, kStepStream, 0);
+  for (long i = 0; i < n; ++i) {
+    const Kept kept = stochastic_24(pointer<float>(from)[i], random.of(i));
+    pointer<std::uint16_t>(x)[i] = kept.x;
+    pointer<std::int8_t>(low)[i] = kept.low;
+  }
+}
+
 // For each policy of the update, its threads, chunk and tile.
 pybind11::list policies() {
   pybind11::list all;
@@ -70,6 +86,8 @@ PYBIND11_MODULE(_emulated, m) {
 #else
   m.attr("SANITIZED") = false;
 #endif
+  m.def("kept_value", &kept_all);
+  m.def("stochastic_24", &stochastic_24_all);
   bind_rounding<Type::kBFloat16>(m.def_submodule("bfloat16"));
   bind_rounding<Type::kFloat16>(m.def_submodule("float16"));
   m.attr("POLICIES") = policies();
