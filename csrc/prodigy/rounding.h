@@ -166,9 +166,9 @@ PRODIGY_INLINE std::uint16_t stochastic(float value, std::uint32_t random) {
   return std::uint16_t((bits >> 16 & 0x8000u) | rounded);
 }
 
-// -- 24 bits: a bfloat16 and a byte, see Note [24 bits] of prodigy_fused/rounding.py
-// ------------------------------------
+// -- 24 bits ---------------------------------------------------------------------------------------------------------
 
+// A bfloat16 and a byte, see Note [24 bits] of prodigy_fused/rounding.py.
 // With 32-bit operations only, since loops that have others do not vectorise well. x: in the upper half of a word.
 
 // Beside which numbers a byte counts: not zero, infinity and NaN.
