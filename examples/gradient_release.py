@@ -1,5 +1,7 @@
 """Gradient release: each parameter is stepped, and its gradient freed, while backward goes on.
 
+    python examples/gradient_release.py
+
 The numbers are those of the ordinary step, bit for bit; what is measured is how many bytes of gradients are alive at
 the same time.
 """

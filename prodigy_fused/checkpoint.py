@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from . import estimate, hyper, options, state
 from .dtensor import index_map, is_dtensor, local
 from .estimate import COUNTERS, FIELDS, check_value
+from .low_precision import check_mode
 from .options import OPTIONS, Group
 from .tensors import describe
 
@@ -129,6 +130,7 @@ def _import_state(index: int, p: Tensor, saved: dict[str, Any], group: dict[str,
         raise ValueError(f"parameter {index} has no shape yet: run the model once before load_state_dict")
     if p.is_meta:
         raise ValueError(f"{describe(index, p)} is on the meta device: materialise the model before load_state_dict")
+    check_mode(p, group)
     fields = state.fields_of(p, group)
     missing = [field.key for field in fields if field.in_reference and field.key not in saved]
     if missing:

@@ -113,7 +113,6 @@ class Prodigy(Readings, Optimizer):
         self._step_supports_amp_scaling = False
         super().__init__(params, {**options.stored(defaults), **initial(float(d0))})
         self._declare_amp_support()
-        warn_if_one_for_each(self)
 
     # -- parameters and groups ----------------------------------------------------------------------------------------
 
@@ -172,6 +171,7 @@ class Prodigy(Readings, Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        warn_if_one_for_each(self)
         scalars = self._scalars()
         for name, value in scalars.items():
             options.check_scalar(name, value)

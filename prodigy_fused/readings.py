@@ -6,11 +6,12 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from .dtensor import index_map, is_dtensor, local, wrap
-from .low_precision import float32_weights
+from .low_precision import check_mode, float32_weights
 from .options import Group
-from .state import unwrapped
+from .state import adapted, is_there, unwrapped
 
 if TYPE_CHECKING:
     from .runtime import Runtime
@@ -47,20 +48,27 @@ class Readings:
         ``low_precision="24bit"`` or ``"displacement"`` what it is a rounded copy of.
 
         Returns:
-            For each parameter a new tensor of its shape, float32 (float64 of float64; a DTensor of a DTensor).
+            For each parameter (but lazy ones without a shape) a new tensor of its shape, float32 (float64 of float64; a
+            DTensor of a DTensor).
+
+        Raises:
+            ValueError: a state that does not fit its parameter, which was cast or replaced; names it.
 
         Example:
             >>> exact = opt.float32_weights()
             >>> torch.save({name: exact.get(p, p) for name, p in model.named_parameters()}, "model.pt")
         """
         weights: dict[Tensor, Tensor] = {}
-        for group in self.param_groups:
-            for p in group["params"]:
-                where = index_map(p)
-                own = self.state.get(p, {})
-                own = unwrapped(p, own, group, where) if is_dtensor(p) else own
-                mine = float32_weights(local(p), own, group)
-                weights[p] = wrap(mine, p, None) if is_dtensor(p) else mine
+        every = [(p, group) for group in self.param_groups for p in group["params"]]
+        for index, (p, group) in enumerate(every):
+            if is_lazy(p):
+                continue
+            check_mode(p, group)
+            where, own = index_map(p), self.state.get(p, {})
+            own = unwrapped(p, own, group, where) if is_dtensor(p) else own
+            own = adapted(index, local(p), own, group, where) if is_there(own) else own
+            mine = float32_weights(local(p), own, group)
+            weights[p] = wrap(mine, p, None) if is_dtensor(p) else mine
         return weights
 
     @property

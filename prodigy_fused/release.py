@@ -18,7 +18,6 @@ SCALED = (
     "a gradient scaler cannot be used with gradient release: when it finds an infinity, other parameters have been "
     "stepped; train in bfloat16, or without gradient release"
 )
-MANY = 8  # optimizers of one parameter each that make it likely that a model has one for each
 
 
 class GradientRelease:
@@ -100,18 +99,19 @@ def check_gradients_are_final(params: list[Tensor]) -> None:
             )
 
 
-_single: weakref.WeakSet[Any] = weakref.WeakSet()
+_in_backward: weakref.WeakSet[Any] = weakref.WeakSet()  # optimizers of one parameter that backward has stepped
 
 
 def warn_if_one_for_each(optimizer: Any) -> None:
-    """Warns, once, where each parameter seems to have an optimizer of its own: each would follow a d of its own."""
-    if len(_single) >= MANY or len(optimizer.param_groups) > 1 or len(optimizer.param_groups[0]["params"]) > 1:
+    """Warns, once, where backward steps several optimizers of one parameter each: each follows a d of its own."""
+    if torch._C._current_graph_task_id() == -1 or len(_in_backward) > 1:  # not in backward; has been said
         return
-    _single.add(optimizer)
-    if len(_single) == MANY:
+    if sum(len(group["params"]) for group in optimizer.param_groups) > 1:
+        return
+    _in_backward.add(optimizer)
+    if len(_in_backward) > 1:
         warnings.warn(
-            f"{MANY} Prodigy optimizers of one parameter each: if they are of one model (an optimizer in the backward "
-            "pass), each follows an estimate d of its own, and they are far apart; construct one for all parameters, "
-            "and call prodigy_fused.enable_gradient_release(optimizer)",
+            "backward steps a Prodigy optimizer for each parameter: each follows an estimate d of its own, and they "
+            "are far apart; construct one for all parameters, and call enable_gradient_release(optimizer)",
             stacklevel=3,
         )

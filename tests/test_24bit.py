@@ -254,3 +254,21 @@ def test_float32_weights(mode):
         assert torch.allclose(value.to(p.dtype), p.detach(), rtol=2.0**-7, atol=0)
     more = sum(int((value != p.float()).sum()) for p, value in exact.items() if mode)
     assert (more > 0) == (mode in ("24bit", "displacement"))
+
+
+def test_weights_of_a_state_that_does_not_fit_are_refused():
+    p = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    opt = Prodigy([p], low_precision="24bit")
+    p.grad = torch.ones_like(p)
+    opt.step()
+    saved = opt.state_dict()
+    half = Prodigy([nn.Parameter(torch.ones(4, dtype=torch.float16))])
+    with pytest.raises(ValueError, match='"24bit" for a float16 parameter'):
+        half.load_state_dict(saved)
+    assert not half.state
+    p.data = torch.ones(3, 4, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="parameter 0 of shape"):
+        opt.float32_weights()
+    p.data = torch.ones(4, dtype=torch.float16)
+    with pytest.raises(ValueError, match='"24bit" for a float16 parameter'):
+        opt.float32_weights()

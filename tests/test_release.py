@@ -390,8 +390,15 @@ def test_trainers_ask_for_it():
 
 
 def test_one_optimizer_for_each_parameter_is_noticed(monkeypatch):
-    monkeypatch.setattr(release, "_single", weakref.WeakSet())
-    kept = [Prodigy([torch.ones(1)]) for _ in range(release.MANY - 1)]
-    with pytest.warns(UserWarning, match="an optimizer in the backward"):
-        kept.append(Prodigy([torch.ones(1)]))
-    kept.append(Prodigy([torch.ones(1)]))
+    """As torch's _apply_optimizer_in_backward makes them, and the containers of torchtune and torchtitan."""
+    monkeypatch.setattr(release, "_in_backward", weakref.WeakSet())
+    model, x, y = network()
+    own = {p: Prodigy([p]) for p in model.parameters()}
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(lambda p: own[p].step())
+    with pytest.warns(UserWarning, match="backward steps a Prodigy optimizer for each parameter"):
+        (model(x) - y).square().mean().backward()
+    (model(x) - y).square().mean().backward()  # said once
+    for p, opt in own.items():
+        p.grad = torch.ones_like(p)
+        opt.step()

@@ -12,7 +12,7 @@ from processes import python
 from toolbox import device_of
 
 from prodigy_fused import Prodigy, backends, hyper, options, record
-from prodigy_fused.backends import native, tensor_list, triton
+from prodigy_fused.backends import native, tensor_list, triton, triton_tables
 
 needs_triton = pytest.mark.skipif(device_of("triton") is None, reason="no Triton here")
 
@@ -302,7 +302,7 @@ def test_addresses_may_have_the_highest_bit_set(monkeypatch):
     tensors = tensor_list.TensorList(entries, torch.Tensor, "float32", 1)
     assert tensors.load_gradients([entry.param.grad for entry in entries]) == -1
     assert tensors.gradient_words() == struct.pack("=2Q", address, 16) * 3
-    words, *_ = triton._rows(entries, 1 << 13)
+    words, *_ = triton_tables.rows_of(entries, 1 << 13)
     assert list(words[:6]) == [*[address] * 4, 0, address]
     group = options.defaults()
     number = hyper.hyper_of(group)._replace(lr=torch.ones(()))

@@ -32,7 +32,7 @@ def convert_24_kernel(floats, halves, bytes_, n, step, KEPT: tl.constexpr, BLOCK
     if KEPT:
         tl.store(floats + i, kept_value(tl.load(halves + i, i < n, 0), tl.load(bytes_ + i, i < n, 0)), i < n)
     else:
-        random = draw(random_bits(step.to(tl.uint32), tl.zeros([], tl.uint32), 0, tl.zeros([], tl.int64)), i, False)
+        random = draw(random_bits(step.to(tl.uint32), tl.zeros([], tl.uint32), 0, tl.zeros([], tl.int64)), i)
         x, low = stochastic_24(tl.load(floats + i, i < n, 0.0), random)
         tl.store(halves + i, x, i < n)
         tl.store(bytes_ + i, low, i < n)
