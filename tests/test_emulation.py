@@ -264,8 +264,8 @@ p = torch.nn.Parameter(torch.ones(emulated.native.POLICIES[0][1]))
 p.grad = torch.ones_like(p)
 opt = Prodigy([p], backend="emulated")
 opt.step()
-# The end of the last chunk, before the two ends of the range of chunks.
-ends = opt._runtime.plans.plans[0][0]._buffers["table"][-24:-16].view(torch.int64)
+# The end of the last chunk, before its two shifts and the two ends of the range of chunks.
+ends = opt._runtime.plans.plans[0][0]._buffers["table"][-40:-32].view(torch.int64)
 assert ends.item() == p.numel()
 ends += 4
 opt.step()

@@ -263,3 +263,16 @@ def test_dogs_are_judged_by_the_better_iterate():
     module = experiments.load("figure2")
     rows = rows_of({("DoG", 1.0): (90.0,)}, network="VGG", average_score=93.0)
     assert "93.00" in str(module.tables(rows))
+
+
+@pytest.mark.parametrize(("ours", "theirs", "holds"), [(2.42, 2.41, True), (2.41, 2.42, True), (2.3, 2.6, False)])
+def test_the_same_is_neither_better_nor_worse(ours, theirs, holds):
+    task = {"GPT": ({"Prodigy": [{"score": ours}], "D-Adapt Adam": [{"score": theirs}]}, "nats")}
+    assert c.same("the same", task, "D-Adapt Adam").holds is holds
+
+
+@pytest.mark.parametrize(("adapt", "holds"), [(97.4, None), (95.0, True), (90.0, True)])
+def test_a_gap_is_closed_where_there_is_one(adapt, holds):
+    scores = {"Prodigy": 97.6, "D-Adapt Adam": adapt, c.TUNED: 97.5}
+    task = {"VGG": ({method: [{"score": score}] for method, score in scores.items()}, "%")}
+    assert experiments.load("figure2")._closes_gap("closed", task).holds is holds

@@ -52,6 +52,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if wrong:
         parser.error(f"no experiment {wrong[0]!r}: there are {', '.join((*known, *experiments.PARTS))}")
     if args.figures:
+        if args.names or args.full:
+            parser.error("--figures is of all committed rows")
         return args
     asked = args.names or ["convex"]
     args.names = [name for name in known if {name, experiments.load(name).PART} & set(asked)]

@@ -6,9 +6,8 @@ learning rate, DoG and L-DoG with the better of the last iterate and the average
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from statistics import fmean
+from operator import itemgetter
 
 import matplotlib.pyplot as plt
 
@@ -74,19 +73,16 @@ def _settings(rows: list[Row]) -> plt.Figure:
             found = _by_value(rows, network, method)
             colour = c.COLOURS[c.TUNED if method == c.ADAM else method]
             axes.plot(list(found), list(found.values()), "o-", color=colour)
-            axes.set(title=f"{network}: {method}", xlabel=setting, xscale="log", ylim=(80, 100))
+            axes.set(title=f"{network}: {method}", xlabel=setting, xscale="log")
             axes.grid(alpha=0.25)
         line[0].set_ylabel("accuracy, %")
     return figure
 
 
 def _by_value(rows: list[Row], network: str, method: str) -> dict[float, float]:
-    """Returns the mean accuracy by the setting."""
-    found: dict[float, list[float]] = {}
-    for row in _best_iterate(rows):
-        if (row["network"], row["method"]) == (network, method):
-            found.setdefault(row["value"], []).append(row["score"])
-    return {value: fmean(found[value]) for value in sorted(found)}
+    """Returns the accuracy by the setting, of the seed that all settings have."""
+    own = [row for row in _best_iterate(rows) if (row["network"], row["method"], row["seed"]) == (network, method, 0)]
+    return {row["value"]: row["score"] for row in sorted(own, key=itemgetter("value"))}
 
 
 def tables(rows: list[Row]) -> dict[str, list[list[str]]]:
@@ -110,7 +106,7 @@ def tables(rows: list[Row]) -> dict[str, list[list[str]]]:
             ["", "test accuracy, %", "test loss", "training loss", "d, of Adam lr"],
             *lines,
         ],
-        "Test accuracy by the setting, %": [["", "setting: accuracy"], *settings],
+        "Test accuracy by the setting, seed 0, %": [["", "setting: accuracy"], *settings],
     }
 
 
@@ -119,7 +115,7 @@ def verdicts(rows: list[Row]) -> list[Verdict]:
     tasks = {network: (methods, "%") for network, methods in _tasks(rows).items()}
     return [
         c.close("Prodigy's test accuracy is close to tuned Adam's", tasks, c.TUNED, margin=True),
-        c.close("and closes the gap that D-Adapt Adam leaves", tasks, "D-Adapt Adam", margin=False),
+        _closes_gap("and closes the gap that D-Adapt Adam leaves", tasks),
         _larger("by a larger estimate of the step size", rows, "Prodigy", "D-Adapt Adam"),
         _larger("DoG's estimate is larger than Prodigy's", rows, "DoG", "Prodigy"),
         c.close("(not in the paper's words) Prodigy is better than DoG", tasks, "DoG", margin=False),
@@ -127,13 +123,27 @@ def verdicts(rows: list[Row]) -> list[Verdict]:
     ]
 
 
+def _closes_gap(claim: str, tasks: dict[str, tuple[c.Methods, str]]) -> Verdict:
+    """Judges where D-Adapt Adam is behind tuned Adam by more than what counts as close; elsewhere there is no gap."""
+    gaps = {
+        network: task
+        for network, task in tasks.items()
+        if {"D-Adapt Adam", c.TUNED} <= set(task[0])
+        and c.behind(task[0], "D-Adapt Adam", c.TUNED, task[1]) > c.CLOSE[task[1]]
+    }
+    if gaps:
+        return c.close(claim, gaps, c.TUNED, margin=True)
+    return Verdict(claim, "no gap to close: D-Adapt Adam is close to tuned Adam, or ahead of it, on each", None)
+
+
 def _larger(claim: str, rows: list[Row], method: str, other: str) -> Verdict:
+    """Judges by all seeds: a ratio that is above 1 with some of them only is neither."""
     ratios = {
-        network: math.exp(fmean(math.log(a["d"] / b["d"]) for a, b in zip(own[method], own[other], strict=False)))
+        network: [a["d"] / b["d"] for a, b in zip(own[method], own[other], strict=False)]
         for network, own in _tasks(rows).items()
         if {method, other} <= set(own)
     }
-    seen = "; ".join(f"{network}: {ratio:.2g} times" for network, ratio in ratios.items())
-    larger = [ratio > 1 for ratio in ratios.values()]
+    seen = "; ".join(f"{network}: {min(each):.2g} to {max(each):.2g} times" for network, each in ratios.items())
+    larger = [min(each) > 1 for each in ratios.values()]
     holds = (all(larger) or (None if any(larger) else False)) if larger else None
     return Verdict(claim, f"d of {method} over that of {other}: {seen}", holds)

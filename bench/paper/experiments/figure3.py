@@ -67,8 +67,8 @@ def verdicts(rows: list[Row]) -> list[Verdict]:
     return [
         c.close("Prodigy's training loss is on par with tuned AdamW's", train, c.TUNED, margin=True),
         c.close("and slightly better than D-Adapt Adam's", train, "D-Adapt Adam", margin=False),
-        c.close("the test losses are about the same: AdamW", test, c.TUNED, margin=True),
-        c.close("the same: D-Adapt Adam", test, "D-Adapt Adam", margin=True),
+        c.same("the test losses are about the same: AdamW", test, c.TUNED),
+        c.same("the same: D-Adapt Adam", test, "D-Adapt Adam"),
         c.close("(not in the paper) with bias correction, the training loss", train, c.TUNED, True, c.CORRECTED),
         _steady(rows),
     ]

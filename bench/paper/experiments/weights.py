@@ -125,7 +125,7 @@ def verdicts(rows: list[Row]) -> list[Verdict]:
         Verdict(
             "polynomial or exponential weights do better than uniform ones in practice",
             "; ".join(words for _, words in growing),
-            all(won == len(gaps) for won, _ in growing) or None,
+            all(won == len(gaps) for won, _ in growing) or (None if any(won for won, _ in growing) else False),
         ),
         Verdict("weights that fall, which the theorem excludes, do worse", words, falling == 0),
         Verdict(

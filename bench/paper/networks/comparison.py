@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from statistics import fmean, stdev
 from typing import Any
 
@@ -120,12 +120,31 @@ def close(
             of the difference.
         method: the method.
     """
+
+    def holds(methods: Methods, unit: str) -> bool:
+        gap = behind(methods, method, other, unit)
+        return gap <= CLOSE[unit] if margin else gap < -error(methods[method], methods[other])
+
+    return _judge(claim, tasks, method, other, holds)
+
+
+def same(claim: str, tasks: dict[str, tuple[Methods, str]], other: str, method: str = "Prodigy") -> Verdict:
+    """Returns the verdict on a claim that two methods are equally good: neither is ahead by more than CLOSE."""
+    return _judge(claim, tasks, method, other, lambda own, unit: abs(behind(own, method, other, unit)) <= CLOSE[unit])
+
+
+def _judge(
+    claim: str,
+    tasks: dict[str, tuple[Methods, str]],
+    method: str,
+    other: str,
+    holds_for: Callable[[Methods, str], bool],
+) -> Verdict:
     parts, good = [], []
     for task, (methods, unit) in tasks.items():
         if not {method, other} <= set(methods):
             continue
-        gap = behind(methods, method, other, unit)
-        good.append(gap <= CLOSE[unit] if margin else gap < -error(methods[method], methods[other]))
+        good.append(holds_for(methods, unit))
         scores = [cell(methods[name], "score", DIGITS[unit]) for name in (method, other)]
         parts.append(f"{task} {scores[0]} against {scores[1]} {unit}")
     holds = (all(good) or (None if any(good) else False)) if good else None
