@@ -99,6 +99,7 @@ class Prodigy(Readings, Optimizer):
         prodigy_steps: int = 0,
         capturable: bool = False,
         state_dtype: str | torch.dtype | None = "float32",
+        min_8bit_size: int = 4096,
         low_precision: str | None = None,
         backend: str | None = None,
         process_group: Any = None,

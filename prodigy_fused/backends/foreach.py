@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..eight_bits import is_coded
 from ..estimate import FIELDS
 from ..hyper import EstimateOptions, Hyper
 from ..options import SIXTEEN_BIT, Group
@@ -39,6 +40,8 @@ def missing(device: torch.device) -> str | None:
 
 def unsupported(p: Tensor, group: Group) -> str | None:
     """Returns None: takes every tensor the optimizer takes."""
+    if is_coded(p, group):
+        return "TEMPORARY: no codes yet"
     return None
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import estimate, hyper, options
+from ..eight_bits import is_coded
 from ..options import Group
 from ..state import KEYS
 from ..step import BucketKey, Slot, Step
@@ -72,6 +73,8 @@ def missing(device: torch.device) -> str | None:
 
 def unsupported(p: Tensor, group: Group) -> str | None:
     """Returns why this backend cannot take the parameter, and the remedy; None if it can."""
+    if is_coded(p, group):
+        return "TEMPORARY: no codes yet"
     if p.device.type not in ("cuda", "xpu"):
         return f"the parameter is on {p.device}, not on a GPU"
     return native.unfit(p, group) or problem(p.device)
