@@ -56,9 +56,9 @@ def warn_of_columns(slots: Collection[Slot], created: Iterable[int]) -> None:
         slots: all parameters that are stepped.
         created: the indices of those whose state is new.
     """
-    if all(slot.slice_p == 1 for slot in slots):
-        return
     new = {*created}
+    if not new or all(slot.slice_p == 1 for slot in slots):
+        return
     found = in_columns(slots)
     if not found or in_columns([slot for slot in slots if slot.index not in new]):
         return
