@@ -82,11 +82,8 @@ def warn_if_stuck(slots: Iterable[Slot]) -> None:
     Waits for the device, once.
     """
     nearest = [slot for slot in slots if slot.low_precision == "nearest" and not slot.frozen]
-    watched = [slot for slot in nearest if slot.param.numel() > 0 and slot.state["p0"].numel() > 0]
-    flags = [
-        (slot.sampled(slot.param.detach()) == slot.state["p0"]).all() & slot.state["exp_avg_sq"].any()
-        for slot in watched
-    ]
+    watched = [slot for slot in nearest if slot.param.numel() > 0 and _start(slot).numel() > 0]
+    flags = [_is_at_start(slot) & slot.state["exp_avg_sq"].any() for slot in watched]
     stuck = torch.stack([flag.to(flags[0].device) for flag in flags]).tolist() if flags else []
     where = [describe(slot.index, slot.param) for slot, flag in zip(watched, stuck, strict=True) if flag]
     if where:
@@ -97,3 +94,13 @@ def warn_if_stuck(slots: Iterable[Slot]) -> None:
             '"displacement"',
             stacklevel=2,
         )
+
+
+def _start(slot: Slot) -> Tensor:
+    start: Tensor = slot.state["delta" if slot.moves_in_codes else "p0"]
+    return start
+
+
+def _is_at_start(slot: Slot) -> Tensor:
+    start = _start(slot)
+    return ~start.any() if slot.moves_in_codes else (slot.sampled(slot.param.detach()) == start).all()

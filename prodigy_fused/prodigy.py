@@ -230,7 +230,8 @@ class Prodigy(Readings, Optimizer):
 
     def compact_state_dict(self) -> dict[str, Any]:
         """Returns the state with 8-bit tensors as they are (``state_dtype="8bit"``), a quarter of what
-        :meth:`state_dict` gives for them; :meth:`load_state_dict` takes both, ``prodigyopt`` only the latter.
+        :meth:`state_dict` gives for them; :meth:`load_state_dict` takes both, ``prodigyopt`` only the latter. (State of
+        DTensors is as in ``state_dict``, so that it can move to other meshes.)
 
         Shares tensors with the optimizer; clone what must not change.
         """

@@ -214,7 +214,7 @@ def _fitting(index: int, p: Tensor, state: State, group: Group, where: IndexMap 
     new: State = {}
     for field in fields_of(p, group):
         value: Any = state.get(field.key)
-        if value is None and field.created_late:
+        if value is None and field.created_late and not (field.key == "delta" and is_coded(p, group)):
             value = _zeros(field.like(p, group, where), field.dtype(p, group))
         what = f"the state {field.key!r} of {describe(index, p)}"
         size = field.size(p, group, where)

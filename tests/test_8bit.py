@@ -411,6 +411,20 @@ def test_a_scale_that_does_not_fit_is_refused():
         again.load_state_dict(state)
 
 
+def test_a_start_that_was_taken_away_is_missed():
+    opt = Prodigy(make(), **EIGHT)
+    train(opt, steps=1)
+    del opt.state[parameters(opt)[1]]["delta"]
+    with pytest.raises(ValueError, match=r"'delta' of parameter 1 of shape \(3, 517\)"):
+        train(opt, steps=1)
+
+
+def test_parameters_that_cannot_move_are_noticed(backend):
+    opt = backend(make(backend.device, BF16), **EIGHT, low_precision="nearest")
+    with pytest.warns(UserWarning, match=r"parameter \d .* no element .* has moved in 10 steps"):
+        train(opt, steps=10)
+
+
 def test_it_is_there_on_the_fastest_backend():
     if device_of("cpu") is None:
         pytest.skip("no compiled module")
