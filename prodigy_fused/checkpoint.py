@@ -137,7 +137,7 @@ def _import_state(index: int, p: Tensor, saved: dict[str, Any], group: dict[str,
         raise ValueError(f"{describe(index, p)} is on the meta device: materialise the model before load_state_dict")
     check_mode(p, group)
     coded = in_codes(saved)
-    fields = state.fields_of(p, with_codes(group) if coded else with_numbers(group))
+    fields = state.fields_of(p, with_codes(group) if coded else with_numbers(p, group))
     missing = [field.key for field in fields if field.in_reference and field.key not in saved]
     if missing:
         raise ValueError(f"the saved state of {describe(index, p)} lacks {missing}")

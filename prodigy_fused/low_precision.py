@@ -43,9 +43,10 @@ def mode_of(p: Tensor, group: Group) -> str | None:
         return None
     if group["low_precision"] is not None:
         return str(group["low_precision"])
+    if p.dtype == torch.bfloat16:
+        return "24bit"
     # A displacement needs all of x0 and 4 bytes, which slice_p and state in 8 bits are there to save.
-    all_of_it = p.dtype == torch.float16 and group["slice_p"] == 1 and not is_coded(p, group)
-    return "displacement" if all_of_it else "stochastic"
+    return "displacement" if group["slice_p"] == 1 and not is_coded(p, group) else "stochastic"
 
 
 def check_mode(p: Tensor, group: Group) -> None:

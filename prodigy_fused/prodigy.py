@@ -59,7 +59,7 @@ class Prodigy(Readings, Optimizer):
         low_precision: how bfloat16 and float16 parameters are rounded: "stochastic", "24bit" (of bfloat16, keeps 8
             more bits of each weight in a byte), "displacement" (as accurate as float32 master weights; needs one more
             float32 tensor, and slice_p=1) or "nearest" (as the reference: most parameters never move). None:
-            "stochastic" for bfloat16, "displacement" for float16, or "stochastic" with slice_p > 1 or 8-bit state.
+            "24bit" for bfloat16; for float16 "displacement", or "stochastic" with slice_p > 1 or 8-bit state.
         backend: the name of a backend, for tests and benchmarks; never falls back.
         process_group: the ranks that share the estimate, a ProcessGroup or a DeviceMesh, where parameters do not tell
             (a pipeline's stages). None: those of the DTensors' meshes, or all, with FSDP1 or ``fsdp_in_use``.

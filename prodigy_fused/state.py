@@ -199,7 +199,7 @@ def adapted(index: int, p: Tensor, state: State, group: Group, where: IndexMap |
     if not in_codes(state):
         if not coded:
             return _fitting(index, p, state, group, where)
-        numbers = _fitting(index, p, state, with_numbers(group), where)
+        numbers = _fitting(index, p, state, with_numbers(p, group), where)
         return codes_of(p, numbers, group, state.get("delta"), state.get("scale"))
     codes = _fitting(index, p, state, with_codes(group), where)
     if coded and all(same_layout(t, state[key]) for key, t in codes.items() if t.shape == p.shape):

@@ -271,7 +271,12 @@ def test_masks_and_bad_gradients(backend):
 
 @pytest.mark.parametrize(
     ("options", "dtype", "most"),
-    [({}, torch.float32, 4.1), ({"slice_p": 11}, torch.float32, 2.8), ({"slice_p": 11}, BF16, 2.8)],
+    [
+        ({}, torch.float32, 4.1),
+        ({"slice_p": 11}, torch.float32, 2.8),
+        ({"slice_p": 11, "low_precision": "stochastic"}, BF16, 2.8),
+        ({"slice_p": 11}, BF16, 3.8),
+    ],
     ids=str,
 )
 def test_bytes(options, dtype, most):
@@ -385,6 +390,18 @@ def test_a_change_of_the_format_converts(backend, options):
             assert t.dtype == torch.float32 and "scale" not in opt.state[p]
             error = (t - before[i][key]).abs().max() if t.numel() else torch.zeros(())
             assert error <= before[i][key].abs().max().item() / 16 if t.numel() else True, key
+
+
+def test_from_codes_to_a_displacement():
+    """And back: each keeps x - x0."""
+    opt = Prodigy(make(dtype=F16), **EIGHT, d0=D0)
+    train(opt, steps=3)
+    before = [decoded(opt, p)["delta"].clone() for p in parameters(opt)[:4]]
+    for change in ({"state_dtype": "float32", "low_precision": "displacement"}, {**EIGHT, "low_precision": None}):
+        opt.param_groups[0].update({**change, "lr": 0.0})
+        train(opt, steps=1, start=3)
+    for p, delta in zip(parameters(opt), before, strict=False):
+        assert torch.allclose(decoded(opt, p)["delta"], delta, rtol=0, atol=float(delta.abs().max()) / 100)
 
 
 def test_another_memory_format_has_other_blocks(backend):
