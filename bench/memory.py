@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import rows
 import torch
 from counts import extra_bytes, state_bytes
+from peers import ANCHOR
 from shared import GPT, RESULTS
 from torch import nn
 
@@ -26,7 +28,6 @@ import prodigy_fused
 from prodigy_fused import Prodigy
 
 FILE = RESULTS / "memory.json"
-ANCHOR = "AdamW(fused)"
 GPT2 = {"vocabulary": 50257, "block": 1024, "layers": 12, "heads": 12, "embd": 768}
 TOKENS = 8
 Options = dict[str, dict[str, Any]]
@@ -85,16 +86,19 @@ def measure(case: Case, sizes: dict[str, int], tokens: int = TOKENS) -> dict[str
     params = list(model.parameters())
     optimizer = case.make(params)
     handle = prodigy_fused.enable_gradient_release(optimizer) if case.release else None
-    extra = 0
-    for _ in range(2):
-        optimizer.zero_grad()
+
+    def forward() -> Callable[[], None]:
         loss = model.loss(*torch.randint(sizes["vocabulary"], (2, 1, tokens)))
 
-        def step(loss: Any = loss) -> None:
+        def backward_and_step() -> None:
             loss.backward()
             optimizer.step()
 
-        extra = extra_bytes(step, torch.device("cpu"))
+        return backward_and_step
+
+    forward()()  # the first step creates the state
+    optimizer.zero_grad()
+    extra = extra_bytes(forward(), torch.device("cpu"))
     if handle is not None:
         handle.remove()
     elements = sum(p.numel() for p in params)
