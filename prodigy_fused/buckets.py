@@ -15,7 +15,7 @@ from .dtensor import is_dtensor, local
 from .hyper import Hyper
 from .low_precision import mode_of
 from .options import Group
-from .state import state_dtype
+from .state import state_format
 from .step import BucketKey, Plan, Slot
 
 _index = attrgetter("index")
@@ -60,11 +60,12 @@ def key_of(backend: str, p: Tensor, group: Group, counted: bool) -> BucketKey:
         p: of a DTensor, this rank's tensor.
         counted: whether this rank's elements enter the sums.
     """
-    dtype, state_format = (str(t).removeprefix("torch.") for t in (p.dtype, state_dtype(p, group)))
+    dtype = str(p.dtype).removeprefix("torch.")
     sampled = group["slice_p"] > 1 and not group["frozen"]
     mode = mode_of(p, group)
     kept = mode == "displacement", mode == "24bit"
-    return BucketKey(backend, str(p.device), dtype, state_format, sampled, *kept, group["frozen"], counted)
+    of_state = state_format(p, group), sampled, *kept
+    return BucketKey(backend, str(p.device), dtype, *of_state, group["frozen"], counted)
 
 
 def mark(taken: Iterable[tuple[Bucket, Gradients]], hypers: Sequence[Hyper], has_dtensors: bool) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from . import estimate, hyper, options, state
+from .coded_state import in_codes, numbers_of, with_codes, with_numbers
 from .dtensor import index_map, is_dtensor, local
 from .estimate import COUNTERS, FIELDS, check_value
 from .low_precision import check_mode
@@ -34,10 +35,11 @@ class Verbatim:
     state: dict[str, Any]
 
 
-def export(own_groups: list[Group], state_dict: StateDict) -> StateDict:
+def export(own_groups: list[Group], state_dict: StateDict, compact: bool = False) -> StateDict:
     """Returns ``Optimizer.state_dict()`` in the reference's format: flat ``s`` and ``p0``, numbers in the groups.
 
-    The state of DTensors is in DTensors, all of the parameter's shape.
+    The state of DTensors is in DTensors, all of the parameter's shape. State in 8 bits is in float32, unless
+    ``compact``; beside the reference's tensors there are the scale, and ``x - x0`` as exactly as it is kept.
     """
     groups = []
     for group in state_dict["param_groups"]:
@@ -48,6 +50,8 @@ def export(own_groups: list[Group], state_dict: StateDict) -> StateDict:
         for p, i in zip(own["params"], group["params"], strict=True):
             if not state.is_there(states.get(i)):
                 continue
+            if in_codes(states[i]) and not compact:
+                states[i] = numbers_of(local(p), states[i], group)
             if is_dtensor(p):
                 states[i] = {"step": group["k"], **state.wrapped(p, states[i], group, index_map(p))}
             else:
@@ -131,7 +135,8 @@ def _import_state(index: int, p: Tensor, saved: dict[str, Any], group: dict[str,
     if p.is_meta:
         raise ValueError(f"{describe(index, p)} is on the meta device: materialise the model before load_state_dict")
     check_mode(p, group)
-    fields = state.fields_of(p, group)
+    coded = in_codes(saved)
+    fields = state.fields_of(p, with_codes(group) if coded else with_numbers(group))
     missing = [field.key for field in fields if field.in_reference and field.key not in saved]
     if missing:
         raise ValueError(f"the saved state of {describe(index, p)} lacks {missing}")
@@ -139,7 +144,11 @@ def _import_state(index: int, p: Tensor, saved: dict[str, Any], group: dict[str,
     copies = {key: value.clone() if isinstance(value, Tensor) else value for key, value in tensors.items()}
     others = _for_others(p, {key: value for key, value in saved.items() if key not in state.KEYS})
     where = index_map(p)
-    own = state.adapted(index, local(p), state.unwrapped(p, copies, group, where), group, where)
+    unwrapped = state.unwrapped(p, copies, group, where)
+    own = state.adapted(index, local(p), unwrapped, group, where)
+    if in_codes(own) != coded:
+        # Whoever loads x after this has its start changed into codes, or back, where the next step looks at it.
+        own = {key: value.to(p.device) for key, value in unwrapped.items() if isinstance(value, Tensor)}
     if "p0" in own and own["p0"].dim() == 0 and p.dim() > 0 and own["p0"]:
         raise ValueError(f"the saved p0 of {describe(index, p)} is one number, {own['p0']:g}, and not zero")
     return {**others, "step": int(saved.get("step", group["k"])), **own}

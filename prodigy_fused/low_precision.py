@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .eight_bits import is_coded
 from .options import SIXTEEN_BIT, Group
 from .rounding import kept_value
 from .step import Slot
@@ -42,8 +43,9 @@ def mode_of(p: Tensor, group: Group) -> str | None:
         return None
     if group["low_precision"] is not None:
         return str(group["low_precision"])
-    # A displacement needs all of x0, which slice_p is there to save.
-    return "displacement" if p.dtype == torch.float16 and group["slice_p"] == 1 else "stochastic"
+    # A displacement needs all of x0 and 4 bytes, which slice_p and state in 8 bits are there to save.
+    all_of_it = p.dtype == torch.float16 and group["slice_p"] == 1 and not is_coded(p, group)
+    return "displacement" if all_of_it else "stochastic"
 
 
 def check_mode(p: Tensor, group: Group) -> None:

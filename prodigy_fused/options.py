@@ -19,7 +19,7 @@ Group: TypeAlias = dict[str, Any]
 Scalar: TypeAlias = float | Tensor
 """A number that the host knows, or a tensor of one element on a device, for whose value the host does not wait."""
 
-STATE_DTYPES = ("float32", "bfloat16")
+STATE_DTYPES = ("float32", "bfloat16", "8bit")
 LOW_PRECISION = ("stochastic", "24bit", "displacement", "nearest")
 LR_ROUNDING = 1e-9  # of a group's initial lr
 SIXTEEN_BIT = (torch.bfloat16, torch.float16)
@@ -189,6 +189,9 @@ OPTIONS: dict[str, Option] = {
         in_reference=False,
         stored=_word,
     ),
+    "min_8bit_size": Option(
+        4096, wanted="an int >= 1", valid=_is_int_from(1), role="layout", in_reference=False, stored=int
+    ),
     "low_precision": Option(
         None,
         wanted=f"one of {LOW_PRECISION}, or None for the dtype's own",
@@ -248,6 +251,9 @@ def check(group: Group) -> None:
     wanted = "at least d0, which is where d starts"
     _require(number(group["d_limit"]) >= number(group["d0"]), "d_limit", group["d_limit"], wanted)
     mode = group["low_precision"]
+    coded = group["state_dtype"] == "8bit"
+    wanted = "'24bit' or 'stochastic' with state_dtype='8bit': a displacement keeps x - x0 in float32"
+    _require(mode != "displacement" or not coded, "low_precision", mode, wanted)
     fits = mode != "displacement" or group["slice_p"] == 1
     _require(fits, "low_precision", mode, "'24bit' or 'stochastic' with slice_p > 1: a displacement needs all of x0")
 

@@ -21,6 +21,7 @@ from .backends.gpu import GpuPlan, capturing
 from .backends.native import read_gradients, same_objects
 from .buckets import Bucket, Gradients, key_of, mark, merged
 from .dtensor import index_map, is_dtensor, local
+from .eight_bits import is_coded
 from .estimate import members
 from .low_precision import mode_of
 from .options import Group
@@ -145,8 +146,10 @@ class PlanSet:
         p, owner, where = self.params[index], self.owners[index], self.maps.get(index)
         group, split = self.groups[owner], self.estimates > 1
         estimate = owner if split else 0, group["frozen"], index - self.firsts[owner] if split else index
-        own = self.states[p], owner, group["slice_p"], mode_of(p, group)
-        return Slot(index, self.locals[index], *own, *estimate, where, p if index in self.maps else None)
+        mine = self.locals[index]
+        own = self.states[p], owner, group["slice_p"], mode_of(mine, group)
+        whole = p if index in self.maps else None
+        return Slot(index, mine, *own, *estimate, where, is_coded(mine, group), whole)
 
     def _add(self, key: BucketKey, slots: list[Slot]) -> None:
         """Gives new tensors to the plan of their bucket, or to a new one."""

@@ -14,7 +14,7 @@ from .backends import native
 from .low_precision import mode_of
 from .options import Group
 from .prodigy import Prodigy
-from .state import state_dtype
+from .state import state_format
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WHY_ROUNDED = {
@@ -116,7 +116,7 @@ def _choice(p: torch.Tensor, group: Group) -> str:
         backend, why = "foreach", f"no compiled backend can ({str(error).partition(': ')[2]})"
     mode = mode_of(p, group)
     rounding = "x not rounded" if mode is None else f'low_precision "{mode}" ({WHY_ROUNDED[mode]})'
-    return f"{backend} ({why}); state {_name(state_dtype(p, group))}; {rounding}"
+    return f"{backend} ({why}); state {state_format(p, group)}; {rounding}"
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -19,8 +19,8 @@ congruential pseudorandom number generators", 2021). With 32-bit integers that w
     bits    = h * 0xadb4a92d ** (1 + element % 8)
 
 ``x`` is rounded with these; in stream 0, ``exp_avg_sq`` with ``second(bits)`` and ``s`` with ``third(bits)``, the
-number eight places further on. The rounding takes as many of the bits as it needs from the top: the lowest ones are
-alike in all eight, as in every such generator.
+number eight places further on; a ``delta`` of 8 bits with ``fourth(bits)``, sixteen places further on. The rounding
+takes as many of the bits as it needs from the top: the lowest ones are alike in all eight, as in every such generator.
 
 Note [24 bits]
 A kept value has the sign and the exponent of a float32 and the upper 15 bits of its mantissa, and lies in memory as a
@@ -61,7 +61,7 @@ def _signed(word: int) -> int:
     return word - (1 << 32) if word >> 31 else word
 
 
-def _shifted(words: Tensor, by: int) -> Tensor:
+def shifted(words: Tensor, by: int) -> Tensor:
     """Returns int32 words shifted to the right, zeros coming in."""
     return (words >> by).bitwise_and_(_WORD >> by)
 
@@ -107,12 +107,12 @@ def _hashes(step: Any, tensors: Any, firsts: Tensor, stream: int, count: int) ->
     a, b, firsts = (t.to(torch.int32)[:, None] for t in (a, b, firsts))  # the lower halves
     h = torch.arange(count, dtype=torch.int32, device=firsts.device) + firsts
     h ^= a
-    h ^= _shifted(h, 16)
+    h ^= shifted(h, 16)
     h *= 0x7FEB352D
-    h ^= _shifted(h, 15)
+    h ^= shifted(h, 15)
     h += b
     h *= _signed(0x846CA68B)
-    h ^= _shifted(h, 16)
+    h ^= shifted(h, 16)
     return h
 
 
@@ -140,13 +140,18 @@ def random_bits(p: Tensor, step: Any, tensor: int, stream: int = 0, where: Index
 def second(bits: Tensor) -> Tensor:
     """Returns random bits for a second value (``exp_avg_sq``) of the elements: the halves, the lower one improved by
     the upper one, exchanged."""
-    mixed = bits ^ _shifted(bits, 16)
-    return _shifted(mixed, 16).bitwise_or_(mixed << 16)
+    mixed = bits ^ shifted(bits, 16)
+    return shifted(mixed, 16).bitwise_or_(mixed << 16)
 
 
 def third(bits: Tensor) -> Tensor:
     """Returns random bits for a third value (``s``) of the elements."""
     return bits * _signed(pow(FACTOR, 8, 1 << 32))
+
+
+def fourth(bits: Tensor) -> Tensor:
+    """Returns random bits for a fourth value (``delta`` in 8 bits) of the elements."""
+    return bits * _signed(pow(FACTOR, 16, 1 << 32))
 
 
 def stochastic(value: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
@@ -159,17 +164,22 @@ def stochastic(value: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
     """
     dropped = 16 if dtype == torch.bfloat16 else 13
     words = value.nan_to_num(math.nan, math.inf, -math.inf).view(torch.int32)  # a copy; NaN has a zero at the end
-    words += _shifted(bits, 32 - dropped)
+    words += shifted(bits, 32 - dropped)
     words &= -1 << dropped
     rounded = words.view(torch.float32)
     if dtype == torch.float16:
         # Subnormal: in units of 2^-24, which are the same for all.
         size = value.abs()
-        units = size * 2.0**24
-        whole = units.floor()
-        up = _shifted(bits, 8).to(torch.float32) * 2.0**-24 < units - whole
-        rounded = torch.where(size < 2.0**-14, ((whole + up) * 2.0**-24).copysign(value), rounded)
+        subnormal = (whole_numbers(size * 2.0**24, bits) * 2.0**-24).copysign(value)
+        rounded = torch.where(size < 2.0**-14, subnormal, rounded)
     return rounded.to(dtype)
+
+
+def whole_numbers(values: Tensor, bits: Tensor) -> Tensor:
+    """Returns float32 ``values``, none negative, rounded to whole numbers: up with a probability that is the fractional
+    part."""
+    whole = values.floor()
+    return whole + (shifted(bits, 8).to(torch.float32) * 2.0**-24 < values - whole)
 
 
 def _counts(words: Tensor) -> Tensor:
@@ -198,7 +208,7 @@ def stochastic_24(value: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
         bits: int32, from :func:`random_bits`.
     """
     words = value.nan_to_num(math.nan, math.inf, -math.inf).view(torch.int32)  # a copy; NaN has a zero at the end
-    words += _shifted(bits, 24)
+    words += shifted(bits, 24)
     upper = (words + 0x8000) >> 16
     low = torch.where(_counts(upper), (words >> 8) - (upper << 8), 0)
     return upper.to(torch.int16).view(torch.bfloat16), low.to(torch.int8)

@@ -9,6 +9,9 @@ s             sampled              state    ``s``; absent once ``prodigy_steps``
 p0            sampled, or 0-dim    param    ``x0``: an exact copy; a 0-dim zero stands for an all-zero parameter
 delta         the parameter's      float32  ``x - x0``; only with ``low_precision="displacement"``
 low           the parameter's      int8     8 more bits of ``x``; only with ``low_precision="24bit"``
+scale         (blocks, 4)          uint8    only with ``state_dtype="8bit"``, see Note [8 bits] in eight_bits.py: the
+                                            first three are then uint8, and an int8 ``delta`` takes the place of p0,
+                                            unless there are samples: those stay float32 and a p0
 ============= ==================== ======== =====================================================================
 
 *sampled* is the parameter's own shape when ``slice_p`` is 1, else ``(ceil(numel / slice_p),)``: the elements
@@ -26,7 +29,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .coded_state import codes_of, in_codes, numbers_of, with_codes, with_numbers
 from .dtensor import IndexMap, is_dtensor, samples_of, unwrap, wrap
+from .eight_bits import CODES, blocks_of, is_coded
 from .low_precision import mode_of
 from .options import Group
 from .tensors import check_memory, describe, is_dense, is_fake, same_layout, sampled
@@ -35,19 +40,25 @@ State = dict[str, Any]
 
 
 def state_dtype(p: Tensor, group: Group) -> torch.dtype:
-    """Returns the dtype of exp_avg, exp_avg_sq and s: the requested one, or the parameter's; float64 for float64."""
+    """Returns the dtype of exp_avg, exp_avg_sq and s: the requested one, or the parameter's; float64 for float64; of
+    those that are not in 8 bits, although others are, float32."""
     requested: str | None = group["state_dtype"]
     if requested is None or p.dtype == torch.float64:
         return p.dtype
-    dtype: torch.dtype = getattr(torch, requested)
+    dtype: torch.dtype = getattr(torch, "float32" if requested == "8bit" else requested)
     return dtype
+
+
+def state_format(p: Tensor, group: Group) -> str:
+    """Returns "8bit", or the name of the dtype of exp_avg, exp_avg_sq and s."""
+    return "8bit" if is_coded(p, group) else str(state_dtype(p, group)).removeprefix("torch.")
 
 
 class Field(NamedTuple):
     """One tensor of the state."""
 
     key: str
-    shape: Literal["full", "sampled"]
+    shape: Literal["full", "sampled", "blocks"]
     dtype: Callable[[Tensor, Group], torch.dtype]
     present: Callable[[Tensor, Group], bool]
     """Whether a parameter of this group has it."""
@@ -58,17 +69,21 @@ class Field(NamedTuple):
 
     def slice_p(self, group: Group) -> int:
         """Returns every which element the tensor has."""
-        return 1 if self.shape == "full" else int(group["slice_p"])
+        return int(group["slice_p"]) if self.shape == "sampled" else 1
 
     def size(self, p: Tensor, group: Group, where: IndexMap | None) -> torch.Size:
         """Returns the shape of the tensor."""
+        if self.shape == "blocks":
+            return torch.Size([blocks_of(p.numel()), len(CODES)])
         slice_p = self.slice_p(group)
         if slice_p == 1:
             return p.shape
         return torch.Size([-(-p.numel() // slice_p) if where is None else where.sample_count(slice_p)])
 
     def like(self, p: Tensor, group: Group, where: IndexMap | None) -> Tensor:
-        """Returns the elements of ``p`` for which the tensor has one."""
+        """Returns the elements of ``p`` for which the tensor has one; or another tensor of its shape."""
+        if self.shape == "blocks":
+            return p.new_empty(self.size(p, group, where))
         return sampled(p, self.slice_p(group), where)
 
 
@@ -76,12 +91,24 @@ def _parameter_dtype(p: Tensor, group: Group) -> torch.dtype:
     return p.dtype
 
 
-def _float32(p: Tensor, group: Group) -> torch.dtype:
-    return torch.float32
+def _code_dtype(key: str) -> Callable[[Tensor, Group], torch.dtype]:
+    return lambda p, group: CODES[key].storage if is_coded(p, group) else state_dtype(p, group)
+
+
+def _s_dtype(p: Tensor, group: Group) -> torch.dtype:
+    return CODES["s"].storage if is_coded(p, group) and group["slice_p"] == 1 else state_dtype(p, group)
+
+
+def _delta_dtype(p: Tensor, group: Group) -> torch.dtype:
+    return CODES["delta"].storage if is_coded(p, group) else torch.float32
 
 
 def _int8(p: Tensor, group: Group) -> torch.dtype:
     return torch.int8
+
+
+def _uint8(p: Tensor, group: Group) -> torch.dtype:
+    return torch.uint8
 
 
 def _always(p: Tensor, group: Group) -> bool:
@@ -96,16 +123,30 @@ def _is_displaced(p: Tensor, group: Group) -> bool:
     return mode_of(p, group) == "displacement"
 
 
+def moves_in_codes(p: Tensor, group: Group) -> bool:
+    """Returns whether codes of ``x - x0`` are kept in the place of ``x0``."""
+    return is_coded(p, group) and _is_estimated(p, group) and bool(group["slice_p"] == 1)
+
+
+def _has_p0(p: Tensor, group: Group) -> bool:
+    return _is_displaced(p, group) or (_is_estimated(p, group) and not moves_in_codes(p, group))
+
+
+def _has_delta(p: Tensor, group: Group) -> bool:
+    return _is_displaced(p, group) or moves_in_codes(p, group)
+
+
 # csrc/python/state.h has the same keys in the same order, which is checked when a compiled backend is imported.
 FIELDS = (
-    Field("exp_avg", "full", state_dtype, lambda p, group: group["betas"][0] > 0, created_late=True),
-    Field("exp_avg_sq", "full", state_dtype, _always),
-    Field("s", "sampled", state_dtype, _is_estimated),
-    Field("p0", "sampled", _parameter_dtype, lambda p, group: _is_estimated(p, group) or _is_displaced(p, group)),
+    Field("exp_avg", "full", _code_dtype("exp_avg"), lambda p, group: group["betas"][0] > 0, created_late=True),
+    Field("exp_avg_sq", "full", _code_dtype("exp_avg_sq"), _always),
+    Field("s", "sampled", _s_dtype, _is_estimated),
+    Field("p0", "sampled", _parameter_dtype, _has_p0),
     # A step makes a delta of zeros fit x and x0.
-    Field("delta", "full", _float32, _is_displaced, created_late=True, in_reference=False),
+    Field("delta", "full", _delta_dtype, _has_delta, created_late=True, in_reference=False),
     # Zeros: x itself is kept.
     Field("low", "full", _int8, lambda p, group: mode_of(p, group) == "24bit", created_late=True, in_reference=False),
+    Field("scale", "blocks", _uint8, is_coded, in_reference=False),
 )
 KEYS = tuple(field.key for field in FIELDS)
 
@@ -154,6 +195,22 @@ def adapted(index: int, p: Tensor, state: State, group: Group, where: IndexMap |
         ValueError: a state tensor is missing, sparse, without memory or of another shape; names the parameter's index
             and shape.
     """
+    coded = is_coded(p, group)
+    if not in_codes(state):
+        if not coded:
+            return _fitting(index, p, state, group, where)
+        numbers = _fitting(index, p, state, with_numbers(group), where)
+        return codes_of(p, numbers, group, state.get("delta"), state.get("scale"))
+    codes = _fitting(index, p, state, with_codes(group), where)
+    if coded and all(same_layout(t, state[key]) for key, t in codes.items() if t.shape == p.shape):
+        return codes
+    # In another memory order, blocks have other elements.
+    numbers = numbers_of(p, {key: value.to(p.device) for key, value in state.items() if key in codes}, group)
+    return adapted(index, p, numbers, group, where)
+
+
+def _fitting(index: int, p: Tensor, state: State, group: Group, where: IndexMap | None) -> State:
+    """Returns the tensors of the fields that the group's state has, as :func:`adapted` does."""
     new: State = {}
     for field in fields_of(p, group):
         value: Any = state.get(field.key)
@@ -176,8 +233,9 @@ def adapted(index: int, p: Tensor, state: State, group: Group, where: IndexMap |
 
 def replace(own: State, new: State, group: Group) -> None:
     """Puts an adapted state into the entry of its parameter, in which others may keep something, too."""
+    reformed = in_codes(own) != in_codes(new)
     for field in FIELDS:
-        if field.key not in new and (group["frozen"] or not field.in_reference):
+        if field.key not in new and (group["frozen"] or not field.in_reference or reformed):
             own.pop(field.key, None)  # an option has changed, or the samples are given back
     own.setdefault("step", 0)
     own.update(new)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .dtensor import IndexMap
+from .eight_bits import CODES
 from .estimate import advance
 from .hyper import EstimateOptions, Hyper
 from .options import Group, Scalar
@@ -34,7 +35,7 @@ class BucketKey(NamedTuple):
     backend: str
     device: str
     dtype: str  # of the parameters
-    state_format: str  # the dtype of exp_avg, exp_avg_sq and s
+    state_format: str  # the dtype of exp_avg, exp_avg_sq and s, or "8bit"
     sampled: bool  # whether slice_p > 1
     displaced: bool  # whether 16-bit parameters are kept as x0 + delta
     extended: bool  # or with 8 bits more
@@ -56,6 +57,7 @@ class Slot:
     frozen: bool = False  # enters none: the estimate is fixed, and the state has no samples
     random_index: int = 0  # among the parameters of its estimate, for random bits
     where: IndexMap | None = None  # of a shard, where its elements are in the whole: for samples and random bits
+    coded: bool = False  # the state is in 8 bits, and random bits go by the place in the shard, as blocks of codes do
     whole: Tensor | None = None  # the DTensor, if it is one
 
     @property
@@ -67,6 +69,25 @@ class Slot:
     def base(self) -> int:
         """Of a shard of consecutive elements, the index of the first one in the whole tensor; else 0."""
         return 0 if self.where is None or self.where.affine is None else self.where.affine.base
+
+    @property
+    def random_base(self) -> int:
+        """As ``base``, for random bits."""
+        return 0 if self.coded else self.base
+
+    @property
+    def random_where(self) -> IndexMap | None:
+        """As ``where``, for random bits."""
+        return None if self.coded else self.where
+
+    def has_codes_of(self, key: str) -> bool:
+        """Returns whether a tensor of the state holds codes."""
+        return self.coded and key in CODES and self.state[key].dtype == CODES[key].storage
+
+    @property
+    def moves_in_codes(self) -> bool:
+        """Whether codes of ``x - x0`` are kept in the place of ``x0``."""
+        return self.coded and self.slice_p == 1 and not self.frozen
 
     def sampled(self, t: Tensor) -> Tensor:
         """Returns the elements of ``t``, a tensor of the parameter's shape, that take part in the estimate."""

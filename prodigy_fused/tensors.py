@@ -52,6 +52,11 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
+def memory_order(t: Tensor) -> list[int]:
+    """Returns the dimensions of a dense tensor from the outermost in memory inwards."""
+    return sorted(range(t.dim()), key=lambda k: t.stride(k), reverse=True)
+
+
 def same_layout(a: Tensor, b: Tensor) -> bool:
     """Returns whether element i of memory is the same element in both; strides of size-1 dimensions mean nothing."""
     pairs = zip(a.stride(), b.stride(), a.shape, strict=True)

@@ -55,8 +55,9 @@ struct ChunkList {
 
   // The most elements of a chunk that begins at g in the whole. Where there are random bits, its elements share a
   // RandomBits; and it begins with an eight, or is the rest of one, so that no pack of a thread has parts of two.
+  // Chunks of codes begin with a block of them, and chunk sizes are powers of two, so that they need no care.
   static std::int64_t run(const Tensor& t, std::int64_t g) {
-    if (!needs_random_bits(t)) return INT64_MAX;
+    if (!needs_random_bits(t) || is_coded(t.state_type)) return INT64_MAX;
     return g % kEight != 0 ? kEight - g % kEight : kSameBits - g % kSameBits;
   }
 };

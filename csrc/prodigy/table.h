@@ -41,11 +41,13 @@ static_assert(sizeof(Gradient) == 16 && std::has_unique_object_representations_v
 struct Tensor {
   void* x;
   void *m, *v;
-  void* s;                // null: the estimate is frozen, and needs no samples
-  const void* x0;         // null: x0 is zero everywhere, or only the samples would need it
-  float* delta;           // null, or x - x0: x is then x0 + delta, rounded
-  std::int8_t* low;       // null, or 8 more bits of x: see Note [24 bits] of prodigy_fused/rounding.py
-  Type type, state_type;  // of x and x0; of m, v and s
+  void* s;              // null: the estimate is frozen, and needs no samples
+  const void* x0;       // null: x0 is zero everywhere, or only the samples would need it
+  float* delta;         // null, or x - x0: x is then x0 + delta, rounded
+  std::int8_t* low;     // null, or 8 more bits of x: see Note [24 bits] of prodigy_fused/rounding.py
+  std::int8_t* moved;   // null, or the codes of x - x0, in the place of x0; with the next:
+  std::uint8_t* scale;  // null, or four bytes for each block of codes: see Note [8 bits] of prodigy_fused/eight_bits.py
+  Type type, state_type;  // of x and x0; of m, v and s, kUInt8 for codes: then an s of samples is float32
   bool stochastic;        // how x is rounded, if it has 16 bits, or 24, and no delta
   std::uint32_t index;    // for random bits
   std::int64_t numel;
@@ -56,7 +58,9 @@ struct Tensor {
 };
 
 // Whether anything of a tensor is rounded stochastically.
-PRODIGY_INLINE bool needs_random_bits(const Tensor& t) { return t.stochastic || is_half(t.state_type); }
+PRODIGY_INLINE bool needs_random_bits(const Tensor& t) {
+  return t.stochastic || is_half(t.state_type) || is_coded(t.state_type);
+}
 
 // Elements [begin, end) of a tensor, which are in a row of it.
 struct Chunk {
@@ -65,6 +69,12 @@ struct Chunk {
   std::int64_t shift;         // from an element's index to that in the whole tensor
   std::int64_t sample_shift;  // from a sample's place in s to its number among the samples of the whole
 };
+
+// What is added to an element's index for the one that its random bits go by: that in the whole tensor. Blocks of codes
+// are those of this tensor, whatever it is a part of, and so are then the bits.
+PRODIGY_INLINE std::int64_t random_shift(const Tensor& t, const Chunk& chunk) {
+  return is_coded(t.state_type) ? 0 : chunk.shift;
+}
 
 // The position in row-major order of the element at memory position i.
 PRODIGY_INLINE std::int64_t row_major(const MemoryOrder& order, std::int64_t i) {

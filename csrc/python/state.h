@@ -5,11 +5,11 @@
 
 namespace prodigy {
 
-enum State { kM, kV, kS, kX0, kDelta, kLow };
+enum State { kM, kV, kS, kX0, kDelta, kLow, kScale };
 
 // Indexed by State.
-constexpr std::array kStateKeys = {"exp_avg", "exp_avg_sq", "s", "p0", "delta", "low"};
+constexpr std::array kStateKeys = {"exp_avg", "exp_avg_sq", "s", "p0", "delta", "low", "scale"};
 constexpr int kStates = int(kStateKeys.size());
-static_assert(kStates == kLow + 1);
+static_assert(kStates == kScale + 1);
 
 }  // namespace prodigy

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "prodigy/chunks.h"
+#include "python/memory.h"
 
 namespace prodigy {
 namespace py = pybind11;
@@ -26,42 +27,6 @@ ParameterImage::Keys interned_keys() {
 // which are parts of conjugates, with the layout of the parameter only if they have one element.
 bool is_negated(const py::handle& tensor, const TensorView& view) {
   return view.numel() == 1 && tensor.attr("is_neg")().cast<bool>();
-}
-
-// Returns the order of a tensor's memory. Raises ValueError if its elements do not fill one run of memory.
-MemoryOrder memory_order(const TensorView& view) {
-  std::vector<int> dims;
-  std::vector<std::int64_t> row_major(view.dims);
-  std::int64_t expected = 1;
-  bool is_row_major = true;
-  for (int k = view.dims - 1; k >= 0; --k) {
-    row_major[k] = expected;
-    if (view.shape[k] == 1) continue;
-    is_row_major &= view.strides[k] == expected;
-    expected *= view.shape[k];
-    dims.push_back(k);
-  }
-  MemoryOrder order;
-  if (is_row_major || view.numel() == 0) return order;
-
-  std::sort(dims.begin(), dims.end(), [&](int a, int b) { return view.strides[a] > view.strides[b]; });
-  expected = view.numel();
-  for (int k : dims) {
-    expected /= view.shape[k];
-    if (view.strides[k] != expected || order.dims == kMaxDims) throw py::value_error("unsupported memory layout");
-    order.stride[order.dims] = view.strides[k];
-    order.row_major_stride[order.dims++] = row_major[k];
-  }
-  return order;
-}
-
-// where: None, or the prodigy_fused.dtensor.IndexMap of a shard. Raises ValueError if kernels cannot follow it.
-IndexMap index_map(const py::object& where, const Tensor& tensor) {
-  if (where.is_none()) return {};
-  const py::object affine = where.attr("affine");
-  if (affine.is_none() || tensor.order.dims > 0) throw py::value_error("unsupported shard");
-  const auto number = [&](const char* name) { return affine.attr(name).cast<std::int64_t>(); };
-  return {number("base"), number("length"), number("pitch")};
 }
 
 }  // namespace
@@ -126,8 +91,7 @@ Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
   entry.param = slot.attr("param");
   entry.state = slot.attr("state");
   TensorView view;
-  const bool readable =
-      reader_.read(entry.param.ptr(), view) && view.device != kOtherDevice && view.type != Type::kInt8;
+  const bool readable = reader_.read(entry.param.ptr(), view) && view.device != kOtherDevice && is_floating(view.type);
   const bool first = type_ == Type::kOther;
   if (!readable || (!first && (view.type != type_ || view.device != device_))) {
     throw py::value_error("unsupported parameter");
@@ -151,7 +115,10 @@ Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
   if (t.group < 0) throw py::value_error("a negative group");
   t.estimate = slot.attr("estimate").cast<int>();
   t.order = memory_order(view);
-  if (needs_random_bits(t) || (t.slice_p > 1 && !entry.frozen)) t.where = index_map(slot.attr("where"), t);
+  entry.packed = t.slice_p > 1;
+  const bool sampled = entry.packed && !entry.frozen;
+  if (sampled || (needs_random_bits(t) && !is_coded(state_type_))) t.where = index_map(slot.attr("where"), t);
+  if (is_coded(state_type_) && t.where.length < t.numel) throw py::value_error("blocks of codes in parts of a shard");
   entry.samples = sample_count(t.where, t.numel, t.slice_p);
   read_addresses(entry, t);
   return t;
@@ -168,6 +135,11 @@ void TensorList::read_addresses(Entry& entry, Tensor& t) const {
   t.x0 = entry.states[kX0];
   t.delta = static_cast<float*>(entry.states[kDelta]);
   t.low = static_cast<std::int8_t*>(entry.states[kLow]);
+  t.scale = static_cast<std::uint8_t*>(entry.states[kScale]);
+  if (is_coded(state_type_)) {
+    t.delta = nullptr;
+    t.moved = static_cast<std::int8_t*>(entry.states[kDelta]);
+  }
 }
 
 bool TensorList::read_param(const Entry& entry, TensorView& view) const {
@@ -175,13 +147,15 @@ bool TensorList::read_param(const Entry& entry, TensorView& view) const {
          view.has(entry.layout);
 }
 
-ParameterImage::Needs TensorList::Entry::needs() const {
+ParameterImage::Needs TensorList::needs(const Entry& entry) const {
+  const bool moved = is_coded(state_type_) && !entry.packed && !entry.frozen;  // x - x0 takes the place of x0
   ParameterImage::Needs needs;
   needs[kM] = needs[kV] = true;
-  needs[kS] = !frozen;
-  needs[kX0] = displaced || !frozen;
-  needs[kDelta] = displaced;
-  needs[kLow] = extended;
+  needs[kS] = !entry.frozen;
+  needs[kX0] = entry.displaced || (!entry.frozen && !moved);
+  needs[kDelta] = entry.displaced || moved;
+  needs[kLow] = entry.extended;
+  needs[kScale] = is_coded(state_type_);
   return needs;
 }
 
@@ -190,28 +164,34 @@ PyObject* TensorList::find_state(const Entry& entry, int which) const {
 }
 
 void* TensorList::read_state(const Entry& entry, const Tensor& tensor, int which) const {
-  if (!entry.needs()[which]) return nullptr;
+  if (!needs(entry)[which]) return nullptr;
   PyObject* object = find_state(entry, which);
   if (object == nullptr && which == kM) return nullptr;  // beta1 is 0
   TensorView view;
-  if (object == nullptr || !reader_.read(object, view) || view.device != device_ || !fits_type(view.type, which)) {
+  if (object == nullptr || !reader_.read(object, view) || view.device != device_ ||
+      !fits_type(view.type, which, entry.packed)) {
     throw py::value_error("unsupported state");
   }
-  const bool packed = tensor.slice_p > 1 && (which == kS || which == kX0);
+  const bool packed = entry.packed && (which == kS || which == kX0);
   if (which == kX0 && view.dims == 0 && (packed || !entry.layout.shape.empty())) return nullptr;
   const auto is_run = [&](std::int64_t n) {
     return view.dims == 1 && view.shape[0] == n && (n <= 1 || view.strides[0] == 1);
   };
+  if (which == kScale) {
+    if (!is_scale(view, tensor.numel)) throw py::value_error("scale of another shape");
+    return view.data;
+  }
   if (!(packed ? is_run(entry.samples) : view.has(entry.layout))) throw py::value_error("state of another shape");
   return view.data;
 }
 
-bool TensorList::fits_type(Type type, int which) const {
-  if (type == Type::kOther || (type == Type::kFloat64) != (type_ == Type::kFloat64)) return false;
+bool TensorList::fits_type(Type type, int which, bool packed) const {
+  const bool coded = is_coded(state_type_);
   if (which == kX0) return type == type_;
-  if (which == kDelta) return type == Type::kFloat32;
+  if (which == kDelta) return type == (coded ? Type::kInt8 : Type::kFloat32);
   if (which == kLow) return type == Type::kInt8;
-  return type == state_type_;
+  if (which == kS && coded && packed) return type == Type::kFloat32;
+  return type == state_type_ && (type == Type::kFloat64) == (type_ == Type::kFloat64);
 }
 
 bool TensorList::unchanged() {
@@ -219,7 +199,7 @@ bool TensorList::unchanged() {
     if (i + kFetchAhead < entries_.size()) images_[i + kFetchAhead].fetch();
     if (images_[i].shows()) continue;
     if (!is_unchanged(entries_[i], table_[i])) return false;
-    images_[i].take(entries_[i].needs(), keys_, reader_, tensor_class_);
+    images_[i].take(needs(entries_[i]), keys_, reader_, tensor_class_);
     if (i > 0) images_[i].share(images_[i - 1]);
   }
   return true;

@@ -19,7 +19,7 @@ namespace prodigy {
 class TensorList {
  public:
   // slots: objects with the attributes of prodigy_fused.step.Slot.
-  // state_format: the dtype of exp_avg, exp_avg_sq and s, without "torch.".
+  // state_format: the dtype of exp_avg, exp_avg_sq and s, without "torch.", or "8bit".
   // estimates: their number. The slots must be in the order of their estimates.
   // Raises ValueError if a state tensor does not fit its parameter.
   TensorList(const pybind11::list& slots, pybind11::type tensor_class, const std::string& state_format,
@@ -63,9 +63,8 @@ class TensorList {
     std::array<void*, kStates> states;  // their addresses
     bool displaced, extended;           // there must be a delta, or a low
     bool frozen;                        // there need be no s, and no x0 unless displaced
-    std::int64_t samples;               // the elements of s and x0 if slice_p > 1
-
-    ParameterImage::Needs needs() const;  // a state that is not needed is ignored
+    bool packed;                        // slice_p > 1
+    std::int64_t samples;               // then the elements of s and x0
   };
 
   // Appends to `entries` and `table` the slots of a list that are not among this list's.
@@ -74,11 +73,12 @@ class TensorList {
   // Reads the parameter's address and those of its state. Raises ValueError if one of them does not fit the entry.
   void read_addresses(Entry& entry, Tensor& tensor) const;
   bool read_param(const Entry& entry, TensorView& view) const;
+  ParameterImage::Needs needs(const Entry& entry) const;      // a state that is not needed is ignored
   PyObject* find_state(const Entry& entry, int which) const;  // null: none
   // The address of a state tensor; null where there is none, or where one number stands for zero everywhere.
   // Raises ValueError if it does not fit its parameter.
   void* read_state(const Entry& entry, const Tensor& tensor, int which) const;
-  bool fits_type(Type type, int which) const;
+  bool fits_type(Type type, int which, bool packed) const;
   bool is_unchanged(const Entry& entry, const Tensor& tensor) const;
   // See Note [Fetching ahead].
   void fetch_gradient(PyObject* grad, const Entry& entry) const;

@@ -24,13 +24,14 @@ struct DLTensor {
 namespace {
 
 constexpr int kDLCPU = 1, kDLCUDA = 2;
-constexpr int kDLInt = 0, kDLFloat = 2, kDLBfloat = 4;
+constexpr int kDLInt = 0, kDLUInt = 1, kDLFloat = 2, kDLBfloat = 4;
 constexpr std::uint32_t kMajor = 1;
 constexpr std::string_view kTorch = "torch.";  // the beginning of a dtype's name
 
 Type type_of(int code, int bits) {
   if (code == kDLBfloat) return bits == 16 ? Type::kBFloat16 : Type::kOther;
   if (code == kDLInt) return bits == 8 ? Type::kInt8 : Type::kOther;
+  if (code == kDLUInt) return bits == 8 ? Type::kUInt8 : Type::kOther;
   if (code != kDLFloat) return Type::kOther;
   return bits == 16 ? Type::kFloat16 : bits == 32 ? Type::kFloat32 : bits == 64 ? Type::kFloat64 : Type::kOther;
 }
@@ -41,6 +42,7 @@ Type type_named(std::string_view name) {
   if (name == "bfloat16") return Type::kBFloat16;
   if (name == "float16") return Type::kFloat16;
   if (name == "int8") return Type::kInt8;
+  if (name == "uint8" || name == "8bit") return Type::kUInt8;
   return name == "float32" ? Type::kFloat32 : name == "float64" ? Type::kFloat64 : Type::kOther;
 }
 

@@ -8,6 +8,7 @@ from functools import cache
 from torch import Tensor
 
 from ..dtensor import IndexMap
+from ..eight_bits import is_coded
 from ..low_precision import check_mode, mode_of
 from ..options import SIXTEEN_BIT, Group
 from ..state import state_dtype
@@ -135,6 +136,8 @@ def _unfit(name: str, p: Tensor, group: Group, where: IndexMap | None) -> str | 
     if reason is not None or where is None or name == "reference" or not _uses_indices(p, group):
         return reason
     readers = READ_SHIFTS if where.is_short_shift else READ_ROWS
+    if is_coded(p, group):
+        readers = READ_SHIFTS if where.is_shift else set()  # a block of codes has to be in one run
     if where.affine is not None and p.is_contiguous() and name in readers:
         return _too_many_rows(p, where.affine.length)
     return "it cannot tell the index in the whole tensor, by which samples and random bits go, of this shard's elements"
@@ -156,7 +159,9 @@ def _in_python(p: Tensor, group: Group, where: IndexMap | None) -> str:
 def _uses_indices(p: Tensor, group: Group) -> bool:
     """Returns whether a step of ``p`` depends on where its elements are in the whole tensor."""
     samples = group["slice_p"] > 1 and not group.get("frozen", False)
-    return samples or mode_of(p, group) in ("stochastic", "24bit") or state_dtype(p, group) in SIXTEEN_BIT
+    if samples or is_coded(p, group):
+        return samples
+    return mode_of(p, group) in ("stochastic", "24bit") or state_dtype(p, group) in SIXTEEN_BIT
 
 
 def _say_what_is_missing(p: Tensor, group: Group) -> None:

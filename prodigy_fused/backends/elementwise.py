@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import coded_state
 from ..hyper import Hyper
 from ..options import SIXTEEN_BIT
-from ..rounding import kept_value, random_bits, second, stochastic, stochastic_24, third
+from ..rounding import fourth, kept_value, random_bits, second, stochastic, stochastic_24, third
 from ..step import BucketKey, Slot
 from ..tensors import check_gradient
 
@@ -93,29 +94,54 @@ def current_x(slot: Slot) -> Tensor:
 
 def apply_step(slot: Slot, step_of_x: Tensor, k: Any) -> None:
     """Subtracts a step, in the precision of the arithmetic, from ``x``; ``k``, a number or tensor, is for rounding."""
+    if not slot.moves_in_codes:
+        _subtract(slot, step_of_x, k)
+        return
+    before = current_x(slot).clone()
+    _subtract(slot, step_of_x, k)
+    moved = load_state(slot, "delta", before.dtype) + finite_or_zero(current_x(slot) - before)
+    store_state(slot, "delta", moved, k)
+
+
+def _subtract(slot: Slot, step_of_x: Tensor, k: Any) -> None:
     p = slot.param
     if slot.low_precision == "displacement":
         delta = slot.state["delta"]
         delta.sub_(step_of_x)
         p.copy_(slot.state["p0"].float() + delta)
     elif slot.low_precision == "24bit":
-        bits = random_bits(p, k, slot.random_index, where=slot.where)
+        bits = random_bits(p, k, slot.random_index, where=slot.random_where)
         x, low = stochastic_24(current_x(slot) - step_of_x, bits)
         p.copy_(x)
         slot.state["low"].copy_(low)
     elif slot.low_precision == "stochastic":
-        p.copy_(stochastic(p.float() - step_of_x, p.dtype, random_bits(p, k, slot.random_index, where=slot.where)))
+        bits = random_bits(p, k, slot.random_index, where=slot.random_where)
+        p.copy_(stochastic(p.float() - step_of_x, p.dtype, bits))
     else:
         p.copy_(p.to(step_of_x.dtype) - step_of_x)
 
 
+def load_state(slot: Slot, key: str, dtype: torch.dtype) -> Tensor:
+    """Returns the numbers of a state tensor, which may be the tensor itself."""
+    stored: Tensor = slot.state[key]
+    if slot.has_codes_of(key):
+        return coded_state.load(key, stored, slot.state["scale"])
+    return stored.to(dtype)
+
+
+_DRAWS = {"exp_avg_sq": second, "s": third, "delta": fourth}
+
+
 def store_state(slot: Slot, key: str, value: Tensor, k: Any) -> None:
     """Stores a state tensor, whose ``value`` is in the precision of the arithmetic."""
-    stored = slot.state[key]
+    stored, coded = slot.state[key], slot.has_codes_of(key)
     if stored is value:
         return
-    if key != "exp_avg" and stored.dtype in SIXTEEN_BIT:
-        bits = random_bits(slot.param, k, slot.random_index, where=slot.where)
-        bits = second(bits) if key == "exp_avg_sq" else third(slot.sampled(bits))
-        value = stochastic(value, stored.dtype, bits)
-    stored.copy_(value)
+    bits = None
+    if key in _DRAWS and (coded or stored.dtype in SIXTEEN_BIT):
+        bits = random_bits(slot.param, k, slot.random_index, where=slot.random_where)
+        bits = _DRAWS[key](slot.sampled(bits) if key == "s" else bits)
+    if coded:
+        coded_state.store(key, stored, slot.state["scale"], value, bits)
+        return
+    stored.copy_(value if bits is None else stochastic(value, stored.dtype, bits))

@@ -14,7 +14,16 @@ from ..options import Group
 from ..step import Slot, Step
 from ..sums import stable_sum
 from ..tensors import check_gradient, is_fake
-from .elementwise import TensorPlan, apply_step, arithmetic, bias_correction, current_x, finite_or_zero, store_state
+from .elementwise import (
+    TensorPlan,
+    apply_step,
+    arithmetic,
+    bias_correction,
+    current_x,
+    finite_or_zero,
+    load_state,
+    store_state,
+)
 
 COMPILED = ONE_PASS = READS_DEVICE = False
 
@@ -57,7 +66,7 @@ class ReferencePlan(TensorPlan):
 
     def _update_slot(self, step: Step, slot: Slot, grad: Tensor, h: Hyper) -> None:
         g = _gradient(slot, grad, h, float(step.grad_scale))
-        state, old, options = slot.state, self._rows[slot.estimate], step.options[slot.group]
+        old, options = self._rows[slot.estimate], step.options[slot.group]
         dots, norms = self._terms[slot.estimate]
         d, lr, bc = old["d"], float(h.lr), bias_correction(h, old["k"])
         dlr = d * lr * bc
@@ -66,13 +75,13 @@ class ReferencePlan(TensorPlan):
         g = finite_or_zero(g)  # the sum above still carries the NaN; the state must stay finite
 
         if h.beta1 > 0:
-            m = state["exp_avg"].to(g.dtype)
+            m = load_state(slot, "exp_avg", g.dtype)
             store_state(slot, "exp_avg", h.beta1 * m + (1 - h.beta1) * d * g, old["k"])
-        v = state["exp_avg_sq"].to(g.dtype)
+        v = load_state(slot, "exp_avg_sq", g.dtype)
         store_state(slot, "exp_avg_sq", h.beta2 * v + (1 - h.beta2) * (d * g) * (d * g), old["k"])
         if not slot.frozen:
             weight = d / options.d0 * (d if h.safeguard_warmup else dlr)
-            s = options.beta3 * state["s"].to(g.dtype) + weight * slot.sampled(g)
+            s = options.beta3 * load_state(slot, "s", g.dtype) + weight * slot.sampled(g)
             store_state(slot, "s", s, old["k"])
             norms.append(stable_sum(s.abs()).item())
 
@@ -88,14 +97,14 @@ class ReferencePlan(TensorPlan):
         )
         for slot, grad, h in self._active(step):
             g = _gradient(slot, grad, h, float(step.grad_scale))
-            state, old, new = slot.state, before[slot.estimate], after[slot.estimate]
+            old, new = before[slot.estimate], after[slot.estimate]
             if new["k"] == old["k"]:
                 continue
             x = current_x(slot)
             dlr = old["d"] * float(h.lr) * bias_correction(h, old["k"])
-            m = state["exp_avg"].to(g.dtype) if h.beta1 > 0 else new["d"] * finite_or_zero(g)
+            m = load_state(slot, "exp_avg", g.dtype) if h.beta1 > 0 else new["d"] * finite_or_zero(g)
             decay = h.weight_decay * dlr if h.decouple else 0.0
-            denominator = state["exp_avg_sq"].to(g.dtype).sqrt() + new["d"] * h.eps
+            denominator = load_state(slot, "exp_avg_sq", g.dtype).sqrt() + new["d"] * h.eps
             apply_step(slot, decay * finite_or_zero(x) + dlr * (m / denominator), old["k"])
         if last:
             step.new_rows.copy_(advanced)
@@ -114,6 +123,8 @@ def _products(slot: Slot, g: Tensor) -> Tensor:
 
 def _distance(slot: Slot) -> Tensor:
     """Returns ``x0 - x`` at the sampled positions."""
+    if slot.moves_in_codes:
+        return -load_state(slot, "delta", torch.float32)
     x = current_x(slot)
     if slot.low_precision == "displacement":
         delta: Tensor = slot.state["delta"]

@@ -1,0 +1,156 @@
+"""State in 8 bits: codes, and a scale for every block of them.
+
+Note [8 bits]
+Elements that are consecutive in memory (in row-major order, if there are gaps) form blocks of 256; the last one of a
+tensor may be shorter. A block has four bytes of ``scale``, one for each of the codes that its elements may have; byte
+``b`` stands for a unit that is a power of two, so that scaling is exact:
+
+============= ======== ======================== =================== ================== =======
+codes         dtype    the number is            of                  rounded            largest
+============= ======== ======================== =================== ================== =======
+exp_avg       uint8    e4m3(code) * 2^(b - 126) ``m``               to nearest         448
+exp_avg_sq    uint8    code * 2^(b - 74)        the root of ``v``   stochastically     255
+s             uint8    e4m3(code) * 2^(b - 126) ``s``               stochastically     448
+delta         int8     code * 2^(b - 126)       ``x - x0``          stochastically     127
+============= ======== ======================== =================== ================== =======
+
+e4m3 is the 8-bit floating point of the Open Compute Project, ``torch.float8_e4m3fn``. The unit is the least with which
+no size in the block is above *largest* (sizes are at most 2^127, also those that are not finite; those of roots
+255 * 2^56, so that ``v`` is finite). *largest* is the number of a code, so rounding never goes beyond it, and nothing
+has to be cut off: what grows by little in a step does grow. A root that is not 0 is at least one unit, for the step of
+an element whose ``v`` is rounded to 0 would have any size. Fresh state is zeros, codes and scale.
+
+The step of ``x`` is made of the numbers that are stored for m and v, and ``delta`` grows by what ``x`` does change, so
+that ``x - delta`` remains ``x0``, on average. What other code writes to ``x`` moves the start as well.
+
+With ``slice_p > 1`` there are few samples: ``s`` stays float32 and ``p0`` is kept instead of ``delta``.
+
+Numbers that are decoded and encoded again stay the same. So do their codes if the scale is kept beside the numbers:
+two units may serve a block, and a step takes the least one before it rounds.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .dtensor import local
+from .options import Group
+from .rounding import shifted, whole_numbers
+
+BLOCK = 256
+E4M3 = torch.float8_e4m3fn
+_TWO_TO_127 = 254 << 23  # as bits, as the next one is
+_MANTISSA = 0x7FFFFF
+
+
+class Code(NamedTuple):
+    """One row of the table in Note [8 bits]."""
+
+    column: int  # of scale
+    largest: float
+    bias: int  # byte b is a unit of 2^(b - bias)
+    dtype: torch.dtype  # E4M3 is kept as uint8
+    largest_size: int = _TWO_TO_127  # of a number, as bits
+
+    @property
+    def storage(self) -> torch.dtype:
+        """The dtype of the tensor of codes."""
+        return torch.uint8 if self.dtype == E4M3 else self.dtype
+
+
+CODES = {
+    "exp_avg": Code(0, 448, 126, E4M3),
+    "exp_avg_sq": Code(1, 255, 74, torch.uint8, (127 + 63 << 23) + 0x7F0000),
+    "s": Code(2, 448, 126, E4M3),
+    "delta": Code(3, 127, 126, torch.int8),
+}
+
+
+def is_coded(p: Tensor, group: Group) -> bool:
+    """Returns whether the state of ``p`` (of a DTensor, of this rank's tensor) is in 8 bits."""
+    if group["state_dtype"] != "8bit" or p.dtype == torch.float64:
+        return False
+    return bool(local(p).numel() >= group["min_8bit_size"])
+
+
+def blocks_of(numel: int) -> int:
+    """Returns how many blocks so many elements have."""
+    return -(-numel // BLOCK)
+
+
+def _in_blocks(flat: Tensor) -> Tensor:
+    missing = blocks_of(flat.numel()) * BLOCK - flat.numel()
+    return (torch.nn.functional.pad(flat, (0, missing)) if missing else flat).view(-1, BLOCK)
+
+
+def _power(exponents: Tensor) -> Tensor:
+    """Returns 2 to the power of exponents from -126 to 127."""
+    return ((exponents.to(torch.int32) + 127) << 23).view(torch.float32)
+
+
+def _bytes(code: Code, sizes: Tensor) -> Tensor:
+    """Returns the byte of each block, int32, from the sizes of its elements, as bits."""
+    (largest,) = struct.unpack("<i", struct.pack("<f", code.largest))
+    carry = _MANTISSA - (largest & _MANTISSA)  # into the exponent of what is above a power of two times `largest`
+    least = (largest >> 23) - code.bias  # the exponent that is byte 0
+    found: Tensor = (((sizes.amax(1) + carry) >> 23) - least).clamp_(min=0)
+    return found
+
+
+def _codes(code: Code, sizes: Tensor, negative: Tensor, scale: Tensor, bits: Tensor | None) -> Tensor:
+    """Returns codes in their storage dtype, in blocks."""
+    units = sizes.view(torch.float32) * _power(code.bias - scale)[:, None]
+    if code.dtype == E4M3:
+        return _e4m3(units, bits).to(torch.uint8) + (negative * 0x80).to(torch.uint8)
+    whole = (units + 0.5).floor() if bits is None else whole_numbers(units, bits)
+    if code.dtype == torch.uint8:
+        return torch.maximum(whole, (sizes > 0).to(whole.dtype)).to(torch.uint8)
+    return torch.where(negative, -whole, whole).to(torch.int8)
+
+
+def _e4m3(units: Tensor, bits: Tensor | None) -> Tensor:
+    """Returns float32 sizes of at most 448 as codes, int32."""
+    if bits is None:
+        return units.to(E4M3).view(torch.uint8).to(torch.int32)
+    drawn = units.view(torch.int32) + shifted(bits, 12)  # below the three bits of the mantissa
+    normal = (drawn >> 20) - (120 << 3)  # the difference of the exponents' biases
+    return torch.where(units < 2.0**-6, whole_numbers(units * 2.0**9, bits).to(torch.int32), normal)
+
+
+def _numbers(code: Code, codes: Tensor, scale: Tensor) -> Tensor:
+    """Returns the numbers of blocks of codes."""
+    numbers = codes.view(E4M3).float() if code.dtype == E4M3 else codes.float()
+    return numbers * _power(scale.to(torch.int32) - code.bias)[:, None]
+
+
+def encode(code: Code, flat: Tensor, bits: Tensor | None = None, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Returns the codes of numbers, and their blocks' bytes of scale.
+
+    Args:
+        flat: float32, in the order of memory; of "exp_avg_sq", roots.
+        bits: int32 of the same shape, random; None: all are rounded to nearest.
+        scale: uint8, bytes that are taken where the numbers are whole codes with them.
+
+    Returns:
+        Flat, in the storage dtype of the code; and uint8, one for each block.
+    """
+    words = _in_blocks(flat).view(torch.int32)
+    negative, sizes = words < 0, (words & 0x7FFFFFFF).clamp_(max=code.largest_size)
+    least = _bytes(code, sizes)
+    draws = None if bits is None or code.column == 0 else _in_blocks(bits)
+    codes = _codes(code, sizes, negative, least, draws)
+    if scale is not None:
+        given = torch.maximum(scale.to(torch.int32), least)
+        others = _codes(code, sizes, negative, given, None)
+        exact = (_numbers(code, others, given).abs() == sizes.view(torch.float32)).all(1)
+        codes, least = torch.where(exact[:, None], others, codes), torch.where(exact, given, least)
+    return codes.flatten()[: flat.numel()], least.to(torch.uint8)
+
+
+def decode(code: Code, codes: Tensor, scale: Tensor) -> Tensor:
+    """Returns the numbers of codes, flat and in the order of memory; of "exp_avg_sq", roots. The inverse of encode."""
+    return _numbers(code, _in_blocks(codes), scale).flatten()[: codes.numel()]
