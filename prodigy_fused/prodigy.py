@@ -41,7 +41,8 @@ class Prodigy(Readings, Optimizer):
             2 ** 0.25.
         fsdp_in_use: the (plain) tensors of this group are other tensors, or other parts of them, on each rank; for
             shards cut by hand and ZeroRedundancyOptimizer. Of no effect on DTensors, and without a process group.
-        slice_p: estimate d from every p-th element only, which saves memory; 11 is reasonable.
+        slice_p: estimate d from every p-th element only, which saves memory; 11 is reasonable. Take an odd number that
+            has no factor in common with the last dimensions of the matrices: otherwise whole columns are left out.
         d_limit: upper bound on d, which otherwise never falls again; inf: unbounded.
         split_groups: each parameter group has an estimate of its own, exactly as with one optimizer per group. ``d0``,
             ``d_coef``, ``growth_rate``, ``beta3``, ``d_limit`` and ``prodigy_steps`` may then differ between groups.
