@@ -105,6 +105,8 @@ POLICIES = [
     Policy("float32", "zero gradients"),
     Policy("float32", "frozen"),
     Policy("bfloat16", "", 0.92, 1.40, 1.5, 0.93),
+    Policy("bfloat16", "24bit"),
+    Policy("bfloat16", "24bit, bfloat16 state, slice_p=11", gpu=0.85),
     Policy("bfloat16", "displacement", 0.92, None, 1.5, 0.93),
     Policy("bfloat16", "bfloat16 state", 0.90, 0.90, 1.6, 0.93),
     Policy("bfloat16", "slice_p=11", 0.85, 1.10, None, 0.93),

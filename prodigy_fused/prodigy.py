@@ -53,11 +53,13 @@ class Prodigy(Readings, Optimizer):
             device if it is to change between replays, and capture anew after whatever replaces tensors
             (``load_state_dict``, a new group, a first gradient). Of no effect on the CPU.
         state_dtype: dtype of exp_avg, exp_avg_sq and s: float32, bfloat16 (as a word or a ``torch.dtype``), or None
-            for the parameter's, as the reference has it. The state of a float64 parameter is always float64.
+            for the parameter's, as the reference has it; or "8bit", which keeps the start in 8 bits, too. The state of
+            a float64 parameter is always float64.
+        min_8bit_size: with "8bit", tensors of fewer elements (of a DTensor, on this rank) have a state of float32.
         low_precision: how bfloat16 and float16 parameters are rounded: "stochastic", "24bit" (of bfloat16, keeps 8
             more bits of each weight in a byte), "displacement" (as accurate as float32 master weights; needs one more
             float32 tensor, and slice_p=1) or "nearest" (as the reference: most parameters never move). None:
-            "stochastic" for bfloat16, "displacement" for float16, or "stochastic" with slice_p > 1.
+            "24bit" for bfloat16; for float16 "displacement", or "stochastic" with slice_p > 1 or 8-bit state.
         backend: the name of a backend, for tests and benchmarks; never falls back.
         process_group: the ranks that share the estimate, a ProcessGroup or a DeviceMesh, where parameters do not tell
             (a pipeline's stages). None: those of the DTensors' meshes, or all, with FSDP1 or ``fsdp_in_use``.
@@ -224,10 +226,22 @@ class Prodigy(Readings, Optimizer):
 
         Shares tensors with the optimizer where no conversion is needed, as torch's does; clone what must not change.
         """
+        return self._exported(compact=False)
+
+    def compact_state_dict(self) -> dict[str, Any]:
+        """Returns the state with 8-bit tensors as they are (``state_dtype="8bit"``), a quarter of what
+        :meth:`state_dict` gives for them; :meth:`load_state_dict` takes both, ``prodigyopt`` only the latter. (State of
+        DTensors is as in ``state_dict``, so that it can move to other meshes.)
+
+        Shares tensors with the optimizer; clone what must not change.
+        """
+        return self._exported(compact=True)
+
+    def _exported(self, compact: bool) -> dict[str, Any]:
         # Run first, so that user hooks see the reference's format.
         self._runtime.check_closed("state_dict()")
         first = self.register_state_dict_post_hook(
-            lambda opt, saved: checkpoint.export(opt.param_groups, saved), prepend=True
+            lambda opt, saved: checkpoint.export(opt.param_groups, saved, compact), prepend=True
         )
         try:
             return super().state_dict()

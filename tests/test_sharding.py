@@ -83,6 +83,7 @@ RUNS = [
     ("what is refused", 2),
     ("16 bits", 2),
     ("16 bits", 4),
+    ("8 bits", 2),
     ("full state dict", 2),
     ("a checkpoint of the reference", 2),
     ("a state dict in its own layout", 2),

@@ -1,0 +1,203 @@
+"""State in 8 bits: Note [8 bits] of prodigy_fused/eight_bits.py, whose numbers these are.
+
+The functions have the names of csrc/prodigy/eight_bits.h and give the same bits, everywhere: with integers, and
+operations that are rounded exactly. (Triton's own float8 is not the same for all devices and versions.)
+
+Numbers are in the order [parts, blocks, elements of a part]: each block of 256 is in one warp, as `places` says, so
+that its maximum needs no other. What is said of a block is [1, blocks, 1].
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .elements import masked
+from .rounding import FACTOR, SIZE, array, float_of, minus, plus, times, word_of
+
+CODE_BLOCK = tl.constexpr(256)  # elements
+# The kinds of codes, each with its byte of a block's scale.
+M = tl.constexpr(0)
+ROOT = tl.constexpr(1)
+S_CODE = tl.constexpr(2)
+DELTA = tl.constexpr(3)
+CODES = tl.constexpr(4)
+
+
+@triton.constexpr_function
+def is_e4m3(code):
+    """Returns whether codes are floating-point numbers."""
+    return code in (M.value, S_CODE.value)
+
+
+@triton.constexpr_function
+def largest_code(code):
+    """Returns the number of the largest code, as bits of float32: 448, 255 or 127."""
+    return {ROOT.value: 0x437F0000, DELTA.value: 0x42FE0000}.get(code, 0x43E00000)
+
+
+@triton.constexpr_function
+def largest_size(code):
+    """Returns the largest size that a number may have, as bits."""
+    return 0x5F7F0000 if code == ROOT.value else 254 << 23
+
+
+@triton.constexpr_function
+def bias(code):
+    """Returns what byte b is a unit of 2^(b - bias) with."""
+    return 74 if code == ROOT.value else 126
+
+
+@triton.jit
+def fourth(bits):
+    """Returns random bits for a fourth value of the same element (delta), next to x, v and s."""
+    return times(bits, FACTOR**16 % 2**32)
+
+
+@triton.jit
+def whole_number(value, random):
+    """Returns a number from 0 to 255 rounded to a whole one, uint32: up with the probability of its fractional part.
+
+    As `(random >> 8) * 2^-24 < value - floor(value)` decides, in units of 2^-24.
+    """
+    units = tl.ceil(value * 16777216.0).to(tl.uint32)  # 2^24
+    return plus(units, (random >> 8) ^ 0xFFFFFF) >> 24
+
+
+# -- e4m3 --------------------------------------------------------------------------------------------------------------
+
+# Bits of 2^-6, the smallest normal number, and of 2^14; the difference of the exponents' biases, in e4m3's place.
+E4M3_NORMAL = tl.constexpr(121 << 23)
+TWO_TO_14 = tl.constexpr(141 << 23)
+E4M3_REBIAS = tl.constexpr(120 << 3)
+
+
+@triton.jit
+def e4m3_nearest(units):
+    """Returns the code of a size in units, at most 448, rounded to nearest, ties to even."""
+    word = word_of(units)
+    normal = minus(plus(word, ((word >> 20) & 1) + 0x7FFFF) >> 20, E4M3_REBIAS)
+    # The last place of a number from 2^14 on is 2^-9, the unit of subnormal ones.
+    subnormal = minus(word_of(units + 16384.0), TWO_TO_14)
+    return tl.where(word < E4M3_NORMAL, subnormal, normal)
+
+
+@triton.jit
+def e4m3_stochastic(units, random):
+    """Returns the code of a size in units, at most 448, rounded stochastically."""
+    word = word_of(units)
+    normal = minus(plus(word, random >> 12) >> 20, E4M3_REBIAS)
+    subnormal = whole_number(tl.where(word < E4M3_NORMAL, units, 0.0) * 512.0, random)
+    return tl.where(word < E4M3_NORMAL, subnormal, normal)
+
+
+@triton.jit
+def e4m3_size(code):
+    """Returns the size, in units, of the lower 7 bits of a code."""
+    # As bits of float32 they are 2^-120 of it, whether it is normal or not: the exponents' biases differ by so much.
+    return float_of((code & 0x7F) << 20) * 1.329227995784916e36  # 2^120
+
+
+# -- codes and numbers -------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def unit(byte, CODE: tl.constexpr):
+    """Returns the unit of a block."""
+    return float_of((byte.to(tl.uint32) + (127 - bias(CODE))) << 23)
+
+
+@triton.jit
+def byte_of(sizes, CODE: tl.constexpr):
+    """Returns the bytes of blocks, uint32, from the sizes of their numbers, as bits."""
+    carry: tl.constexpr = 0x7FFFFF - (largest_code(CODE) & 0x7FFFFF)
+    least: tl.constexpr = (largest_code(CODE) >> 23) - bias(CODE)
+    largest = tl.max(tl.max(sizes, 2), 0)[None, :, None]
+    return minus(tl.maximum((largest + carry) >> 23, least), least)
+
+
+@triton.jit
+def decoded(code, byte, CODE: tl.constexpr):
+    """Returns the numbers of codes, bytes, and of their blocks' bytes."""
+    if is_e4m3(CODE):
+        code = code.to(tl.uint32)
+        return float_of(word_of(e4m3_size(code) * unit(byte, CODE)) | ((code & 0x80) << 24))
+    else:
+        return code.to(tl.float32) * unit(byte, CODE)
+
+
+@triton.jit
+def encoded(value, random, CODE: tl.constexpr):
+    """Returns the codes of numbers, as they are stored, and the bytes of their blocks. random: not used for M."""
+    word = word_of(value)
+    size, sign = tl.minimum(word & SIZE, largest_size(CODE)), word >> 31
+    byte = byte_of(size, CODE)
+    scaled = float_of(size) * float_of(minus(127 + bias(CODE), byte) << 23)
+    if CODE == M:
+        code = (e4m3_nearest(scaled) | (sign << 7)).to(tl.uint8)
+    elif CODE == S_CODE:
+        code = (e4m3_stochastic(scaled, random) | (sign << 7)).to(tl.uint8)
+    elif CODE == ROOT:
+        code = tl.maximum(whole_number(scaled, random), (size > 0).to(tl.uint32)).to(tl.uint8)
+    else:
+        whole = whole_number(scaled, random).to(tl.int32)
+        code = tl.where(sign != 0, -whole, whole).to(tl.int8)
+    return code, byte.to(tl.uint8)
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+class Places(NamedTuple):
+    """The elements of a chunk that a program takes at a time, and their blocks of codes."""
+
+    i: Any
+    mask: Any
+    block: Any
+    is_block: Any
+
+
+@triton.jit
+def places(first, size, X: tl.constexpr, BLOCK: tl.constexpr):
+    """Returns the places of BLOCK elements of a chunk; first: a multiple of CODE_BLOCK.
+
+    A thread has 16 bytes of x in each part, and a warp has 32 threads: so a block of float32 is in two parts.
+    """
+    PARTS: tl.constexpr = X.primitive_bitwidth // 16
+    PART: tl.constexpr = CODE_BLOCK // PARTS
+    block = first // CODE_BLOCK + tl.arange(0, BLOCK // CODE_BLOCK)[None, :, None]
+    i = block * CODE_BLOCK + tl.arange(0, PARTS)[:, None, None] * PART + tl.arange(0, PART)[None, None, :]
+    return Places(i, i < size, block, block * CODE_BLOCK < size)
+
+
+@triton.jit
+def places_if(condition, at):
+    """Returns places, none of them if a condition does not hold."""
+    return Places(at.i, masked(condition, at.mask), at.block, masked(condition, at.is_block))
+
+
+@triton.jit
+def code_array(address, begin, CODE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Returns a pointer to element `begin` of an array of codes."""
+    return array(address, begin, tl.int8 if CODE == DELTA else tl.uint8, ALIGNED)
+
+
+@triton.jit
+def scale_array(address, begin):
+    """Returns a pointer to the scale of the block that element `begin` is the first of."""
+    return array(address, begin // (CODE_BLOCK // CODES), tl.uint8, False)
+
+
+@triton.jit
+def load_codes(codes, scale, at, CODE: tl.constexpr):
+    """Returns the numbers at places, 0 where they are masked out."""
+    return decoded(tl.load(codes + at.i, at.mask, 0), tl.load(scale + at.block * CODES + CODE, at.is_block, 0), CODE)
+
+
+@triton.jit
+def store_codes(codes, scale, value, random, at, CODE: tl.constexpr):
+    """Writes numbers, which are 0 where they are masked out; returns them as they are stored."""
+    code, byte = encoded(value, random, CODE)
+    tl.store(codes + at.i, code, at.mask)
+    tl.store(scale + at.block * CODES + CODE, byte, at.is_block)
+    return decoded(code, byte, CODE)
