@@ -9,12 +9,15 @@
 
 namespace prodigy::cpu {
 
+// As kFetchAhead: on a Zen 4 that had other work, 2.0 ns instead of 2.3, with slice_p=11 1.4 instead of 1.7. Codes are
+// too few bytes for it to matter.
+constexpr int kFetchBesideCodes = kBlock;
+
 // What there is of a block of codes.
 struct CodedState {
   Words m_codes, root_codes, s_codes, delta_codes;
   Floats m, root, s, delta;  // new ones, not yet rounded
   Largest<kLanes> m_size, root_size, s_size;
-  Largest<1> delta_size;
 };
 
 // As UpdateBlock. Where all elements have samples, there is a delta in the place of x0. kExact: x is stored as it is.
@@ -60,6 +63,8 @@ struct UpdateCodedBlock {
                                       const Old& old, CodedState& state, LaneSums<float>& sums) {
     int i = 0;
     for (; i + kLanes <= n; i += kLanes) {
+      fetch(grad, i + kFetchBesideCodes, false);
+      if (kMomentum) fetch(x, i + kFetchBesideCodes, true);
       PRODIGY_VECTORIZE
       for (int lane = 0; lane < kLanes; ++lane) {
         element(grad[i + lane], kCoupled ? x[i + lane] : 0.0f, i + lane, lane, c, old, state, sums);
@@ -68,11 +73,12 @@ struct UpdateCodedBlock {
     for (int lane = 0; i < n; ++i, ++lane) element(grad[i], kCoupled ? x[i] : 0.0f, i, lane, c, old, state, sums);
   }
 
-  // The codes of m and the root of v, and the step of x with the numbers that they are.
-  static PRODIGY_INLINE void move(const std::uint32_t* __restrict bits, float* __restrict x, int n, const C& c,
-                                  const Old& old, CodedState& state, std::uint8_t* bytes) {
+  // The codes of m and the root of v, and the step of x with the numbers that they are. Returns the largest delta.
+  static PRODIGY_INLINE std::uint32_t move(const std::uint32_t* __restrict bits, float* __restrict x, int n, const C& c,
+                                           const Old& old, CodedState& state, std::uint8_t* bytes) {
     const auto m = Scale<Code::kM>::renewed(state.m.of, n, state.m_size.of_all(), bytes);
     const auto root = Scale<Code::kRoot>::renewed(state.root.of, n, state.root_size.of_all(), bytes);
+    Largest<1> delta;
     PRODIGY_VECTORIZE
     for (int i = 0; i < n; ++i) {
       const Coded new_m = m.rounded(state.m[i], 0u), new_root = root.rounded(state.root[i], bits[i]);
@@ -82,9 +88,10 @@ struct UpdateCodedBlock {
       x[i] = after;
       if constexpr (kMoves) {
         state.delta[i] = old.delta.number(state.delta_codes[i]) + finite_or_zero(after - before);
-        state.delta_size.add(0, std::fabs(state.delta[i]));
+        delta.add(0, std::fabs(state.delta[i]));
       }
     }
+    return delta.of_all();
   }
 
   static PRODIGY_INLINE void codes(const Arrays<float, float>& a, const Tensor& t, std::int64_t begin, int at, int n,
@@ -103,14 +110,14 @@ struct UpdateCodedBlock {
     c.l2 == 0.0f ? elements<false>(a.grad + at, a.x + at, n, c, old, state, sums)
                  : elements<true>(a.grad + at, a.x + at, n, c, old, state, sums);
     if constexpr (kMomentum) {
-      move(bits, a.x + at, n, c, old, state, bytes);
+      const std::uint32_t delta = move(bits, a.x + at, n, c, old, state, bytes);
       narrow_codes(state.m_codes, n, t.m, begin);
       narrow_codes(state.root_codes, n, t.v, begin);
+      if constexpr (kMoves) store_codes<Code::kDelta>(state.delta, n, delta, bits, t.moved, begin, bytes);
     } else {
       store_codes<Code::kRoot>(state.root, n, state.root_size.of_all(), bits, t.v, begin, bytes);
     }
     if constexpr (kAll) store_codes<Code::kS>(state.s, n, state.s_size.of_all(), bits, t.s, begin, bytes);
-    if constexpr (kMoves) store_codes<Code::kDelta>(state.delta, n, state.delta_size.of_all(), bits, t.moved, begin, bytes);
   }
 
   static PRODIGY_INLINE Sums<double> run(Arrays<float, float> a, const Tensor* t, std::int64_t begin, int n,
