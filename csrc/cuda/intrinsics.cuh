@@ -2,7 +2,19 @@
 #pragma once
 
 #include "cuda/policy.h"
-#include "prodigy/rounding.h"
+#include "prodigy/eight_bits.h"
+
+namespace prodigy::cuda {
+
+// 1.5 * 2^23: the lowest bits of it and a whole number, as a float32, are those of the number.
+constexpr float kWhole = 0x1.8p23f;
+constexpr std::uint32_t kWholeBits = 0x4b400000u;
+
+struct Two {
+  float low, high;
+};
+
+}  // namespace prodigy::cuda
 
 #if defined(__CUDACC__)
 namespace prodigy::cuda {
@@ -53,6 +65,36 @@ __device__ __forceinline__ float widen_high(std::uint32_t pair) {
   return wide;
 }
 
+// Two numbers of at most 448 in size as e4m3, to nearest, the first in the lower byte.
+__device__ __forceinline__ std::uint32_t e4m3_pair(float low, float high) {
+#if __CUDA_ARCH__ >= 890
+  std::uint16_t pair;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  return std::uint32_t(encoded<Code::kM>(low, 1.0f, 0) | encoded<Code::kM>(high, 1.0f, 0) << 8);
+#endif
+}
+
+// Of the lowest two bytes.
+__device__ __forceinline__ Two widen_e4m3(std::uint32_t pair) {
+#if __CUDA_ARCH__ >= 890
+  std::uint32_t halves;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(std::uint16_t(pair)));
+  return {widen_low<Type::kFloat16>(halves), widen_high<Type::kFloat16>(halves)};
+#else
+  return {decoded<Code::kM>(std::int32_t(pair), 1.0f), decoded<Code::kM>(std::int32_t(pair >> 8), 1.0f)};
+#endif
+}
+
+// A number that, rounded up to a whole one, is whole_number(value, random); at most `value`, which is less than 2^22.
+__device__ __forceinline__ float before_whole(float value, std::uint32_t random) {
+  return __fmaf_ru(float(std::int32_t(random >> 8)), -0x1p-24f, value);
+}
+
+// kWhole plus the number, rounded up to a whole one.
+__device__ __forceinline__ float whole_above(float value) { return __fadd_ru(value, kWhole); }
+
 }  // namespace prodigy::cuda
 #else
 #include "intrinsics.h"
@@ -69,6 +111,11 @@ struct ApproximateRoots {
   static __device__ __forceinline__ float quotient(float dividend, float divisor) {
     return approximate_quotient(dividend, divisor);
   }
+};
+
+// As these, where a root takes the place of v.
+struct KnownRoots : ApproximateRoots {
+  static __device__ __forceinline__ float root(float root) { return root; }
 };
 
 }  // namespace prodigy::cuda

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "prodigy/rounding.h"
+#include "prodigy/eight_bits.h"
 
 namespace prodigy::cuda {
 
@@ -34,5 +34,15 @@ template <Type kType>
 float widen_high(std::uint32_t pair) {
   return widen<kType>(std::uint16_t(pair >> 16));
 }
+
+inline std::uint32_t e4m3_pair(float low, float high) {
+  return std::uint32_t(encoded<Code::kM>(low, 1.0f, 0) | encoded<Code::kM>(high, 1.0f, 0) << 8);
+}
+inline Two widen_e4m3(std::uint32_t pair) {
+  return {decoded<Code::kM>(std::int32_t(pair), 1.0f), decoded<Code::kM>(std::int32_t(pair >> 8), 1.0f)};
+}
+
+inline float before_whole(float value, std::uint32_t random) { return float(whole_number(value, random)); }
+inline float whole_above(float value) { return kWhole + std::ceil(value); }
 
 }  // namespace prodigy::cuda
