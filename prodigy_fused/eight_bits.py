@@ -97,7 +97,8 @@ def _bytes(code: Code, sizes: Tensor) -> Tensor:
     (largest,) = struct.unpack("<i", struct.pack("<f", code.largest))
     carry = _MANTISSA - (largest & _MANTISSA)  # into the exponent of what is above a power of two times `largest`
     least = (largest >> 23) - code.bias  # the exponent that is byte 0
-    return (((sizes.amax(1) + carry) >> 23) - least).clamp_(min=0)
+    found: Tensor = (((sizes.amax(1) + carry) >> 23) - least).clamp_(min=0)
+    return found
 
 
 def _codes(code: Code, sizes: Tensor, negative: Tensor, scale: Tensor, bits: Tensor | None) -> Tensor:

@@ -71,6 +71,11 @@ class Slot:
         return 0 if self.where is None or self.where.affine is None else self.where.affine.base
 
     @property
+    def random_base(self) -> int:
+        """As ``base``, for random bits."""
+        return 0 if self.coded else self.base
+
+    @property
     def random_where(self) -> IndexMap | None:
         """As ``where``, for random bits."""
         return None if self.coded else self.where

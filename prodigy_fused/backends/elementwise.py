@@ -115,9 +115,8 @@ def _subtract(slot: Slot, step_of_x: Tensor, k: Any) -> None:
         p.copy_(x)
         slot.state["low"].copy_(low)
     elif slot.low_precision == "stochastic":
-        p.copy_(
-            stochastic(p.float() - step_of_x, p.dtype, random_bits(p, k, slot.random_index, where=slot.random_where))
-        )
+        bits = random_bits(p, k, slot.random_index, where=slot.random_where)
+        p.copy_(stochastic(p.float() - step_of_x, p.dtype, bits))
     else:
         p.copy_(p.to(step_of_x.dtype) - step_of_x)
 

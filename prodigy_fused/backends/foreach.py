@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..eight_bits import is_coded
 from ..estimate import FIELDS
 from ..hyper import EstimateOptions, Hyper
 from ..options import SIXTEEN_BIT, Group
@@ -40,8 +39,6 @@ def missing(device: torch.device) -> str | None:
 
 def unsupported(p: Tensor, group: Group) -> str | None:
     """Returns None: takes every tensor the optimizer takes."""
-    if is_coded(p, group):
-        return "TEMPORARY: no codes yet"
     return None
 
 
@@ -103,7 +100,8 @@ class ForeachPlan(TensorPlan):
 
     def __init__(self, key: BucketKey, slots: Sequence[Slot], estimates: int) -> None:
         super().__init__(key, slots, estimates)
-        self._rounds = any(getattr(torch, name) in SIXTEEN_BIT for name in (key.dtype, key.state_format))
+        names = [str(dtype).removeprefix("torch.") for dtype in SIXTEEN_BIT]
+        self._rounds = key.dtype in names or key.state_format in names
         self._tables: dict[Any, RowTable] = {}
         self._orders = self._orders_now()
         self._apart = True  # else each tensor is a run of its own, or one's new values would be another's old ones
@@ -143,11 +141,11 @@ class ForeachPlan(TensorPlan):
             h = step.hypers[slot.group]
             if grad is None or h.lr == 0 or grad.numel() == 0:
                 continue
-            if not self._apart:
+            if not self._apart or slot.coded:  # codes, of large tensors only, are in blocks of each by itself
                 for piece in pieces_of(slot, grad, most):
                     yield Run([piece], h, on_host, False, self._tables)
                 continue
-            lead = slot.base % 8 if self._rounds else 0  # see row_bits; not 0 in some shards
+            lead = slot.random_base % 8 if self._rounds else 0  # see row_bits; not 0 in some shards
             own = slot.group, grad.dtype, lead
             if own not in kind_of:
                 kind = h, slot.estimate, slot.slice_p, slot.low_precision, grad.dtype, lead

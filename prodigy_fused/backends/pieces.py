@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import eight_bits
+from ..eight_bits import CODES, Code, blocks_of
 from ..hyper import Hyper
 from ..options import SIXTEEN_BIT
-from ..rounding import EIGHTS, kept_value, row_bits, second, stochastic, stochastic_24, third
+from ..rounding import EIGHTS, fourth, kept_value, row_bits, second, stochastic, stochastic_24, third
 from ..state import KEYS
 from ..step import Slot
 from ..sums import ROW
@@ -68,9 +70,10 @@ def pieces_of(slot: Slot, grad: Tensor, most: int) -> Iterator[Piece]:
     pieces = range(-(-p.numel() // size))
     cut: dict[str, list[Tensor]] = {}
     for key, t in tensors.items():
-        own, flat = size // slot.slice_p if key in SAMPLED else size, t.reshape(-1)
         # The last piece of a shard may have no samples.
-        cut[key] = [flat[n * own : (n + 1) * own] if t.dim() > 0 else t for n in pieces]
+        own = size // slot.slice_p if key in SAMPLED else blocks_of(size) if key == "scale" else size
+        t = t if key == "scale" or t.dim() == 0 else t.reshape(-1)
+        cut[key] = [t[n * own : (n + 1) * own] if t.dim() > 0 else t for n in pieces]
     for i, (x, grad, *state) in enumerate(zip(*cut.values(), strict=True)):
         yield Piece(slot, x, grad, dict(zip(list(cut)[2:], state, strict=True)), i * size, False, permuted)
 
@@ -79,7 +82,9 @@ def row_table(pieces: list[Piece], rows: list[int], device: torch.device) -> Row
     """Returns, for each row of a grid, the parameter's index for random bits, and the row's position divided by 8,
     rounded down, both int64. Does not wait for the device."""
     counts = torch.tensor(rows)
-    index, begin = torch.tensor([(piece.slot.random_index, (piece.slot.base + piece.begin) // 8) for piece in pieces]).T
+    index, begin = torch.tensor(
+        [(piece.slot.random_index, (piece.slot.random_base + piece.begin) // 8) for piece in pieces]
+    ).T
     begin = begin - (counts.cumsum(0) - counts) * EIGHTS
     index, begin = (t.repeat_interleave(counts) for t in (index, begin))
     begin += torch.arange(len(begin)) * EIGHTS
@@ -137,6 +142,9 @@ class Run:
         """Returns values that may be changed, and then are to be stored: where possible the tensors themselves."""
         grid = self.sample_grid if key in SAMPLED and not self.displaced else self.grid
         tensors = self.stored(key)
+        if self.slot.has_codes_of(key):
+            root = eight_bits.decode(*self._codes(key))
+            return Values(grid, root.mul_(root) if key == "exp_avg_sq" else root)
         if key == "x" and self.extended:
             return Values(grid, self.flat("x"))
         first = tensors[0]
@@ -156,6 +164,9 @@ class Run:
 
     def store(self, key: str, values: Values, k: Any) -> None:
         """Stores what :meth:`values` returned and was changed since."""
+        if self.slot.has_codes_of(key):
+            self._store_codes(key, values.joined(), k)
+            return
         tensors = self.stored(key)
         dtype = tensors[0].dtype
         if dtype == self.dtype and not self._copies:
@@ -171,6 +182,18 @@ class Run:
         flat = flat.to(dtype)
         torch._foreach_copy_(tensors, values.parts if flat is values.flat else values.grid.parts(flat))
 
+    def _codes(self, key: str) -> tuple[Code, Tensor, Tensor]:
+        """Returns what the codes of the run's only piece are, the codes, flat, and their column of scale."""
+        code, (piece,) = CODES[key], self.pieces
+        return code, piece.state[key].view(-1), piece.state["scale"][:, code.column]
+
+    def _store_codes(self, key: str, flat: Tensor, k: Any) -> None:
+        code, codes, scale = self._codes(key)
+        flat = flat.sqrt() if key == "exp_avg_sq" else flat
+        bits = None if key == "exp_avg" else self._bits_for(key, k)
+        for to, value in zip((codes, scale), eight_bits.encode(code, flat, bits), strict=True):
+            to.copy_(value)
+
     def _bits_for(self, key: str, k: Any) -> Tensor:
         """Returns random bits for what is stored under a key."""
         if self._bits is None:
@@ -179,10 +202,10 @@ class Run:
             table = self._tables.get(pieces) or row_table(self.pieces, self.grid.rows, device)
             if device.type != "cpu":
                 self._tables[pieces] = table
-            self._bits = self.grid.of_rows(row_bits(k, *table, lead=self.slot.base % 8))
+            self._bits = self.grid.of_rows(row_bits(k, *table, lead=self.slot.random_base % 8))
         if key == "s":
             return third(self.sampled(Values(self.grid, self._bits)).joined())
-        return second(self._bits) if key == "exp_avg_sq" else self._bits
+        return self._bits if key == "x" else fourth(self._bits) if key == "delta" else second(self._bits)
 
     def sampled(self, values: Values) -> Values:
         """Returns the samples among the elements of the parameters: the same values if that is all of them."""
@@ -207,8 +230,8 @@ class Run:
 
     def distances(self) -> Values:
         """Returns ``x0 - x`` at the sampled positions, new tensors."""
-        if self.displaced:
-            return Values(self.grid, self.flat("delta").neg_())
+        if self.displaced or self.slot.moves_in_codes:
+            return Values(self.grid, self.values("delta").joined().neg())
         if self.sample_grid is self.grid:
             return self.values("p0").apply("sub", self.values("x"))
         if self.extended:
@@ -236,9 +259,13 @@ class Run:
         """Subtracts ``factor * m / denominators + decay * x`` from ``x``."""
         key = "delta" if self.displaced else "x"
         x = self.values(key)
+        before = self.flat("x") if self.slot.moves_in_codes else None
         if self.h.weight_decay and self.h.decouple:
             x.apply("sub_", Values(self.grid, self.x().mul_(decay)))
         x.apply("addcdiv_", m, denominators, value=-factor)
         self.store(key, x, k)
+        if before is not None:
+            moved = self.flat("x").sub_(before).nan_to_num_(0.0, 0.0, 0.0)
+            self.store("delta", Values(self.grid, self.values("delta").joined().add_(moved)), k)
         if self.displaced:
             self.store("x", Values(self.grid, self.flat("p0").add_(x.joined())), k)
