@@ -27,7 +27,7 @@ struct CodeArrays {
            (moved.data == nullptr || (is(moved) && is(s)));
   }
   // The word of the block that element i is in.
-  __device__ __forceinline__ std::uint32_t& scale_of(std::int64_t i) const { return global(scale)[i / kCodeBlock]; }
+  __device__ __forceinline__ std::uint32_t& scale_of(std::int64_t i) const { return global(scale)[std::uint64_t(i) / kCodeBlock]; }
   __device__ __forceinline__ void store_scale(std::int64_t i, std::uint32_t word) const {
     if (threadIdx.x % kWarpSize == 0) scale_of(i) = word;
   }
@@ -38,13 +38,13 @@ struct LaneCodes {
   Codes m{}, roots, s{}, moved{};
 };
 
-// Calls visit(i, count, full) for this lane's part of each block that its warp takes; see each_pack().
+// Calls visit(i, count, full) for this lane's part of each block that its warp takes; see each_pack(). count may be 0.
 template <class Policy, class Visit>
 __device__ __forceinline__ void each_block(std::int64_t begin, std::int64_t end, bool aligned, Visit visit) {
-  const int size = int(end - begin), lane = int(threadIdx.x) % kWarpSize * kLaneCodes;
-  for (int offset = int(threadIdx.x) / kWarpSize * kCodeBlock; offset < size; offset += Policy::kThreads * kLaneCodes) {
-    const int left = size - offset - lane, count = left < kLaneCodes ? (left < 0 ? 0 : left) : kLaneCodes;
-    visit(begin + offset + lane, count, aligned && count == kLaneCodes);
+  const int size = int(end - begin), lane = int(threadIdx.x % kWarpSize * kLaneCodes);
+  for (int offset = int(threadIdx.x * kLaneCodes); offset - lane < size; offset += Policy::kThreads * kLaneCodes) {
+    const int left = size - offset, count = left < 0 ? 0 : left < kLaneCodes ? left : kLaneCodes;
+    visit(begin + offset, count, aligned && left >= kLaneCodes);
   }
 }
 
@@ -62,37 +62,6 @@ __device__ __forceinline__ void add_change(const Arrays<Storage>& a, const Numbe
   for (int e = 0; e < kLaneCodes; ++e) delta.value[e] += finite_or_zero(after.value[e] - x.value[e]);
 }
 
-// m and x of a block, and x - x0 where it is kept; m, roots, delta: new numbers, not rounded yet but for the roots.
-template <bool kEvery, class Storage>
-__device__ __forceinline__ std::uint32_t move_block(const Arrays<Storage>& a, const CodeArrays& codes, std::int64_t i,
-                                                    int count, bool full, const Coefficients<float>& c,
-                                                    std::uint32_t run, const Numbers& x, const Numbers& m,
-                                                    const Numbers& roots, Numbers& delta, std::uint32_t scale) {
-  LaneCodes now;
-  scale = with_byte<Code::kM>(scale, block_byte<Code::kM>(m));
-  now.m = encoded_floats<Code::kM>(m, byte_in<Code::kM>(scale), run);
-  const Numbers stored = numbers_of<Code::kM>(now.m, scale);
-  Positions<float, kLaneCodes> p{x, x, Numbers{}};
-#pragma unroll
-  for (int e = 0; e < kLaneCodes; ++e) {
-    p.at.value[e] = step<KnownRoots>(x.value[e], x.value[e], stored.value[e], roots.value[e], c);
-  }
-  const Moved<Storage> moved(a, p, run);
-  if (kEvery) {
-    add_change(a, x, moved, delta);
-    scale = with_byte<Code::kDelta>(scale, block_byte<Code::kDelta>(delta));
-    now.moved = encoded_delta(delta, byte_in<Code::kDelta>(scale), run);
-  }
-  const auto write = [&](auto whole) {
-    constexpr bool kFull = decltype(whole)::value;
-    store<kFull>(codes.m, i, count, now.m);
-    if (kEvery) store<kFull>(codes.moved, i, count, now.moved);
-    moved.template write<kFull>(a, i, count);
-  };
-  full ? write(std::true_type()) : write(std::false_type());
-  return scale;
-}
-
 // x - x0 after the change that `finish` has made to x. old: its codes before.
 template <class Storage>
 __device__ __forceinline__ void finish_delta(const Arrays<Storage>& a, const CodeArrays& codes, std::int64_t i,
@@ -106,53 +75,94 @@ __device__ __forceinline__ void finish_delta(const Arrays<Storage>& a, const Cod
   codes.store_scale(i, word);
 }
 
-// A step of a block: all that update_pack() does, and the same in the order of the rounding.
+// A lane's numbers.
+struct LaneNumbers {
+  Numbers m, roots, s, delta;
+
+  __device__ __forceinline__ LaneNumbers(const LaneCodes& codes, std::uint32_t scale)
+      : m(numbers_of<Code::kM>(codes.m, scale)),
+        roots(numbers_of<Code::kRoot>(codes.roots, scale)),
+        s(numbers_of<Code::kS>(codes.s, scale)),
+        delta(numbers_of<Code::kDelta>(codes.moved, scale)) {}
+};
+
+// The new state, and the lane's part of the sums.
+template <bool kEvery, class Roots, class Lanes>
+__device__ __forceinline__ void update_numbers(const Numbers& grad, const Numbers& x, LaneNumbers& state,
+                                               const Coefficients<float>& c, Lanes& sums) {
+#pragma unroll
+  for (int e = 0; e < kLaneCodes; ++e) {
+    const float g = gradient(grad.value[e], x.value[e], c);
+    if (kEvery) sums.add(e, sample(g, -state.delta.value[e], state.s.value[e], c));
+    float& root = state.roots.value[e];
+    float v = root * root;
+    moments(g, state.m.value[e], v, c);
+    root = Roots::root(v);
+  }
+}
+
+// The position after a step with the stored numbers of m and of the root of v.
+__device__ __forceinline__ Positions<float, kLaneCodes> step_of(const Numbers& x, const Numbers& m,
+                                                                const Numbers& roots, const Coefficients<float>& c) {
+  Positions<float, kLaneCodes> p{x, x, Numbers{}};
+#pragma unroll
+  for (int e = 0; e < kLaneCodes; ++e) {
+    p.at.value[e] = step<KnownRoots>(x.value[e], x.value[e], m.value[e], roots.value[e], c);
+  }
+  return p;
+}
+
+// A lane's part of what update_pack() does.
 template <bool kEvery, class Storage, class Lanes>
-__device__ __forceinline__ void update_block(const Arrays<Storage>& a, const CodeArrays& codes, std::int64_t i,
+__device__ __forceinline__ void update_block(const Arrays<Storage>& a, const CodeArrays& arrays, std::int64_t i,
                                              int count, bool full, const Coefficients<float>& c,
                                              const RandomBits& random, Lanes& sums) {
   Loaded<Storage> in;
-  LaneCodes old, now;
-  std::uint32_t scale = codes.scale_of(i);
+  LaneCodes codes;
+  const std::uint32_t before = arrays.scale_of(i);
   const auto read = [&](auto whole) {
     constexpr bool kFull = decltype(whole)::value;
     load<kFull>(a.grad, i, count, in.grad);
     load<kFull>(a.x, i, count, in.x);
     if (a.extended()) load<kFull>(a.low, i, count, in.low);
-    load<kFull>(codes.roots, i, count, old.roots);
-    if (c.momentum) load<kFull>(codes.m, i, count, old.m);
-    if (kEvery) load<kFull>(codes.s, i, count, old.s);
-    if (kEvery) load<kFull>(codes.moved, i, count, old.moved);
+    load<kFull>(arrays.roots, i, count, codes.roots);
+    if (c.momentum) load<kFull>(arrays.m, i, count, codes.m);
+    if (kEvery) load<kFull>(arrays.s, i, count, codes.s);
+    if (kEvery) load<kFull>(arrays.moved, i, count, codes.moved);
   };
   full ? read(std::true_type()) : read(std::false_type());
 
-  const Numbers grad = widened<float>(a.grad, in.grad), x = kept_values(a, in);
-  Numbers m = numbers_of<Code::kM>(old.m, scale), roots = numbers_of<Code::kRoot>(old.roots, scale);
-  Numbers s = numbers_of<Code::kS>(old.s, scale), delta = numbers_of<Code::kDelta>(old.moved, scale);
-#pragma unroll
-  for (int e = 0; e < kLaneCodes; ++e) {
-    const float g = gradient(grad.value[e], x.value[e], c);
-    if (kEvery) sums.add(e, sample(g, -delta.value[e], s.value[e], c));
-    float v = roots.value[e] * roots.value[e];
-    moments(g, m.value[e], v, c);
-    roots.value[e] = Storage::Roots::root(v);
-  }
+  const Numbers x = kept_values(a, in);
+  LaneNumbers state(codes, before);
+  update_numbers<kEvery, typename Storage::Roots>(widened<float>(a.grad, in.grad), x, state, c, sums);
 
   const std::uint32_t run = lane_run(random, i);
-  scale = with_byte<Code::kRoot>(scale, block_byte<Code::kRoot>(roots));
-  now.roots = encode_roots(roots, byte_in<Code::kRoot>(scale), run);
+  std::uint32_t scale = with_byte<Code::kRoot>(before, block_byte<Code::kRoot>(state.roots));
+  codes.roots = encode_roots(state.roots, byte_in<Code::kRoot>(scale), run);
   if (kEvery) {
-    scale = with_byte<Code::kS>(scale, block_byte<Code::kS>(s));
-    now.s = encoded_floats<Code::kS>(s, byte_in<Code::kS>(scale), run);
+    scale = with_byte<Code::kS>(scale, block_byte<Code::kS>(state.s));
+    codes.s = encoded_floats<Code::kS>(state.s, byte_in<Code::kS>(scale), run);
+  }
+  const std::uint32_t without_m = scale;
+  scale = with_byte<Code::kM>(scale, block_byte<Code::kM>(state.m));
+  codes.m = encoded_floats<Code::kM>(state.m, byte_in<Code::kM>(scale), run);
+  const Moved<Storage> moved(a, step_of(x, numbers_of<Code::kM>(codes.m, scale), state.roots, c), run);
+  if (kEvery) {
+    add_change(a, x, moved, state.delta);
+    scale = with_byte<Code::kDelta>(scale, block_byte<Code::kDelta>(state.delta));
+    codes.moved = encoded_delta(state.delta, byte_in<Code::kDelta>(scale), run);
   }
   const auto write = [&](auto whole) {
     constexpr bool kFull = decltype(whole)::value;
-    store<kFull>(codes.roots, i, count, now.roots);
-    if (kEvery) store<kFull>(codes.s, i, count, now.s);
+    store<kFull>(arrays.roots, i, count, codes.roots);
+    if (kEvery) store<kFull>(arrays.s, i, count, codes.s);
+    if (!c.momentum) return;  // there is no m, and x is left to finish
+    store<kFull>(arrays.m, i, count, codes.m);
+    if (kEvery) store<kFull>(arrays.moved, i, count, codes.moved);
+    moved.template write<kFull>(a, i, count);
   };
   full ? write(std::true_type()) : write(std::false_type());
-  if (c.momentum) scale = move_block<kEvery>(a, codes, i, count, full, c, run, x, m, roots, delta, scale);
-  codes.store_scale(i, scale);
+  arrays.store_scale(i, c.momentum ? scale : without_m);
 }
 
 // Phase 1. Returns this thread's part of the sums, unweighted.
