@@ -27,7 +27,9 @@ struct CodeArrays {
            (moved.data == nullptr || (is(moved) && is(s)));
   }
   // The word of the block that element i is in.
-  __device__ __forceinline__ std::uint32_t& scale_of(std::int64_t i) const { return global(scale)[std::uint64_t(i) / kCodeBlock]; }
+  __device__ __forceinline__ std::uint32_t& scale_of(std::int64_t i) const {
+    return global(scale)[std::uint64_t(i) / kCodeBlock];
+  }
   __device__ __forceinline__ void store_scale(std::int64_t i, std::uint32_t word) const {
     if (threadIdx.x % kWarpSize == 0) scale_of(i) = word;
   }

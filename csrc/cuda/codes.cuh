@@ -11,6 +11,7 @@
 // differ by one.
 #pragma once
 
+#include "cuda/e4m3.cuh"
 #include "cuda/pack.cuh"
 #include "cuda/reduce.cuh"
 #include "prodigy/eight_bits.h"
@@ -34,20 +35,25 @@ __device__ __forceinline__ std::uint32_t with_byte(std::uint32_t scale, std::int
   return (scale & ~(0xffu << 8 * int(kCode))) | std::uint32_t(byte) << 8 * int(kCode);
 }
 
-// The size of a number, as CodeTraits has it.
-template <Code kCode>
-__device__ __forceinline__ float bounded(float value) {
-  return fminf(std::fabs(value), bits_as<float>(CodeTraits<kCode>::kLargestSize));
-}
-
 // The byte of this warp's block, from its numbers.
 template <Code kCode>
 __device__ __forceinline__ std::int32_t block_byte(const Numbers& numbers) {
   float largest = 0.0f;
 #pragma unroll
-  for (int e = 0; e < kLaneCodes; ++e) largest = fmaxf(largest, bounded<kCode>(numbers.value[e]));
-  return CodeTraits<kCode>::byte(warp_max(bits_as<std::uint32_t>(largest)));
+  for (int e = 0; e < kLaneCodes; ++e) largest = larger(largest, std::fabs(numbers.value[e]));
+  return CodeTraits<kCode>::byte(CodeTraits<kCode>::size(bits_as<float>(warp_max(bits_as<std::uint32_t>(largest)))));
 }
+
+// The sizes of a block's numbers in units.
+template <Code kCode>
+struct Scaling {
+  float units_per_one, largest;
+
+  __device__ __forceinline__ explicit Scaling(std::int32_t byte)
+      : units_per_one(CodeTraits<kCode>::units_per_one(byte)),
+        largest(bits_as<float>(CodeTraits<kCode>::kLargestSize) * units_per_one) {}
+  __device__ __forceinline__ float units(float value) const { return fminf(std::fabs(value) * units_per_one, largest); }
+};
 
 // -- numbers of codes ------------------------------------------------------------------------------------------------
 
@@ -58,7 +64,8 @@ __device__ __forceinline__ float whole_and_byte(std::uint32_t word, int which) {
 
 template <Code kCode>
 __device__ __forceinline__ Numbers numbers_of(const Codes& codes, std::uint32_t scale) {
-  const float unit = CodeTraits<kCode>::unit(byte_in<kCode>(scale));
+  const float one = CodeTraits<kCode>::unit(byte_in<kCode>(scale));
+  const float unit = CodeTraits<kCode>::kFloats ? kE4M3Unit * one : one;
   Numbers numbers;
 #pragma unroll
   for (int e = 0; e < kLaneCodes; ++e) {
@@ -94,28 +101,31 @@ __device__ __forceinline__ float drawn_e4m3(float units, std::uint32_t random) {
 // Of m or s. run: see RandomBits; it is for s.
 template <Code kCode>
 __device__ __forceinline__ Codes encoded_floats(const Numbers& numbers, std::int32_t byte, std::uint32_t run) {
-  const float units_per_one = CodeTraits<kCode>::units_per_one(byte);
-  const auto rounded = [&](int e) {
-    float units = bounded<kCode>(numbers.value[e]) * units_per_one;
-    if constexpr (kCode == Code::kS) units = drawn_e4m3(units, third(run * power(e)));
-    return bits_as<float>(bits_as<std::uint32_t>(units) | (bits_as<std::uint32_t>(numbers.value[e]) & kSign));
+  const Scaling<kCode> scaling(byte);
+  const auto units = [&](int e) {
+    float size = scaling.units(numbers.value[e]);
+    if constexpr (kCode == Code::kS) size = drawn_e4m3(size, third(run * power(e)));
+    return bits_as<float>(bits_as<std::uint32_t>(size) | (bits_as<std::uint32_t>(numbers.value[e]) & kSign));
+  };
+  const auto pair = [&](int e) {
+    return kCode == Code::kS ? exact_e4m3_pair(units(e), units(e + 1)) : e4m3_pair(units(e), units(e + 1));
   };
   Codes codes;
 #pragma unroll
   for (int e = 0; e < kLaneCodes; e += 4) {
-    codes.word[e / 4] = e4m3_pair(rounded(e), rounded(e + 1)) | e4m3_pair(rounded(e + 2), rounded(e + 3)) << 16;
+    codes.word[e / 4] = pair(e) | pair(e + 2) << 16;
   }
   return codes;
 }
 
 // Of roots, which become the numbers of their codes.
 __device__ __forceinline__ Codes encode_roots(Numbers& roots, std::int32_t byte, std::uint32_t run) {
-  using Traits = CodeTraits<Code::kRoot>;
-  const float units_per_one = Traits::units_per_one(byte), unit = Traits::unit(byte);
+  const Scaling<Code::kRoot> scaling(byte);
+  const float unit = CodeTraits<Code::kRoot>::unit(byte);
   std::uint32_t words[kLaneCodes];
 #pragma unroll
   for (int e = 0; e < kLaneCodes; ++e) {
-    const float units = bounded<Code::kRoot>(roots.value[e]) * units_per_one;
+    const float units = scaling.units(roots.value[e]);
     // What is not 0 is at least one unit.
     const float whole = whole_above(fmaxf(before_whole(units, second(run * power(e))), fminf(units, 0.5f)));
     words[e] = bits_as<std::uint32_t>(whole);
@@ -129,11 +139,11 @@ __device__ __forceinline__ Codes encode_roots(Numbers& roots, std::int32_t byte,
 
 // Of x - x0.
 __device__ __forceinline__ Codes encoded_delta(const Numbers& delta, std::int32_t byte, std::uint32_t run) {
-  const float units_per_one = CodeTraits<Code::kDelta>::units_per_one(byte);
+  const Scaling<Code::kDelta> scaling(byte);
   std::uint32_t words[kLaneCodes];
 #pragma unroll
   for (int e = 0; e < kLaneCodes; ++e) {
-    const float units = bounded<Code::kDelta>(delta.value[e]) * units_per_one;
+    const float units = scaling.units(delta.value[e]);
     const auto whole = bits_as<std::uint32_t>(whole_above(before_whole(units, fourth(run * power(e)))));
     words[e] = delta.value[e] < 0.0f ? 0u - whole : whole;
   }

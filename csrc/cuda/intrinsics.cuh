@@ -2,17 +2,13 @@
 #pragma once
 
 #include "cuda/policy.h"
-#include "prodigy/eight_bits.h"
+#include "prodigy/rounding.h"
 
 namespace prodigy::cuda {
 
 // 1.5 * 2^23: the lowest bits of it and a whole number, as a float32, are those of the number.
 constexpr float kWhole = 0x1.8p23f;
 constexpr std::uint32_t kWholeBits = 0x4b400000u;
-
-struct Two {
-  float low, high;
-};
 
 }  // namespace prodigy::cuda
 
@@ -65,25 +61,21 @@ __device__ __forceinline__ float widen_high(std::uint32_t pair) {
   return wide;
 }
 
-// Two numbers of at most 448 in size as e4m3, to nearest, the first in the lower byte.
-__device__ __forceinline__ std::uint32_t e4m3_pair(float low, float high) {
-#if __CUDA_ARCH__ >= 890
-  std::uint16_t pair;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
-  return pair;
-#else
-  return std::uint32_t(encoded<Code::kM>(low, 1.0f, 0) | encoded<Code::kM>(high, 1.0f, 0) << 8);
-#endif
+// The reciprocal, to within 1 unit in the last place for 2^-126 <= value <= 2^126.
+__device__ __forceinline__ float approximate_reciprocal(float value) {
+  float reciprocal;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(value));
+  return reciprocal;
 }
 
-// Of the lowest two bytes.
-__device__ __forceinline__ Two widen_e4m3(std::uint32_t pair) {
-#if __CUDA_ARCH__ >= 890
-  std::uint32_t halves;
-  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(std::uint16_t(pair)));
-  return {widen_low<Type::kFloat16>(halves), widen_high<Type::kFloat16>(halves)};
+// The larger one of two sizes; NaN is the largest.
+__device__ __forceinline__ float larger(float a, float b) {
+#if __CUDA_ARCH__ >= 800
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+  return larger;
 #else
-  return {decoded<Code::kM>(std::int32_t(pair), 1.0f), decoded<Code::kM>(std::int32_t(pair >> 8), 1.0f)};
+  return __uint_as_float(max(__float_as_uint(a), __float_as_uint(b)));
 #endif
 }
 
@@ -113,9 +105,12 @@ struct ApproximateRoots {
   }
 };
 
-// As these, where a root takes the place of v.
-struct KnownRoots : ApproximateRoots {
+// The same for m and v in codes of 8 bits, where v is its root.
+struct KnownRoots {
   static __device__ __forceinline__ float root(float root) { return root; }
+  static __device__ __forceinline__ float quotient(float dividend, float divisor) {
+    return dividend * approximate_reciprocal(divisor);
+  }
 };
 
 }  // namespace prodigy::cuda

@@ -63,7 +63,8 @@ template <class State>
 using Extended = Stored<BFloat16, State, Beside::kLow>;
 using AnyStorage = Stored<AnyNumber, AnyNumber, Beside::kAsked>;
 
-// m, v, and s and x - x0 of all elements, are codes of 8 bits: Note [A warp for each block of codes]. State: of samples.
+// m, v, and s and x - x0 of all elements, are codes of 8 bits: Note [A warp for each block of codes]. State: of
+// samples.
 template <class X, Beside kWith = Beside::kNothing>
 struct Coded : Stored<X, float, kWith> {
   static constexpr bool kCoded = true;
@@ -144,8 +145,8 @@ struct List {
   static constexpr int kSize = sizeof...(Policies);
 };
 
-// The first that fits is taken; a step whose gradients have another type than the parameters runs in the last that fits.
-// docs/design.md, "The CUDA kernels", says what the numbers rest on.
+// The first that fits is taken; a step whose gradients have another type than the parameters runs in the last that
+// fits. docs/design.md, "The CUDA kernels", says what the numbers rest on.
 // clang-format off
 using UpdatePolicies = List<
     Policy<Stored<float, float>,       EveryElement, 256, 3,  8>,
@@ -210,8 +211,7 @@ Fitting fitting_policies(List<Policies...>, const std::vector<Tensor>& tensors) 
   Fitting found;
   const auto look_at = [&](auto policy) {
     using P = decltype(policy);
-    if (std::all_of(tensors.begin(), tensors.end(),
-                    [](const Tensor& t) { return t.numel == 0 || fits<P>(Kind(t)); })) {
+    if (std::all_of(tensors.begin(), tensors.end(), [](const Tensor& t) { return t.numel == 0 || fits<P>(Kind(t)); })) {
       found = {found.first < 0 ? n : found.first, n};
     }
     ++n;

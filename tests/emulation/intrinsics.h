@@ -1,6 +1,7 @@
 // csrc/cuda/intrinsics.cuh for the CPU.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -35,13 +36,13 @@ float widen_high(std::uint32_t pair) {
   return widen<kType>(std::uint16_t(pair >> 16));
 }
 
-inline std::uint32_t e4m3_pair(float low, float high) {
-  return std::uint32_t(encoded<Code::kM>(low, 1.0f, 0) | encoded<Code::kM>(high, 1.0f, 0) << 8);
-}
-inline Two widen_e4m3(std::uint32_t pair) {
-  return {decoded<Code::kM>(std::int32_t(pair), 1.0f), decoded<Code::kM>(std::int32_t(pair >> 8), 1.0f)};
+inline float approximate_reciprocal(float value) {
+  return off_by(1.0f / value, int(bits_as<std::uint32_t>(value) % 3) - 1);
 }
 
+inline float larger(float a, float b) {
+  return bits_as<float>(std::max(bits_as<std::uint32_t>(a), bits_as<std::uint32_t>(b)));
+}
 inline float before_whole(float value, std::uint32_t random) { return float(whole_number(value, random)); }
 inline float whole_above(float value) { return kWhole + std::ceil(value); }
 
