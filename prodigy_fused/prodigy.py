@@ -60,7 +60,7 @@ class Prodigy(Readings, Optimizer):
         low_precision: how bfloat16 and float16 parameters are rounded: "stochastic", "24bit" (of bfloat16, keeps 8
             more bits of each weight in a byte), "displacement" (as accurate as float32 master weights; needs one more
             float32 tensor, and slice_p=1) or "nearest" (as the reference: most parameters never move). None:
-            "stochastic" for bfloat16, "displacement" for float16, or "stochastic" with slice_p > 1 or 8-bit state.
+            "24bit" for bfloat16; for float16 "displacement", or "stochastic" with slice_p > 1 or 8-bit state.
         backend: the name of a backend, for tests and benchmarks; never falls back.
         process_group: the ranks that share the estimate, a ProcessGroup or a DeviceMesh, where parameters do not tell
             (a pipeline's stages). None: those of the DTensors' meshes, or all, with FSDP1 or ``fsdp_in_use``.
@@ -231,7 +231,8 @@ class Prodigy(Readings, Optimizer):
 
     def compact_state_dict(self) -> dict[str, Any]:
         """Returns the state with 8-bit tensors as they are (``state_dtype="8bit"``), a quarter of what
-        :meth:`state_dict` gives for them; :meth:`load_state_dict` takes both, ``prodigyopt`` only the latter.
+        :meth:`state_dict` gives for them; :meth:`load_state_dict` takes both, ``prodigyopt`` only the latter. (State of
+        DTensors is as in ``state_dict``, so that it can move to other meshes.)
 
         Shares tensors with the optimizer; clone what must not change.
         """

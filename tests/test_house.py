@@ -175,7 +175,8 @@ print([str(w.message) for w in said])
 """
 
 
-@pytest.mark.parametrize("flags", [[], ["-O"]], ids=["plain", "optimized"])
+# Under -O torch has no bytecode yet, and takes ten seconds.
+@pytest.mark.parametrize("flags", [[], pytest.param(["-O"], marks=pytest.mark.slow)], ids=["plain", "optimized"])
 def test_a_module_of_other_sources_falls_back_with_its_reason(flags):
     result = subprocess.run([sys.executable, *flags, "-c", STALE], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .elements import masked
-from .rounding import FACTOR, SIZE, array, float_of, minus, plus, times, word_of
+from .rounding import FACTOR, array, float_of, minus, plus, times, word_of
 
 CODE_BLOCK = tl.constexpr(256)  # elements
 # The kinds of codes, each with its byte of a block's scale.
@@ -22,6 +22,7 @@ ROOT = tl.constexpr(1)
 S_CODE = tl.constexpr(2)
 DELTA = tl.constexpr(3)
 CODES = tl.constexpr(4)
+LANES = tl.constexpr(32)  # of a warp
 
 
 @triton.constexpr_function
@@ -38,8 +39,8 @@ def largest_code(code):
 
 @triton.constexpr_function
 def largest_size(code):
-    """Returns the largest size that a number may have, as bits."""
-    return 0x5F7F0000 if code == ROOT.value else 254 << 23
+    """Returns the largest size that a number may have."""
+    return 255.0 * 2.0**56 if code == ROOT.value else 2.0**127
 
 
 @triton.constexpr_function
@@ -55,47 +56,49 @@ def fourth(bits):
 
 
 @triton.jit
-def whole_number(value, random):
-    """Returns a number from 0 to 255 rounded to a whole one, uint32: up with the probability of its fractional part.
+def whole_number(value, ONE: tl.constexpr, random):
+    """Returns value / ONE, from 0 to 255, rounded to a whole number, uint32: up with the probability of its fraction.
 
-    As `(random >> 8) * 2^-24 < value - floor(value)` decides, in units of 2^-24.
+    With f = value / ONE, it is rounded up if `(random >> 8) * 2^-24 < f - floor(f)`. ONE: a power of two.
     """
-    units = tl.ceil(value * 16777216.0).to(tl.uint32)  # 2^24
-    return plus(units, (random >> 8) ^ 0xFFFFFF) >> 24
+    parts = tl.ceil(value * (16777216.0 / ONE)).to(tl.uint32)  # of 2^-24
+    return minus(plus(parts, 0xFFFFFF), random >> 8) >> 24
 
 
 # -- e4m3 --------------------------------------------------------------------------------------------------------------
 
-# Bits of 2^-6, the smallest normal number, and of 2^14; the difference of the exponents' biases, in e4m3's place.
-E4M3_NORMAL = tl.constexpr(121 << 23)
+# The smallest normal number, also as bits; the bits of 2^14; the difference of the exponents' biases.
+NORMAL = tl.constexpr(2.0**-6)
+NORMAL_BITS = tl.constexpr(121 << 23)
 TWO_TO_14 = tl.constexpr(141 << 23)
-E4M3_REBIAS = tl.constexpr(120 << 3)
+REBIAS = tl.constexpr(120 << 23)
 
 
 @triton.jit
 def e4m3_nearest(units):
     """Returns the code of a size in units, at most 448, rounded to nearest, ties to even."""
     word = word_of(units)
-    normal = minus(plus(word, ((word >> 20) & 1) + 0x7FFFF) >> 20, E4M3_REBIAS)
+    normal = minus(plus(word, (word >> 20) & 1), REBIAS - 0x7FFFF) >> 20
     # The last place of a number from 2^14 on is 2^-9, the unit of subnormal ones.
     subnormal = minus(word_of(units + 16384.0), TWO_TO_14)
-    return tl.where(word < E4M3_NORMAL, subnormal, normal)
+    return tl.where(units < NORMAL, subnormal, normal)
 
 
 @triton.jit
 def e4m3_stochastic(units, random):
     """Returns the code of a size in units, at most 448, rounded stochastically."""
-    word = word_of(units)
-    normal = minus(plus(word, random >> 12) >> 20, E4M3_REBIAS)
-    subnormal = whole_number(tl.where(word < E4M3_NORMAL, units, 0.0) * 512.0, random)
-    return tl.where(word < E4M3_NORMAL, subnormal, normal)
+    normal = minus(plus(word_of(units), random >> 12), REBIAS) >> 20
+    subnormal = whole_number(tl.where(units < NORMAL, units, 0.0), 0.001953125, random)  # 2^-9
+    return tl.where(units < NORMAL, subnormal, normal)
 
 
 @triton.jit
-def e4m3_size(code):
-    """Returns the size, in units, of the lower 7 bits of a code."""
-    # As bits of float32 they are 2^-120 of it, whether it is normal or not: the exponents' biases differ by so much.
-    return float_of((code & 0x7F) << 20) * 1.329227995784916e36  # 2^120
+def e4m3_number(code):
+    """Returns the number, in units, of a code."""
+    # As float32, sign, exponent and mantissa are 2^-120 of it, for the exponents' biases differ by so much; also if
+    # it is subnormal.
+    word = (code.to(tl.int8).to(tl.int32) << 20).to(tl.uint32) & 0x87F00000
+    return float_of(word) * 1.329227995784916e36  # 2^120
 
 
 # -- codes and numbers -------------------------------------------------------------------------------------------------
@@ -109,38 +112,34 @@ def unit(byte, CODE: tl.constexpr):
 
 @triton.jit
 def byte_of(sizes, CODE: tl.constexpr):
-    """Returns the bytes of blocks, uint32, from the sizes of their numbers, as bits."""
+    """Returns the bytes of blocks, uint32, from the sizes of their numbers."""
     carry: tl.constexpr = 0x7FFFFF - (largest_code(CODE) & 0x7FFFFF)
     least: tl.constexpr = (largest_code(CODE) >> 23) - bias(CODE)
-    largest = tl.max(tl.max(sizes, 2), 0)[None, :, None]
+    largest = tl.max(tl.max(word_of(sizes), 2), 0)[None, :, None]
     return minus(tl.maximum((largest + carry) >> 23, least), least)
 
 
 @triton.jit
 def decoded(code, byte, CODE: tl.constexpr):
     """Returns the numbers of codes, bytes, and of their blocks' bytes."""
-    if is_e4m3(CODE):
-        code = code.to(tl.uint32)
-        return float_of(word_of(e4m3_size(code) * unit(byte, CODE)) | ((code & 0x80) << 24))
-    else:
-        return code.to(tl.float32) * unit(byte, CODE)
+    number = e4m3_number(code) if is_e4m3(CODE) else code.to(tl.float32)
+    return number * unit(byte, CODE)
 
 
 @triton.jit
 def encoded(value, random, CODE: tl.constexpr):
     """Returns the codes of numbers, as they are stored, and the bytes of their blocks. random: not used for M."""
-    word = word_of(value)
-    size, sign = tl.minimum(word & SIZE, largest_size(CODE)), word >> 31
+    size, sign = tl.minimum(tl.abs(value), largest_size(CODE)), word_of(value) >> 31
     byte = byte_of(size, CODE)
-    scaled = float_of(size) * float_of(minus(127 + bias(CODE), byte) << 23)
+    scaled = size * float_of(minus(127 + bias(CODE), byte) << 23)
     if CODE == M:
         code = (e4m3_nearest(scaled) | (sign << 7)).to(tl.uint8)
     elif CODE == S_CODE:
         code = (e4m3_stochastic(scaled, random) | (sign << 7)).to(tl.uint8)
     elif CODE == ROOT:
-        code = tl.maximum(whole_number(scaled, random), (size > 0).to(tl.uint32)).to(tl.uint8)
+        code = tl.maximum(whole_number(scaled, 1.0, random), tl.minimum(word_of(size), 1)).to(tl.uint8)
     else:
-        whole = whole_number(scaled, random).to(tl.int32)
+        whole = whole_number(scaled, 1.0, random).to(tl.int32)
         code = tl.where(sign != 0, -whole, whole).to(tl.int8)
     return code, byte.to(tl.uint8)
 
@@ -167,6 +166,7 @@ def places(first, size, X: tl.constexpr, BLOCK: tl.constexpr):
     PART: tl.constexpr = CODE_BLOCK // PARTS
     block = first // CODE_BLOCK + tl.arange(0, BLOCK // CODE_BLOCK)[None, :, None]
     i = block * CODE_BLOCK + tl.arange(0, PARTS)[:, None, None] * PART + tl.arange(0, PART)[None, None, :]
+    i = tl.max_contiguous(i, [1, 1, 128 // X.primitive_bitwidth])
     return Places(i, i < size, block, block * CODE_BLOCK < size)
 
 
@@ -199,5 +199,6 @@ def store_codes(codes, scale, value, random, at, CODE: tl.constexpr):
     """Writes numbers, which are 0 where they are masked out; returns them as they are stored."""
     code, byte = encoded(value, random, CODE)
     tl.store(codes + at.i, code, at.mask)
-    tl.store(scale + at.block * CODES + CODE, byte, at.is_block)
+    lane = tl.arange(0, LANES)[None, None, :]  # of the warp that has the block: it need not tell the others
+    tl.store(scale + at.block * CODES + lane, byte, at.is_block & (lane == CODE))
     return decoded(code, byte, CODE)
