@@ -22,7 +22,6 @@ COPY, IN_PLACE = "copy", "in place"
 SAMPLED: dict[str, Any] = {"slice_p": 11}  # float16 is then rounded stochastically
 BFLOAT16: dict[str, Any] = {"state_dtype": torch.bfloat16}
 CODED: dict[str, Any] = {"state_dtype": "8bit"}
-BITS24: dict[str, Any] = {"low_precision": "24bit"}
 # In every step d moves, by a thousandth: unbounded, it would overflow.
 MOVES: dict[str, Any] = {"growth_rate": 1.001}
 FROZEN: dict[str, Any] = {"prodigy_steps": 1}
@@ -122,11 +121,8 @@ def storages(dtype: torch.dtype) -> dict[str, tuple[dict[str, Any], int]]:
         found["8-bit state"] = CODED, 2
         found["8-bit state, slice_p=11"] = CODED | SAMPLED, 2
     if dtype == torch.bfloat16:
-        found["24bit"] = BITS24, 5
-        found["24bit, bfloat16 state, slice_p=11"] = BITS24 | BFLOAT16 | SAMPLED, 4
-        found["24bit, 8-bit state, slice_p=11"] = BITS24 | CODED | SAMPLED, 2
         found["displacement"] = {"low_precision": "displacement"}, 6
-    if dtype == torch.float16:
+    if dtype.itemsize == 2:
         found["stochastic"] = {"low_precision": "stochastic"}, 5
     return found
 
