@@ -105,9 +105,7 @@ VARIANTS = {
     "torch_gradients", "torch_hooks", "torch_optim", "torch_state", "torch_tools",
 }  # fmt: skip
 # Files in which coverage finds nothing that others do not have.
-UNCOVERED = {
-    "bench_measure", "bench_peers", "bench_results", "convex_theory", "dcp", "paper", "paper_networks", "schedulers",
-}  # fmt: skip
+UNCOVERED = {"bench_peers", "bench_results", "dcp", "paper", "schedulers"}
 # Where the emulated kernels walk memory in ways of their own: under the sanitizers, and there only.
 WALKS = VARIANTS | {"index_maps"}
 
