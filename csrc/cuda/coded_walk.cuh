@@ -92,13 +92,20 @@ struct LaneNumbers {
 template <class Roots, class Lanes>
 __device__ __forceinline__ void update_numbers(const Numbers& grad, const Numbers& x, LaneNumbers& state, bool every,
                                                const Coefficients<float>& c, Lanes& sums) {
+  Numbers g;
+#pragma unroll
+  for (int e = 0; e < kLaneCodes; ++e) g.value[e] = gradient(grad.value[e], x.value[e], c);
+  if (every) {
+#pragma unroll
+    for (int e = 0; e < kLaneCodes; ++e) {
+      sums.add(e, sample(g.value[e], -state.delta.value[e], state.s.value[e], c));
+    }
+  }
 #pragma unroll
   for (int e = 0; e < kLaneCodes; ++e) {
-    const float g = gradient(grad.value[e], x.value[e], c);
-    if (every) sums.add(e, sample(g, -state.delta.value[e], state.s.value[e], c));
     float& root = state.roots.value[e];
     float v = root * root;
-    moments(g, state.m.value[e], v, c);
+    moments(g.value[e], state.m.value[e], v, c);
     root = Roots::root(v);
   }
 }
