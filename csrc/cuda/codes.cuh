@@ -65,7 +65,7 @@ __device__ __forceinline__ float whole_and_byte(std::uint32_t word, int which) {
 template <Code kCode>
 __device__ __forceinline__ Numbers numbers_of(const Codes& codes, std::uint32_t scale) {
   const float one = CodeTraits<kCode>::unit(byte_in<kCode>(scale));
-  const float unit = CodeTraits<kCode>::kFloats ? kE4M3Unit * one : one;
+  const float unit = CodeTraits<kCode>::kFloats ? kE4M3Unit * one : one;  // finite, and exact
   Numbers numbers;
 #pragma unroll
   for (int e = 0; e < kLaneCodes; ++e) {
@@ -112,9 +112,7 @@ __device__ __forceinline__ Codes encoded_floats(const Numbers& numbers, std::int
   };
   Codes codes;
 #pragma unroll
-  for (int e = 0; e < kLaneCodes; e += 4) {
-    codes.word[e / 4] = pair(e) | pair(e + 2) << 16;
-  }
+  for (int e = 0; e < kLaneCodes; e += 4) codes.word[e / 4] = pair(e) | pair(e + 2) << 16;
   return codes;
 }
 

@@ -70,9 +70,9 @@ __device__ __forceinline__ float approximate_reciprocal(float value) {
 
 // The larger one of two sizes; NaN is the largest.
 __device__ __forceinline__ float larger(float a, float b) {
-  float larger;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
-  return larger;
+  float size;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(size) : "f"(a), "f"(b));
+  return size;
 }
 
 // A number that, rounded up to a whole one, is whole_number(value, random); at most `value`, which is less than 2^22.

@@ -73,6 +73,7 @@ struct Coded : Stored<X, float, kWith> {
   using Roots = ApproximateRoots;
 };
 
+using ExtendedCoded = Coded<BFloat16, Beside::kLow>;
 using AnyCoded = Coded<AnyNumber, Beside::kAsked>;
 
 // -- sampling: which elements have s and x0 --------------------------------------------------------------------------
@@ -173,8 +174,8 @@ using UpdatePolicies = List<
     Policy<Coded<float>,               EveryPth,     128, 7, 32, 2>,
     Policy<Coded<BFloat16>,            EveryElement, 128, 5, 32>,
     Policy<Coded<BFloat16>,            EveryPth,     128, 6, 32, 4>,
-    Policy<Coded<BFloat16, Beside::kLow>, EveryElement, 128, 5, 32>,
-    Policy<Coded<BFloat16, Beside::kLow>, EveryPth,  128, 6, 32, 4>,
+    Policy<ExtendedCoded,              EveryElement, 128, 5, 32>,
+    Policy<ExtendedCoded,              EveryPth,     128, 6, 32, 4>,
     Policy<AnyCoded,                   AnySampling,  256, 2, 32, 4>,
     Policy<AnyStorage,                 AnySampling,  256, 2,  8>>;
 
