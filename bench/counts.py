@@ -19,6 +19,8 @@ def state_bytes(optimizer: Any) -> int:
         elif isinstance(value, (dict, list, tuple)):
             for item in value.values() if isinstance(value, dict) else value:
                 yield from tensors(item)
+        elif hasattr(value, "__dict__"):  # FlashOptim's state: an object with codes and scales
+            yield from tensors(vars(value))
 
     storages = (t.untyped_storage() for t in tensors(list(optimizer.state.values())))
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -1,5 +1,5 @@
-"""Compares pure bfloat16 and float16 with float32, from the same starts: the validation loss of the demo's GPT, and d
-on a regression where the reference never moves."""
+"""Compares pure bfloat16 and float16, and state in 16 and in 8 bits, with float32, from the same starts: the validation
+loss of the demo's GPT, and d there and on a regression where the reference never moves."""
 
 import argparse
 import copy
@@ -25,6 +25,13 @@ RUNS = {
     ),
     "bfloat16 nearest": (torch.bfloat16, {"low_precision": "nearest"}),
     "float16 displacement": (torch.float16, {"low_precision": "displacement"}),
+    "float32, 8-bit state": (torch.float32, {"state_dtype": "8bit"}),
+    "float32, slice_p=11": (torch.float32, {"slice_p": 11}),
+    "float32, 8-bit state, slice_p=11": (torch.float32, {"state_dtype": "8bit", "slice_p": 11}),
+    "bfloat16 24bit, 8-bit state, slice_p=11": (
+        torch.bfloat16,
+        {"low_precision": "24bit", "state_dtype": "8bit", "slice_p": 11},
+    ),
 }
 VALIDATION = 256  # sequences
 
@@ -50,14 +57,14 @@ def train(model, corpus, options, steps, batch, seed):
         return loss(model, *val).item(), optimizer.d
 
 
-def regressions(seeds):
-    """Returns d after 500 steps relative to float32's: for each start and mode, one of each seed."""
+def regressions(runs, seeds):
+    """Returns d after 500 steps relative to float32's: for each start and run, one of each seed."""
     found = {}
     for kind in START:
         exact = [regression(kind, seed=seed)[0] for seed in range(seeds)]
-        for mode in ("stochastic", "24bit", "displacement"):
-            ds = [regression(kind, torch.bfloat16, seed=seed, low_precision=mode)[0] for seed in range(seeds)]
-            found[f"{kind}, bfloat16 {mode}"] = [round(d / e, 3) for d, e in zip(ds, exact, strict=True)]
+        for name, (dtype, options) in runs.items():
+            ds = [regression(kind, dtype, seed=seed, **options)[0] for seed in range(seeds)]
+            found[f"{kind}, {name}"] = [round(d / e, 3) for d, e in zip(ds, exact, strict=True)]
     return found
 
 
@@ -68,26 +75,28 @@ def main():
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=12, help="sequences of 64 characters per step")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs", default="", help="a part of the names of those that are compared with float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "low_precision.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     corpus = Corpus(load_text())
-    results = {name: {"loss": [], "d": []} for name in RUNS}
+    runs = {name: run for name, run in RUNS.items() if name == "float32" or args.runs in name}
+    results = {name: {"loss": [], "d": []} for name in runs}
     for seed in range(args.seeds):
         torch.manual_seed(seed)
         start = GPT(len(corpus.vocabulary)).bfloat16().float()  # values that bfloat16 can represent
-        for name, (dtype, options) in RUNS.items():
+        for name, (dtype, options) in runs.items():
             end, d = train(copy.deepcopy(start).to(dtype), corpus, options, args.steps, args.batch, seed)
             results[name]["loss"].append(round(end, 4))
             results[name]["d"].append(float(f"{d:.4g}"))
             ratio = end / results["float32"]["loss"][seed]
-            print(f"seed {seed}: {name:36} validation loss {end:.4f}, {ratio:.4f} of float32's, d {d:.3g}", flush=True)
+            print(f"seed {seed}: {name:40} validation loss {end:.4f}, {ratio:.4f} of float32's, d {d:.3g}", flush=True)
     for figures in results.values():
         pairs = zip(figures["loss"], results["float32"]["loss"], strict=True)
         figures["of float32"] = round(sum(a / b for a, b in pairs) / args.seeds, 4)
     setting = {**rows.environment(torch.device("cpu"), "full"), "steps": args.steps, "batch": args.batch}
-    setting["d of float32"] = regressions(args.seeds)
+    setting["d of float32"] = regressions(runs, args.seeds)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps({**setting, "runs": results}, indent=1) + "\n")
 

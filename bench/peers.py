@@ -10,7 +10,7 @@ from typing import Any
 
 import gradients
 import torch
-from roofline import adamw_bytes, prodigy_bytes
+from roofline import adamw_bytes, coded_bytes, flash_bytes, prodigy_bytes
 from torch import Tensor, nn
 
 from prodigy_fused import Prodigy, backends
@@ -21,6 +21,8 @@ ANCHOR = "AdamW(fused)"
 COPY, IN_PLACE = "copy", "in place"
 SAMPLED: dict[str, Any] = {"slice_p": 11}  # float16 is then rounded stochastically
 BFLOAT16: dict[str, Any] = {"state_dtype": torch.bfloat16}
+CODED: dict[str, Any] = {"state_dtype": "8bit"}
+BITS24: dict[str, Any] = {"low_precision": "24bit"}
 # In every step d moves, by a thousandth: unbounded, it would overflow.
 MOVES: dict[str, Any] = {"growth_rate": 1.001}
 FROZEN: dict[str, Any] = {"prodigy_steps": 1}
@@ -42,6 +44,7 @@ class Peer:
     scans: bool = False  # takes part in the scan over sizes
     policies: bool = False  # takes part where all ways to store and to sample race
     trains: bool = True  # takes part in the training of the demo's GPT
+    gpu: bool = False  # runs on one only
     gradients: Callable[[Tensor, bool], Tensor] = gradients.normal  # what it makes of the numbers drawn
 
     @property
@@ -51,6 +54,8 @@ class Peer:
 
     def unfit(self, tensors: int, device: torch.device) -> str | None:
         """Returns why the peer is not measured on so many tensors; None if it is."""
+        if self.gpu and device.type != "cuda":
+            return "it needs a GPU"
         most = (self.most_tensors or {}).get(device.type, tensors)
         return None if tensors <= most else f"not on more than {most} tensors: it would take minutes"
 
@@ -76,6 +81,12 @@ def optimi(params: Any) -> Any:
     return importlib.import_module("optimi").AdamW(params, lr=1e-6, triton=triton)
 
 
+def flash(params: Any) -> Any:
+    """Makes FlashOptim's AdamW, with 24 bits of each 16-bit parameter; with float32 ones it takes no such option."""
+    bits = 24 if params[0].itemsize == 2 else None
+    return importlib.import_module("flashoptim").FlashAdamW(params, lr=1e-6, master_weight_bits=bits)
+
+
 @cache
 def fused_backends(device: torch.device) -> tuple[str, ...]:
     """Returns the names of our compiled backends that can take a float32 tensor on `device`, best first."""
@@ -92,19 +103,28 @@ def adam_bytes(dtype: torch.dtype) -> float:
 def our_bytes(dtype: torch.dtype, **options: Any) -> float:
     """Returns the bytes per parameter of our optimizer with these options, given the state that it then keeps."""
     p = nn.Parameter(torch.zeros(1, dtype=dtype))
-    optimizer = Prodigy([p], fused=False, **options)
+    optimizer = Prodigy([p], fused=False, **options, min_8bit_size=1)
     for _ in range(2):  # the second freezes an estimate that takes one step
         p.grad = torch.ones_like(p)
         optimizer.step()
     state, slice_p = optimizer.state[p], optimizer.param_groups[0]["slice_p"]
-    traits = {"displacement": "delta" in state, "frozen": "s" not in state, "moves": options.items() >= MOVES.items()}
-    return prodigy_bytes(dtype.itemsize, state["exp_avg_sq"].itemsize, slice_p, **traits)
+    beside = sum(state[key].itemsize for key in ("delta", "low") if key in state)
+    if state["exp_avg_sq"].dtype == torch.uint8:
+        return coded_bytes(dtype.itemsize, slice_p, beside)
+    traits = {"frozen": "s" not in state, "moves": options.items() >= MOVES.items()}
+    return prodigy_bytes(dtype.itemsize, state["exp_avg_sq"].itemsize, slice_p, beside, **traits)
 
 
 def storages(dtype: torch.dtype) -> dict[str, tuple[dict[str, Any], int]]:
     """Returns the ways to store state that are not the default: options, and how many tensors are kept."""
     found: dict[str, tuple[dict[str, Any], int]] = {"bfloat16 state": (BFLOAT16, 5)}
+    if dtype != torch.float64:
+        found["8-bit state"] = CODED, 2
+        found["8-bit state, slice_p=11"] = CODED | SAMPLED, 2
     if dtype == torch.bfloat16:
+        found["24bit"] = BITS24, 5
+        found["24bit, bfloat16 state, slice_p=11"] = BITS24 | BFLOAT16 | SAMPLED, 4
+        found["24bit, 8-bit state, slice_p=11"] = BITS24 | CODED | SAMPLED, 2
         found["displacement"] = {"low_precision": "displacement"}, 6
     if dtype == torch.float16:
         found["stochastic"] = {"low_precision": "stochastic"}, 5
@@ -172,6 +192,16 @@ def others() -> list[Peer]:
         Peer("AdamW(for-loop)", adamw(foreach=False), tensors=3),
         Peer("optimi AdamW", optimi, "torch-optimi", tensors=3, spare=1),
         Peer("apex FusedAdam", imported("apex.optimizers", "FusedAdam", lr=1e-6), "apex", adam_bytes, tensors=3),
+        Peer(
+            "FlashOptim AdamW",
+            flash,
+            "flashoptim",
+            lambda dtype: flash_bytes(dtype.itemsize),
+            tensors=3,
+            gpu=True,
+            policies=True,
+            trains=False,
+        ),
         Peer("prodigyopt", imported("prodigyopt", "Prodigy"), "prodigyopt", scans=True, policies=True),
         Peer("pytorch_optimizer Prodigy", imported("pytorch_optimizer", "Prodigy"), "pytorch_optimizer", spare=1),
         # It samples every 11th element and offers no other number.

@@ -21,7 +21,7 @@ def prodigy_bytes(
     x: int = 4,
     state: int = 4,
     slice_p: int = 1,
-    displacement: bool = False,
+    beside: int = 0,
     frozen: bool = False,
     moves: bool = False,
 ) -> float:
@@ -31,18 +31,35 @@ def prodigy_bytes(
         x: bytes per element of the parameter, its gradient and x0.
         state: bytes per element of m, v and s.
         slice_p: s and x0 are read, and s is written, at every p-th element only.
-        displacement: x - x0 in float32 is read and written, too. Needs all of x0.
+        beside: bytes per element kept beside x, read and written, too: 4 of a displacement, 1 of 24 bits.
         frozen: the estimate is fixed: there is no s, and x0 is not read.
         moves: d moves, so that x is corrected: reads x, m, v again, and writes x.
     """
     sampled = 0 if frozen else (2 * state + x) / slice_p
     passes = 2 if moves else 1
-    return adamw_bytes(x, state) + sampled + (passes - 1) * 2 * (x + state) + passes * (2 * 4 if displacement else 0)
+    return adamw_bytes(x, state) + sampled + (passes - 1) * 2 * (x + state) + passes * 2 * beside
 
 
-def adamw_bytes(x: int = 4, state: int = 4) -> float:
+def adamw_bytes(x: int = 4, state: float = 4) -> float:
     """Returns the bytes per parameter of a fused AdamW: reads g, x, m, v, writes x, m, v."""
     return 3 * x + 4 * state
+
+
+def coded_bytes(x: int = 4, slice_p: int = 1, beside: int = 0) -> float:
+    """Returns the bytes per parameter of the update pass with state in 8 bits: each 256 codes have a scale of a byte.
+
+    Args:
+        x, beside: as of `prodigy_bytes`.
+        slice_p: with 1, s and x - x0 are codes, read and written; else s is float32, and x0 as the parameter.
+    """
+    code = 1 + 1 / 256
+    return adamw_bytes(x, code) + (4 * code if slice_p == 1 else (2 * 4 + x) / slice_p) + 2 * beside
+
+
+def flash_bytes(x: int = 4) -> float:
+    """Returns the bytes per parameter of FlashOptim's AdamW: m and v have 8 bits, and a scale of two bytes for each 32
+    elements, and a 16-bit x has a byte beside it."""
+    return 3 * x + 4 * (1 + 2 / 32) + (2 if x == 2 else 0)
 
 
 def prodigyopt_bytes(x: int = 4) -> float:

@@ -26,6 +26,7 @@ from .estimate import members
 from .low_precision import mode_of
 from .options import Group
 from .redistribute import local_gradients
+from .sampling import warn_of_columns
 from .sharding import Span
 from .step import BucketKey, Slot, Step
 from .tensors import MemoryRuns, check_gradient, check_materialised, check_parameter
@@ -139,6 +140,7 @@ class PlanSet:
         self.slots = merged(self.slots, list(chain.from_iterable(buckets.values())))
         self._new = []
         self.built = True
+        warn_of_columns(self.slots, self.created)
 
     def _slot(self, index: int) -> Slot:
         p, owner, where = self.params[index], self.owners[index], self.maps.get(index)

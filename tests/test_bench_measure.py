@@ -220,6 +220,8 @@ def test_a_storage_that_two_states_share_is_counted_once():
     shared = torch.zeros(10)
     optimizer = SimpleNamespace(state={0: {"a": shared, "b": [shared[:5], torch.zeros(1)]}, 1: {"k": 3}})
     assert counts.state_bytes(optimizer) == 44
+    optimizer.state[2] = {"m": SimpleNamespace(codes=torch.zeros(8, dtype=torch.int8), scales=torch.zeros(1).half())}
+    assert counts.state_bytes(optimizer) == 44 + 8 + 2
 
 
 def test_extra_memory_is_the_peak_and_not_the_sum():

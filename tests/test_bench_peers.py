@@ -1,5 +1,8 @@
 """bench/: the peers and the workloads, the cost model, and the benchmarks of the parts of a step."""
 
+import sys
+from types import SimpleNamespace
+
 import benchmarks
 import compiled_foreach
 import peers
@@ -75,7 +78,21 @@ def test_the_backends_of_this_machine_are_found():
 
 def test_bfloat16_has_its_own_peers():
     names = {peer.name for peer in peers.table(CPU, torch.bfloat16)} - {peer.name for peer in peers.table(CPU)}
-    assert names == {"prodigy_fused(cpu, displacement)", "torchao AdamW, stochastic"}
+    kept = ("24bit", "24bit, bfloat16 state, slice_p=11", "24bit, 8-bit state, slice_p=11", "displacement")
+    ours = {f"prodigy_fused(cpu, {what})" for what in kept}
+    assert names == {*ours, "torchao AdamW, stochastic"}
+
+
+def test_a_peer_that_needs_a_gpu_says_so():
+    (flash,) = (peer for peer in peers.table(CPU) if peer.package == "flashoptim")
+    assert flash.unfit(1, CPU) == "it needs a GPU" and flash.unfit(1, torch.device("cuda")) is None
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "flashoptim", SimpleNamespace(FlashAdamW=lambda _, **options: made.append(options)))
+        for dtype in (torch.float32, torch.bfloat16):
+            flash.make([nn.Parameter(torch.ones(1, dtype=dtype))])
+    assert [options["master_weight_bits"] for options in made] == [None, 24]
+    assert [flash.count(dtype) for dtype in (torch.float32, torch.bfloat16)] == [16.25, 12.25]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
@@ -88,6 +105,11 @@ def test_variants_can_be_made_and_their_bytes_are_known(dtype):
     assert counts["prodigy_fused(cpu, d moves)"](torch.float32) == 56
     assert counts["prodigy_fused(cpu, frozen)"](torch.float32) == 28
     assert counts["prodigy_fused(cpu, bfloat16 state)"](torch.bfloat16) == 20
+    counts = {peer.name: peer.count for peer in peers.own(CPU, torch.bfloat16) if peer.count}
+    assert counts["prodigy_fused(cpu, 24bit)"](torch.bfloat16) == 34
+    assert counts["prodigy_fused(cpu, displacement)"](torch.bfloat16) == 40
+    coded = counts["prodigy_fused(cpu, 24bit, 8-bit state, slice_p=11)"](torch.bfloat16)
+    assert coded == roofline.coded_bytes(2, 11, beside=1)
 
 
 def test_most_variants_take_part_only_where_all_of_them_race():
@@ -108,12 +130,21 @@ BYTES = {
     # g, x, x0 of 2 bytes, x written; m, v, s of 4, read and written
     "bfloat16": (roofline.prodigy_bytes(x=2), 2 + 2 + 2 + 2 + 24),
     # x is read all the same, to see whether the caller has written to it; x - x0 is read and written
-    "bfloat16, displacement": (roofline.prodigy_bytes(x=2, displacement=True), 32 + 4 + 4),
+    "bfloat16, displacement": (roofline.prodigy_bytes(x=2, beside=4), 32 + 4 + 4),
     "float64": (roofline.prodigy_bytes(x=8, state=8), 80),
     "frozen": (roofline.prodigy_bytes(frozen=True, slice_p=11), 28),  # an AdamW
     # d moves: x, m, v are read once more, x is written
     "moving": (roofline.prodigy_bytes(moves=True), 56),
-    "moving displacement": (roofline.prodigy_bytes(x=2, displacement=True, moves=True), 40 + 2 + 4 + 4 + 2 + 8),
+    "moving displacement": (roofline.prodigy_bytes(x=2, beside=4, moves=True), 40 + 2 + 4 + 4 + 2 + 8),
+    # g, x, x', and four codes, read and written; with samples two codes, and at every 11th element s and x0
+    "8 bits": (roofline.coded_bytes(), 12 + 8 + 8 / 256),
+    "8 bits, sampled": (roofline.coded_bytes(slice_p=11), 12 + 4 + 4 / 256 + 12 / 11),
+    "8 and 24 bits, sampled": (roofline.coded_bytes(2, 11, beside=1), 6 + 2 + 4 + 4 / 256 + 10 / 11),
+    # the byte is read and written
+    "24 bits": (roofline.prodigy_bytes(x=2, beside=1), 32 + 2),
+    "24 bits, moving": (roofline.prodigy_bytes(x=2, beside=1, moves=True), 34 + 2 + 4 + 4 + 2 + 2),
+    # g, x, x', m, v of 2 bytes; m, v written; a byte; at every 11th element s, read and written, and x0
+    "24 bits, 16-bit state, sampled": (roofline.prodigy_bytes(2, 2, 11, beside=1), 14 + 2 + 6 / 11),
 }
 
 

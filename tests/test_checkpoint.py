@@ -129,6 +129,7 @@ OWN_OPTIONS = {
     "maximize": {"maximize": True},
     "state in bfloat16": {"state_dtype": "bfloat16"},
     "state in the parameters' dtype": {"state_dtype": None, "slice_p": 2},
+    "state in 8 bits": {"state_dtype": "8bit", "min_8bit_size": 1},
     "displacement": {"low_precision": "displacement"},
     "d_limit": {"d_limit": 1.5 * D0},
     "split_groups": {"split_groups": True, "slice_p": 2},

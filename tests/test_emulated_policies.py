@@ -27,12 +27,12 @@ POLICIES = [
     (torch.float32, SAMPLED),
     (torch.float32, FROZEN),
     (torch.float64, SAMPLED),
-    (torch.bfloat16, {}),
-    (torch.bfloat16, SAMPLED),
-    (torch.bfloat16, FROZEN),
-    (torch.bfloat16, NARROW),
-    (torch.bfloat16, SAMPLED | NARROW),
-    (torch.bfloat16, FROZEN | NARROW),
+    (torch.bfloat16, STOCHASTIC),
+    (torch.bfloat16, STOCHASTIC | SAMPLED),
+    (torch.bfloat16, STOCHASTIC | FROZEN),
+    (torch.bfloat16, STOCHASTIC | NARROW),
+    (torch.bfloat16, STOCHASTIC | SAMPLED | NARROW),
+    (torch.bfloat16, STOCHASTIC | FROZEN | NARROW),
     (torch.bfloat16, DISPLACED),
     (torch.bfloat16, EXTENDED),
     (torch.bfloat16, EXTENDED | SAMPLED),
@@ -157,7 +157,7 @@ def test_the_tables_are_tried_entirely():
 @pytest.mark.parametrize(("policy", "dtype"), [(1, torch.float32), (5, torch.bfloat16)], ids=str)
 def test_samples(policy, dtype, slice_p):
     """Also where there are none in most chunks, or in all but the first."""
-    both = [train(start(name, policy, dtype, {"slice_p": slice_p})) for name in ("emulated", "cpu")]
+    both = [train(start(name, policy, dtype, STOCHASTIC | {"slice_p": slice_p})) for name in ("emulated", "cpu")]
     assert emulated.native.policy() == policy
     check(*both)
 
@@ -171,8 +171,8 @@ def test_no_momentum(policy):
 
 
 def test_gradients_of_another_type_run_in_the_last_policy():
-    opt = start("emulated", 4, torch.bfloat16, {})
-    other = start("cpu", 4, torch.bfloat16, {})
+    opt = start("emulated", 4, torch.bfloat16, STOCHASTIC)
+    other = start("cpu", 4, torch.bfloat16, STOCHASTIC)
     for wide in (False, True, False):
         for o in (opt, other):
             for p in params(o):

@@ -24,6 +24,8 @@ OPTIONS = {
     "bfloat16, no momentum": {"dtype": torch.bfloat16, "betas": (0.0, 0.99), "slice_p": 2},
     "displacement": {"dtype": torch.bfloat16, "low_precision": "displacement"},
     "24 bits": {"dtype": torch.bfloat16, "low_precision": "24bit", "slice_p": 3},
+    "8 bits": {"state_dtype": "8bit", "min_8bit_size": 1},
+    "8 bits, bfloat16": {"state_dtype": "8bit", "min_8bit_size": 1, "dtype": torch.bfloat16, "slice_p": 2},
     "float16": {"dtype": torch.float16, "slice_p": 2},
 }
 exact = pytest.mark.parametrize("options", OPTIONS)

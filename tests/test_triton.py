@@ -122,6 +122,7 @@ def test_gradients_of_either_type_give_the_same_bits(slice_p):
 @needs_triton
 def test_only_whole_aligned_eights_are_taken_in_16_bytes():
     from prodigy_fused.triton_kernels.tables import TENSOR_FIELDS, Gradient, Tensor
+    from triton import language as tl
 
     from prodigy_fused.triton_kernels import elements
 
@@ -129,17 +130,18 @@ def test_only_whole_aligned_eights_are_taken_in_16_bytes():
     aligned = getattr(elements.is_aligned, "fn", elements.is_aligned)
     arrays = {"x", "m", "v", "numel"}
     kinds = (
-        (elements.SOME, elements.AS_IT_IS, set()),
-        (elements.ALL, elements.AS_IT_IS, {"s", "x0"}),
-        (elements.NONE, elements.DISPLACED, {"x0", "delta"}),
-        (elements.NONE, elements.EXTENDED, {"low"}),
+        (tl.float32, elements.SOME, elements.AS_IT_IS, set()),
+        (tl.float32, elements.ALL, elements.AS_IT_IS, {"s", "x0"}),
+        (tl.float32, elements.NONE, elements.DISPLACED, {"x0", "delta"}),
+        (tl.float32, elements.NONE, elements.EXTENDED, {"low"}),
+        (tl.uint8, elements.ALL, elements.AS_IT_IS, {"s", "x0", "delta"}),
     )
-    for samples, kept, more in kinds:
-        assert aligned(tensor, Gradient(1 << 10, 32), samples, kept)
-        assert not aligned(tensor, Gradient(1 << 3, 32), samples, kept)
+    for *kind, more in kinds:
+        assert aligned(tensor, Gradient(1 << 10, 32), *kind)
+        assert not aligned(tensor, Gradient(1 << 3, 32), *kind)
         for field in {"x", "m", "v", "s", "x0", "delta", "low", "numel"}:
             moved = tensor._replace(**{field: (1 << 10) + 4})
-            assert aligned(moved, Gradient(1 << 10, 32), samples, kept) == (field not in arrays | more)
+            assert aligned(moved, Gradient(1 << 10, 32), *kind) == (field not in arrays | more)
 
 
 def laid_out(t):

@@ -34,7 +34,7 @@ def built(kernel, policy, target):
     constants = {
         "T": tl.float64 if dtype == "float64" else tl.float32,
         "X": getattr(tl, dtype),
-        "S": getattr(tl, state),
+        "S": tl.uint8 if state == "8bit" else getattr(tl, state),
         "G": gradients and getattr(tl, gradients),
         "SAMPLES": getattr(elements, samples).value,
         "KEPT": getattr(elements, kept).value,

@@ -1,14 +1,14 @@
 """The elements of a chunk: which of them a block has, and how their values are loaded and stored.
 
 Constants, the same for all tensors of a plan: X, the type of x and x0; G, that of the gradients, or None if each
-gradient has X or float32; S, that of m, v and s; SAMPLES, which elements have an s and enter the sums; KEPT, what the
-step moves. ALIGNED: see `is_aligned`.
+gradient has X or float32; S, that of m, v and s, or uint8 where they are codes (codes.py); SAMPLES, which elements have
+an s and enter the sums; KEPT, what the step moves. ALIGNED: see `is_aligned`.
 """
 
 import triton
 import triton.language as tl
 
-from .rounding import array, displacement, kept_value, load, stochastic_24, store
+from .rounding import array, displacement, kept_value, load, nearest, stochastic, stochastic_24, store, widen
 
 # SAMPLES. None: the estimate is frozen.
 NONE = tl.constexpr(0)
@@ -20,8 +20,14 @@ DISPLACED = tl.constexpr(1)  # x is x0 + delta, rounded, and delta a float32
 EXTENDED = tl.constexpr(2)  # x is a bfloat16, and low has 8 more of its bits
 
 
+@triton.constexpr_function
+def is_coded(S):
+    """Returns whether m, v, and s unless it is of samples, are codes."""
+    return tl.uint8 == S
+
+
 @triton.jit
-def is_aligned(t, grad, SAMPLES: tl.constexpr, KEPT: tl.constexpr):
+def is_aligned(t, grad, S: tl.constexpr, SAMPLES: tl.constexpr, KEPT: tl.constexpr):
     """Returns whether all arrays with a chunk's index start at a multiple of 16 bytes, and eight elements are whole.
 
     Of a shard they are whole in the whole tensor, too: so each eight share a hash.
@@ -33,6 +39,8 @@ def is_aligned(t, grad, SAMPLES: tl.constexpr, KEPT: tl.constexpr):
         addresses |= t.delta | t.x0
     if KEPT == EXTENDED:
         addresses |= t.low
+    if is_coded(S):
+        addresses |= t.delta
     return (addresses % 16 == 0) & ((t.numel | t.base) % 8 == 0)
 
 
@@ -95,6 +103,23 @@ def position_of(x, x0, delta, X: tl.constexpr, KEPT: tl.constexpr):
         return x0 + position, position, x0, -position
     else:
         return x, x, tl.zeros_like(x), x0 - x
+
+
+@triton.jit
+def store_x(x, low, value, mask, t, random, X: tl.constexpr, KEPT: tl.constexpr):
+    """Writes x, and low where there is one; returns x as it is stored, with all the bits that are kept."""
+    if KEPT == EXTENDED:
+        new_x, new_low = stochastic_24(value, random)
+        tl.store(x, new_x, mask)
+        tl.store(low, new_low, mask)
+        return kept_value(new_x, new_low)
+    elif X.primitive_bitwidth == 16:
+        rounded = stochastic(value, random, X) if t.stochastic else nearest(value, X)
+        tl.store(x, rounded, mask)
+        return widen(rounded, X)
+    else:
+        tl.store(x, value, mask)
+        return value
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The two kernels of a step, which walk all chunks of all tensors (walk.py).
+"""The two kernels of a step, which walk all chunks of all tensors (chunk.py).
 
 *update* computes m, v, s, and x with the old d, in one pass, and gathers the sums; *finish* derives d_new from them and
 gives x the reference's value. Both are persistent: some programs share the chunks of all tensors.
@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from . import elements  # noqa: F401, for the host
+from .chunk import finish_chunk, update_chunk
 from .estimate import accumulate, advance
 from .rule import NOTHING, coefficients, finish_of
 from .tables import (
@@ -32,7 +33,6 @@ from .tables import (
     order_of,
     store_estimates,
 )
-from .walk import finish_chunk, update_chunk
 
 ESTIMATES = tl.constexpr(128)  # that a program looks at at a time
 

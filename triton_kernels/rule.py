@@ -191,28 +191,27 @@ def moments(g, m, v, c):
 
 
 @triton.jit
-def step(position, x, m, v, decay, dlr, d_eps):
-    """position <- position - (decay*x + dlr * m / (sqrt(v) + d*eps))."""
-    return position - (decay * finite_or_zero(x) + dlr * divide(m, square_root(v) + d_eps))
+def step(position, x, m, root, decay, dlr, d_eps):
+    """position <- position - (decay*x + dlr * m / (sqrt(v) + d*eps)); root: sqrt(v), as in the next two."""
+    return position - (decay * finite_or_zero(x) + dlr * divide(m, root + d_eps))
 
 
 @triton.jit
-def correct(position, m, v, c):
+def correct(position, m, root, c):
     """position <- position + dlr * (m / (sqrt(v) + d*eps) - m / (sqrt(v) + d_new*eps)).
 
     Replaces d*eps by d_new*eps in the step that *update* took.
     """
-    root = square_root(v)
     return position + c.dlr * (divide(m, root + c.old_d_eps) - divide(m, root + c.d_eps))
 
 
 @triton.jit
-def undo(position, origin, m, v, c):
+def undo(position, origin, m, root, c):
     """position <- (position + decay*origin + dlr * m / (sqrt(v) + d*eps)) / (1 - decay).
 
     Takes the step of *update* back, to one rounding, because it turned out not to be a step.
     """
-    before = position + c.decay * finite_or_zero(origin) + c.dlr * divide(m, square_root(v) + c.d_eps)
+    before = position + c.decay * finite_or_zero(origin) + c.dlr * divide(m, root + c.d_eps)
     return divide(before, 1 - c.decay)
 
 

@@ -25,8 +25,9 @@ class Tensor(NamedTuple):
     v: Any
     s: Any  # 0: the tensor is not sampled, because its estimate is frozen
     x0: Any  # 0: x0 is zero everywhere, or not needed
-    delta: Any  # where there is one, x is x0 + delta, rounded
+    delta: Any  # where there is one, x is x0 + delta, rounded; or codes of x - x0, in the place of x0
     low: Any  # where there is one, 8 more bits of x
+    scale: Any  # where there is one, m, v and s are codes
     numel: Any
     base: Any  # of a shard, the index of its first element in the whole tensor; else 0
     slice_p: Any  # with slice_p > 1, s and x0 are packed samples
@@ -229,6 +230,7 @@ def load_tensor(tensors, index):
         x0=tl.load(row + word(_TENSOR, "x0")),
         delta=tl.load(row + word(_TENSOR, "delta")),
         low=tl.load(row + word(_TENSOR, "low")),
+        scale=tl.load(row + word(_TENSOR, "scale")),
         numel=tl.load(row + word(_TENSOR, "numel")),
         base=tl.load(row + word(_TENSOR, "base")),
         slice_p=tl.load(row + word(_TENSOR, "slice_p")),

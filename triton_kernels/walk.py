@@ -14,9 +14,7 @@ import triton.language as tl
 from .elements import (
     ALL,
     DISPLACED,
-    SOME,
     block_of,
-    is_aligned,
     load_grads,
     load_x,
     masked,
@@ -24,7 +22,7 @@ from .elements import (
     size_of,
     store_position,
 )
-from .rounding import CORRECTION_STREAM, STEP_STREAM, array, draw, load, random_bits, second, store, third
+from .rounding import array, draw, load, second, store, third
 from .rule import (
     CORRECT,
     STEP,
@@ -33,11 +31,11 @@ from .rule import (
     gradient,
     moments,
     sample,
+    square_root,
     step,
     undo,
     without_step,
 )
-from .samples import sample_walk
 
 THREADS = tl.constexpr(128)  # of a program
 
@@ -106,7 +104,7 @@ def update_walk(
             norm += folded(norm_terms)
             store(s + i, new_s, mask, S, True, third(bits) if S.primitive_bitwidth == 16 else 0)
         new_m, new_v = moments(g, old_m, old_v, c)
-        position = step(position, old_x, new_m, new_v, decay, dlr, c.d_eps)
+        position = step(position, old_x, new_m, square_root(new_v), decay, dlr, c.d_eps)
         store(v + i, new_v, mask, S, True, second(bits) if S.primitive_bitwidth == 16 else 0)
         store(m + i, new_m, with_momentum, S)
         store_position(x + i, delta + i, low + i, position, origin, with_momentum, t, bits, X, KEPT)
@@ -117,34 +115,11 @@ def update_walk(
 
 
 @triton.jit
-def update_chunk(
-    order, t, grad, begin, c, X: tl.constexpr, S: tl.constexpr, G: tl.constexpr, SAMPLES: tl.constexpr,
-    KEPT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Updates m, v, s and x of a chunk, x with the old d.
-
-    Returns the chunk's part of lr*bc * sum <g, x0 - x> and of sum |s|, in float64.
-    """
-    random = random_bits(c.k, t.index, STEP_STREAM, t.base + begin)
-    dot, norm = tl.zeros([], tl.float64), tl.zeros([], tl.float64)
-    if SAMPLES == SOME:
-        size = size_of(t, begin, CHUNK, False)
-        dot, norm = sums_of(*sample_walk(order, t, grad, random, begin, size, c, X, S, G, KEPT, CHUNK, 2 * THREADS))
-        tl.debug_barrier()  # the walk overwrites the x of the samples
-    if is_aligned(t, grad, SAMPLES, KEPT):
-        all_dot, all_norm = update_walk(t, grad, random, begin, c, X, S, G, SAMPLES, KEPT, CHUNK, BLOCK, True)
-    else:
-        all_dot, all_norm = update_walk(t, grad, random, begin, c, X, S, G, SAMPLES, KEPT, CHUNK, BLOCK, False)
-    return (dot + all_dot) * c.dot_weight, norm + all_norm
-
-
-@triton.jit
 def finish_walk(
-    t, grad, begin, c, how, X: tl.constexpr, S: tl.constexpr, G: tl.constexpr, KEPT: tl.constexpr,
+    t, grad, random, begin, c, how, X: tl.constexpr, S: tl.constexpr, G: tl.constexpr, KEPT: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Moves x of a chunk: `how` is STEP, the step that was deferred; CORRECT; or UNDO, the step taken back."""
-    random = random_bits(c.k, t.index, tl.where(how == STEP, STEP_STREAM, CORRECTION_STREAM), t.base + begin)
     ROUNDS: tl.constexpr = X.primitive_bitwidth == 16 and KEPT != DISPLACED
     size = size_of(t, begin, CHUNK, ALIGNED)
     lead = 0 if ALIGNED or not ROUNDS else random.lead
@@ -165,22 +140,10 @@ def finish_walk(
         if how == STEP:
             if not c.momentum:
                 new_m = c.d_new * finite_or_zero(gradient(new_m, old_x, c))
-            position = step(position, old_x, new_m, new_v, c.decay, c.dlr, c.d_eps)
+            position = step(position, old_x, new_m, square_root(new_v), c.decay, c.dlr, c.d_eps)
         elif how == CORRECT:
-            position = correct(position, new_m, new_v, c)
+            position = correct(position, new_m, square_root(new_v), c)
         else:
-            position = undo(position, origin, new_m, new_v, c)
+            position = undo(position, origin, new_m, square_root(new_v), c)
         bits = draw(random, i) if ROUNDS else 0
         store_position(x + i, delta + i, low + i, position, origin, mask, t, bits, X, KEPT)
-
-
-@triton.jit
-def finish_chunk(
-    t, grad, begin, c, how, X: tl.constexpr, S: tl.constexpr, G: tl.constexpr, SAMPLES: tl.constexpr,
-    KEPT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Moves x of a chunk, see `finish_walk`."""
-    if is_aligned(t, grad, SAMPLES, KEPT):
-        finish_walk(t, grad, begin, c, how, X, S, G, KEPT, CHUNK, BLOCK, True)
-    else:
-        finish_walk(t, grad, begin, c, how, X, S, G, KEPT, CHUNK, BLOCK, False)

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "cpu/codes.h"
 #include "cpu/halves.h"
 #include "prodigy/rule.h"
 #include "prodigy/table.h"
@@ -33,13 +34,14 @@ struct Arrays {
   float* __restrict delta;
   std::int32_t* __restrict low;            // a copy
   const std::uint32_t* __restrict random;  // per element, if anything is rounded stochastically
+  const float* __restrict before;          // a copy of x as it was, where x - x0 is in codes
 };
 
 // Room for the copies, in the first-level cache. float64 is never copied.
 template <class T>
 struct Scratch {
   static constexpr int kSize = std::is_same_v<T, float> ? kBlock : 1;
-  alignas(64) T x[kSize], grad[kSize], m[kSize], v[kSize], s[kSize], x0[kSize];
+  alignas(64) T x[kSize], grad[kSize], m[kSize], v[kSize], s[kSize], x0[kSize], before[kSize];
   alignas(64) std::uint32_t random[kSize];
   alignas(64) std::int32_t low[kSize];  // Note [Bytes in words]
 };
@@ -107,7 +109,7 @@ PRODIGY_INLINE void open_position(const Tensor& t, std::int64_t begin, int n, Sc
 
 // Stores the copies of x and low.
 template <class X, class S>
-PRODIGY_INLINE void close_position(const Tensor& t, std::int64_t begin, int n, const Arrays<X, S>& a) {
+PRODIGY_INLINE void store_position(const Tensor& t, std::int64_t begin, int n, const Arrays<X, S>& a) {
   if constexpr (std::is_same_v<X, float>) {
     if (!is_half(t.type)) return;
     std::uint16_t* to = halves(t.x, begin);
@@ -122,6 +124,29 @@ PRODIGY_INLINE void close_position(const Tensor& t, std::int64_t begin, int n, c
     }
   }
   if (t.low != nullptr) bytes_of_words_run(a.low, n, t.low + begin);
+}
+
+// For an x - x0 in codes: x as it was.
+template <class X, class S>
+PRODIGY_INLINE void keep_position(const Tensor& t, int n, Scratch<Wide<X>>& scratch, Arrays<X, S>& a) {
+  if constexpr (std::is_same_v<X, float>) {
+    if (t.moved != nullptr) a.before = std::copy_n(a.x, n, scratch.before) - n;
+  }
+}
+
+// The end of a change to x.
+template <class X, class S>
+PRODIGY_INLINE void close_position(const Tensor& t, std::int64_t begin, int n, const Arrays<X, S>& a) {
+  store_position(t, begin, n, a);
+  if constexpr (std::is_same_v<X, float>) {
+    if (a.before == nullptr) return;
+    if (t.low != nullptr) {
+      kept_run(halves(t.x, begin), a.low, n, a.x);
+    } else if (is_half(t.type)) {
+      widen_run(t.type, halves(t.x, begin), n, a.x);
+    }
+    move_run(t, begin, n, a.before, a.x, a.random);
+  }
 }
 
 // Random bits for the block, in `scratch`; null if it needs none. Unless g, the index of the block's first element in
@@ -143,9 +168,12 @@ PRODIGY_INLINE Arrays<X, S> open_update(const Tensor& t, const Gradient& grad, s
   Arrays<X, S> a{};
   open_position(t, begin, n, scratch, a);
   a.grad = open<X>(grad.type, grad.data, begin, n, scratch.grad);
-  a.v = open<S>(t.state_type, t.v, begin, n, scratch.v);
-  if (momentum) a.m = open<S>(t.state_type, t.m, begin, n, scratch.m);
-  if (t.s == nullptr || (t.slice_p > 1 && t.order.dims > 0)) return a;
+  if (!is_coded(t.state_type)) {
+    a.v = open<S>(t.state_type, t.v, begin, n, scratch.v);
+    if (momentum) a.m = open<S>(t.state_type, t.m, begin, n, scratch.m);
+  }
+  if (momentum && is_half(t.type)) keep_position(t, n, scratch, a);
+  if (t.s == nullptr || t.moved != nullptr || (t.slice_p > 1 && t.order.dims > 0)) return a;
   a.s = open<S>(t.state_type, t.s, samples.first, samples.count, scratch.s);
   if (t.delta == nullptr) {
     a.x0 = t.x0 ? open<X>(t.type, t.x0, samples.first, samples.count, scratch.x0) : kZeros<X>;
@@ -175,12 +203,17 @@ PRODIGY_INLINE Arrays<T, T> open_finish(const Tensor& t, const Gradient& grad, s
                                         Scratch<T>& scratch) {
   Arrays<T, T> a{};
   open_position(t, begin, n, scratch, a);
-  a.v = open<T>(t.state_type, t.v, begin, n, scratch.v);
-  if (momentum) {
-    a.m = open<T>(t.state_type, t.m, begin, n, scratch.m);
-  } else {
-    a.grad = open<T>(grad.type, grad.data, begin, n, scratch.grad);
+  keep_position(t, n, scratch, a);
+  if (!momentum) a.grad = open<T>(grad.type, grad.data, begin, n, scratch.grad);
+  if constexpr (std::is_same_v<T, float>) {
+    if (is_coded(t.state_type)) {
+      root_run(t, begin, n, a.v = scratch.v);
+      if (momentum) m_run(t, begin, n, a.m = scratch.m);
+      return a;
+    }
   }
+  a.v = open<T>(t.state_type, t.v, begin, n, scratch.v);
+  if (momentum) a.m = open<T>(t.state_type, t.m, begin, n, scratch.m);
   return a;
 }
 

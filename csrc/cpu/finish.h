@@ -6,7 +6,8 @@
 
 namespace prodigy::cpu {
 
-template <class T>
+// Roots: of the numbers in v.
+template <class T, class Roots = ExactRoots>
 struct FinishBlock {
   // at = rule(i, at, origin) for all positions, see Note [Position].
   template <class Rule>
@@ -23,14 +24,14 @@ struct FinishBlock {
   static PRODIGY_INLINE void run(Arrays<T, T> a, int n, GroupRow<T> group) {
     const Coefficients<T>& c = group.c;
     if (group.how == Finish::kCorrect) {
-      each_position(a, n, [&](int i, T at, T) { return correct(at, a.m[i], a.v[i], group.old_d_eps, c); });
+      each_position(a, n, [&](int i, T at, T) { return correct<Roots>(at, a.m[i], a.v[i], group.old_d_eps, c); });
     } else if (group.how == Finish::kUndo) {
-      each_position(a, n, [&](int i, T at, T origin) { return undo(at, origin, a.m[i], a.v[i], c); });
+      each_position(a, n, [&](int i, T at, T origin) { return undo<Roots>(at, origin, a.m[i], a.v[i], c); });
     } else if (c.momentum) {
-      each_position(a, n, [&](int i, T at, T) { return step(at, a.x[i], a.m[i], a.v[i], c); });
+      each_position(a, n, [&](int i, T at, T) { return step<Roots>(at, a.x[i], a.m[i], a.v[i], c); });
     } else {
       each_position(a, n, [&](int i, T at, T) {
-        return step(at, a.x[i], group.d_new * finite_or_zero(gradient(a.grad[i], a.x[i], c)), a.v[i], c);
+        return step<Roots>(at, a.x[i], group.d_new * finite_or_zero(gradient(a.grad[i], a.x[i], c)), a.v[i], c);
       });
     }
   }

@@ -4,17 +4,17 @@
 
 #include "cpu/finish.h"
 #include "cpu/update.h"
+#include "cpu/update_coded.h"
 
 namespace prodigy::cpu {
 namespace {
 
 using std::int64_t;
 
-// Which loops can walk a tensor.
-template <class X, class S, bool kMomentum, Beside kBeside, Sampled kSampled>
-Sums<double> update_blocks(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<Wide<X>>& c) {
-  using Kernel = UpdateBlock<X, S, kMomentum, kBeside, kSampled>;
-  const RandomBits random(c.k, t.index, kStepStream, chunk.begin + chunk.shift);
+template <class Kernel, class X, class S, bool kMomentum>
+Sums<double> walk_blocks(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<Wide<X>>& c) {
+  const int64_t shift = random_shift(t, chunk);
+  const RandomBits random(c.k, t.index, kStepStream, chunk.begin + shift);
   const bool rounds = needs_random_bits(t);
   Scratch<Wide<X>> scratch;
   Sums<double> sums{0.0, 0.0};
@@ -22,13 +22,36 @@ Sums<double> update_blocks(const Tensor& t, const Gradient& grad, const Chunk& c
     const int n = int(std::min<int64_t>(kBlock, chunk.end - begin));
     const Samples samples(t, chunk, begin, n);
     Arrays<X, S> a = open_update<X, S>(t, grad, begin, n, kMomentum, samples, scratch);
-    a.random = draw(random, begin + chunk.shift, n, rounds, scratch);
+    a.random = draw(random, begin + shift, n, rounds, scratch);
     const Sums<double> part = run<Kernel>(a, &t, begin, n, samples, c);
     close_update(t, begin, n, kMomentum, samples, a);
     sums.dot += part.dot;
     sums.norm += part.norm;
   }
   return sums;
+}
+
+// Which loops can walk a tensor.
+template <class X, class S, bool kMomentum, Beside kBeside, Sampled kSampled>
+Sums<double> update_blocks(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<Wide<X>>& c) {
+  using Kernel = UpdateBlock<X, S, kMomentum, kBeside, kSampled>;
+  return walk_blocks<Kernel, X, S, kMomentum>(t, grad, chunk, c);
+}
+
+template <bool kMomentum, Sampled kSampled, bool kExact = false>
+Sums<double> coded_blocks(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<float>& c) {
+  return walk_blocks<UpdateCodedBlock<kMomentum, kSampled, kExact>, float, float, kMomentum>(t, grad, chunk, c);
+}
+
+template <bool kMomentum>
+Sums<double> update_coded(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<float>& c) {
+  if (t.s == nullptr) return coded_blocks<kMomentum, Sampled::kNone>(t, grad, chunk, c);
+  if (t.slice_p == 1) {
+    return is_half(t.type) ? coded_blocks<kMomentum, Sampled::kAll, false>(t, grad, chunk, c)
+                           : coded_blocks<kMomentum, Sampled::kAll, true>(t, grad, chunk, c);
+  }
+  return t.order.dims > 0 ? coded_blocks<kMomentum, Sampled::kStrided>(t, grad, chunk, c)
+                          : coded_blocks<kMomentum, Sampled::kPacked>(t, grad, chunk, c);
 }
 
 template <class X, class S, bool kMomentum, Beside kBeside>
@@ -65,6 +88,9 @@ Sums<double> update_chunk(const Tensor& t, const Gradient& grad, const Chunk& ch
 template <>
 Sums<double> update_chunk(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<float>& c) {
   // The loops know bfloat16 that is rounded as usual; everything else is copied to float32 for them.
+  if (is_coded(t.state_type)) {
+    return c.momentum ? update_coded<true>(t, grad, chunk, c) : update_coded<false>(t, grad, chunk, c);
+  }
   const bool x16 = t.type == Type::kBFloat16 && grad.type == t.type && (t.stochastic || t.delta != nullptr);
   const bool state16 = t.state_type == Type::kBFloat16;
   if (!c.momentum) return update_typed<float, float, false>(t, grad, chunk, c);
@@ -76,13 +102,14 @@ Sums<double> update_chunk(const Tensor& t, const Gradient& grad, const Chunk& ch
 
 template <class T>
 void finish_chunk(const Tensor& t, const Gradient& grad, const Chunk& chunk, const GroupRow<T>& group) {
-  const RandomBits random(group.c.k, t.index, stream_of(group.how), chunk.begin + chunk.shift);
+  const int64_t shift = random_shift(t, chunk);
+  const RandomBits random(group.c.k, t.index, stream_of(group.how), chunk.begin + shift);
   Scratch<T> scratch;
   for (int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
     const int n = int(std::min<int64_t>(kBlock, chunk.end - begin));
     Arrays<T, T> a = open_finish(t, grad, begin, n, group.c.momentum, scratch);
-    a.random = draw(random, begin + chunk.shift, n, t.stochastic, scratch);
-    run<FinishBlock<T>>(a, n, group);
+    a.random = draw(random, begin + shift, n, t.stochastic || t.moved != nullptr, scratch);
+    is_coded(t.state_type) ? run<FinishBlock<T, KeptRoots>>(a, n, group) : run<FinishBlock<T>>(a, n, group);
     close_position(t, begin, n, a);
   }
 }

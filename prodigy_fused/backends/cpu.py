@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..eight_bits import is_coded
 from ..options import Group
 from ..step import BucketKey, Slot, Step
 from .native import MISSING, NativePlan, unfit
@@ -26,8 +25,6 @@ def missing(device: torch.device) -> str | None:
 
 def unsupported(p: Tensor, group: Group) -> str | None:
     """Returns why this backend cannot take the parameter, and the remedy; None if it can."""
-    if is_coded(p, group):
-        return "TEMPORARY: no codes yet"
     if MISSING:
         return MISSING
     if p.device.type != "cpu":

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import estimate, hyper, options
-from ..eight_bits import is_coded
+from ..eight_bits import BLOCK as CODE_BLOCK
 from ..options import Group
 from ..state import KEYS
 from ..step import BucketKey, Slot, Step
@@ -51,13 +51,15 @@ def sizes(key: BucketKey) -> Sizes:
     """Returns the constants of a bucket's kernels.
 
     A thread takes 16 bytes at a time of the widest array that is written: wider stores have gaps, which Triton closes
-    by a detour through shared memory. A chunk with samples is to stay in the cache (Note [Samples first] of
-    triton_kernels/samples.py). The programs are as many as registers allow without a spill in the walk over aligned
-    elements: tests/test_triton.py.
+    by a detour through shared memory. A warp takes a whole block of codes (triton_kernels/codes.py). A chunk with
+    samples is to stay in the cache (Note [Samples first] of triton_kernels/samples.py). The programs are as many as
+    registers allow without a spill in the walk over aligned elements: tests/test_triton_compiled.py.
     """
-    itemsizes = [getattr(torch, name).itemsize for name in (key.dtype, key.state_format)]
-    widest = max(*itemsizes, 4 if key.displaced else 0)
-    chunk = (1 << 14) // itemsizes[0] if key.sampled else 1 << 13
+    itemsize = getattr(torch, key.dtype).itemsize
+    chunk = (1 << 14) // itemsize if key.sampled else 1 << 13
+    if key.state_format == "8bit":
+        return Sizes(chunk, 4 * CODE_BLOCK, resident=5)
+    widest = max(itemsize, getattr(torch, key.state_format).itemsize, 4 if key.displaced else 0)
     return Sizes(chunk, 2048 // widest, resident=5 if widest == 2 or key.sampled else 6)
 
 
@@ -73,8 +75,6 @@ def missing(device: torch.device) -> str | None:
 
 def unsupported(p: Tensor, group: Group) -> str | None:
     """Returns why this backend cannot take the parameter, and the remedy; None if it can."""
-    if is_coded(p, group):
-        return "TEMPORARY: no codes yet"
     if p.device.type not in ("cuda", "xpu"):
         return f"the parameter is on {p.device}, not on a GPU"
     return native.unfit(p, group) or problem(p.device)
@@ -179,7 +179,7 @@ class TritonPlan(GpuPlan):
         return {
             "T": getattr(tl, arithmetic),
             "X": getattr(tl, key.dtype),
-            "S": getattr(tl, key.state_format),
+            "S": tl.uint8 if key.state_format == "8bit" else getattr(tl, key.state_format),
             "G": getattr(tl, key.dtype),
             "SAMPLES": samples.value,
             "KEPT": kept.value,

@@ -29,8 +29,9 @@ def rows_of(slots: Sequence[Slot], chunk: int) -> tuple[array[int], array[int]]:
             v=_address(state["exp_avg_sq"]),
             s=_address(state.get("s")),  # none: no samples
             x0=0 if stands_for_zero else _address(x0),
-            delta=_address(state["delta"]) if slot.low_precision == "displacement" else 0,
+            delta=_address(state["delta"]) if slot.low_precision == "displacement" or slot.moves_in_codes else 0,
             low=_address(state["low"]) if slot.low_precision == "24bit" else 0,
+            scale=_address(state["scale"]) if slot.coded else 0,
             numel=p.numel(),
             base=slot.base,
             slice_p=slot.slice_p,
