@@ -105,7 +105,7 @@ __device__ __forceinline__ Codes encoded_floats(const Numbers& numbers, std::int
   const auto units = [&](int e) {
     float size = scaling.units(numbers.value[e]);
     if constexpr (kCode == Code::kS) size = drawn_e4m3(size, third(run * power(e)));
-    return bits_as<float>(bits_as<std::uint32_t>(size) | (bits_as<std::uint32_t>(numbers.value[e]) & kSign));
+    return with_sign(size, bits_as<std::uint32_t>(numbers.value[e]));
   };
   const auto pair = [&](int e) {
     return kCode == Code::kS ? exact_e4m3_pair(units(e), units(e + 1)) : e4m3_pair(units(e), units(e + 1));
