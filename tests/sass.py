@@ -79,7 +79,18 @@ def longest_round(code: list[Instruction]) -> int:
     """Returns the most instructions of one round of the loop that has 16-byte loads and stores; 0 if there is none."""
     usual = {start: block for start, block in blocks(code).items() if not block.seldom}
     heads = {to for start, block in usual.items() for to in block.after if to <= start and to in usual}
-    return max((_longest(head, usual) for head in heads), default=0)
+    return max((_longest(head, _loop(head, usual)) for head in heads), default=0)
+
+
+def _loop(head: int, usual: dict[int, Block]) -> dict[int, Block]:
+    """The blocks of the loop with this head: those that lead back to it. Not those of a loop around it."""
+    found, left = {head}, [start for start, block in usual.items() if head in block.after and start >= head]
+    while left:
+        start = left.pop()
+        if start not in found:
+            found.add(start)
+            left += [before for before, block in usual.items() if start in block.after]
+    return {start: usual[start] for start in found}
 
 
 def _longest(head: int, usual: dict[int, Block]) -> int:

@@ -45,8 +45,8 @@ POLICIES = [
     (torch.float32, SAMPLED | NARROW),
     (torch.float32, EIGHT),
     (torch.float32, EIGHT | SAMPLED),
-    (torch.bfloat16, STOCHASTIC | EIGHT),
-    (torch.bfloat16, STOCHASTIC | EIGHT | SAMPLED),
+    (torch.bfloat16, EIGHT | STOCHASTIC),
+    (torch.bfloat16, EIGHT | STOCHASTIC | SAMPLED),
     (torch.bfloat16, EIGHT | EXTENDED),
     (torch.bfloat16, EIGHT | EXTENDED | SAMPLED),
     (torch.float16, EIGHT),
@@ -113,14 +113,15 @@ def fields(opt: Prodigy):
 def check(ours: Prodigy, theirs: Prodigy) -> None:
     """Equal to rounding. What has 16 bits or 8 is rounded with the same bits: the same numbers, but for a few."""
     coded = ours.param_groups[0]["state_dtype"] == "8bit"
-    assert ours.d == pytest.approx(theirs.d, rel=2e-5 if coded else 1e-6) and ours.d > 1e-3
+    exact = 2e-5 if coded else 1e-6  # a code that differs shows in the sums, too
+    assert ours.d == pytest.approx(theirs.d, rel=exact) and ours.d > 1e-3
     ours_, theirs_ = dict(fields(ours)), dict(fields(theirs))
     assert ours_.keys() == theirs_.keys()
     changed = total = 0
     for name, a in ours_.items():
         b = theirs_[name]
         kept = name.startswith("what is kept")  # rounded with the same bits, too, but to 24 bits
-        coarse = 2 * (2.0**-15 if kept else ROUNDED.get(a.dtype, 2e-6))
+        coarse = 2 * (2.0**-15 if kept else ROUNDED.get(a.dtype, 2 * exact))
         near = torch.isclose(a.double(), b.double(), rtol=coarse, atol=coarse / 32)
         if coded:  # as the codes are that it was made of
             assert a.dtype == b.dtype and (~near).sum() <= 2e-3 * a.numel() + 1, name
@@ -146,7 +147,7 @@ def test_every_policy(monkeypatch, case):
         seen.append(train(start("emulated", *case)))
         assert emulated.native.policy() == case[0]
     assert all(same(snapshot(seen[0]), snapshot(other)) for other in seen[1:])
-    check(seen[0], train(start("reference" if "8bit" in case[2].values() else "cpu", *case)))
+    check(seen[0], train(start("cpu", *case)))
 
 
 def test_the_tables_are_tried_entirely():
@@ -162,7 +163,7 @@ def test_samples(policy, dtype, slice_p):
     check(*both)
 
 
-@pytest.mark.parametrize("policy", [4, 5, 8, 10, 12])
+@pytest.mark.parametrize("policy", [4, 5, 8, 10, 12, 20, 23])
 def test_no_momentum(policy):
     """The gradient is read again by ``finish``."""
     dtype, options = POLICIES[policy]
@@ -170,14 +171,14 @@ def test_no_momentum(policy):
     check(*both)
 
 
-def test_gradients_of_another_type_run_in_the_last_policy():
-    opt = start("emulated", 4, torch.bfloat16, STOCHASTIC)
-    other = start("cpu", 4, torch.bfloat16, STOCHASTIC)
+@pytest.mark.parametrize(("policy", "last"), [(4, ANY), (22, ANY_CODED), (25, ANY_CODED)])
+def test_gradients_of_another_type_run_in_the_last_policy_that_fits(policy, last):
+    opt, other = (start(name, policy, *POLICIES[policy]) for name in ("emulated", "cpu"))
     for wide in (False, True, False):
         for o in (opt, other):
             for p in params(o):
                 p.grad_dtype = None
                 p.grad = (p.detach() / 4 + 1).to(torch.float32 if wide else p.dtype)
             o.step()
-        assert emulated.native.policy() == (ANY if wide else 4)
+        assert emulated.native.policy() == (last if wide else policy)
     check(opt, other)

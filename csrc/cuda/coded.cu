@@ -4,5 +4,5 @@
 namespace prodigy::cuda {
 template KernelFunction update_function<Coded<float>>(int);
 template KernelFunction update_function<Coded<BFloat16>>(int);
-template KernelFunction update_function<Coded<BFloat16, Beside::kLow>>(int);
+template KernelFunction update_function<ExtendedCoded>(int);
 }  // namespace prodigy::cuda

@@ -89,16 +89,23 @@ struct LaneNumbers {
 };
 
 // The new state, and the lane's part of the sums.
-template <bool kEvery, class Roots, class Lanes>
-__device__ __forceinline__ void update_numbers(const Numbers& grad, const Numbers& x, LaneNumbers& state,
+template <class Roots, class Lanes>
+__device__ __forceinline__ void update_numbers(const Numbers& grad, const Numbers& x, LaneNumbers& state, bool every,
                                                const Coefficients<float>& c, Lanes& sums) {
+  Numbers g;
+#pragma unroll
+  for (int e = 0; e < kLaneCodes; ++e) g.value[e] = gradient(grad.value[e], x.value[e], c);
+  if (every) {
+#pragma unroll
+    for (int e = 0; e < kLaneCodes; ++e) {
+      sums.add(e, sample(g.value[e], -state.delta.value[e], state.s.value[e], c));
+    }
+  }
 #pragma unroll
   for (int e = 0; e < kLaneCodes; ++e) {
-    const float g = gradient(grad.value[e], x.value[e], c);
-    if (kEvery) sums.add(e, sample(g, -state.delta.value[e], state.s.value[e], c));
     float& root = state.roots.value[e];
     float v = root * root;
-    moments(g, state.m.value[e], v, c);
+    moments(g.value[e], state.m.value[e], v, c);
     root = Roots::root(v);
   }
 }
@@ -115,9 +122,9 @@ __device__ __forceinline__ Positions<float, kLaneCodes> step_of(const Numbers& x
 }
 
 // A lane's part of what update_pack() does.
-template <bool kEvery, class Storage, class Lanes>
+template <class Storage, class Lanes>
 __device__ __forceinline__ void update_block(const Arrays<Storage>& a, const CodeArrays& arrays, std::int64_t i,
-                                             int count, bool full, const Coefficients<float>& c,
+                                             int count, bool full, bool every, const Coefficients<float>& c,
                                              const RandomBits& random, Lanes& sums) {
   Loaded<Storage> in;
   LaneCodes codes;
@@ -129,19 +136,19 @@ __device__ __forceinline__ void update_block(const Arrays<Storage>& a, const Cod
     if (a.extended()) load<kFull>(a.low, i, count, in.low);
     load<kFull>(arrays.roots, i, count, codes.roots);
     if (c.momentum) load<kFull>(arrays.m, i, count, codes.m);
-    if (kEvery) load<kFull>(arrays.s, i, count, codes.s);
-    if (kEvery) load<kFull>(arrays.moved, i, count, codes.moved);
+    if (every) load<kFull>(arrays.s, i, count, codes.s);
+    if (every) load<kFull>(arrays.moved, i, count, codes.moved);
   };
   full ? read(std::true_type()) : read(std::false_type());
 
   const Numbers x = kept_values(a, in);
   LaneNumbers state(codes, before);
-  update_numbers<kEvery, typename Storage::Roots>(widened<float>(a.grad, in.grad), x, state, c, sums);
+  update_numbers<typename Storage::Roots>(widened<float>(a.grad, in.grad), x, state, every, c, sums);
 
   const std::uint32_t run = lane_run(random, i);
   std::uint32_t scale = with_byte<Code::kRoot>(before, block_byte<Code::kRoot>(state.roots));
   codes.roots = encode_roots(state.roots, byte_in<Code::kRoot>(scale), run);
-  if (kEvery) {
+  if (every) {
     scale = with_byte<Code::kS>(scale, block_byte<Code::kS>(state.s));
     codes.s = encoded_floats<Code::kS>(state.s, byte_in<Code::kS>(scale), run);
   }
@@ -149,7 +156,7 @@ __device__ __forceinline__ void update_block(const Arrays<Storage>& a, const Cod
   scale = with_byte<Code::kM>(scale, block_byte<Code::kM>(state.m));
   codes.m = encoded_floats<Code::kM>(state.m, byte_in<Code::kM>(scale), run);
   const Moved<Storage> moved(a, step_of(x, numbers_of<Code::kM>(codes.m, scale), state.roots, c), run);
-  if (kEvery) {
+  if (every) {
     add_change(a, x, moved, state.delta);
     scale = with_byte<Code::kDelta>(scale, block_byte<Code::kDelta>(state.delta));
     codes.moved = encoded_delta(state.delta, byte_in<Code::kDelta>(scale), run);
@@ -157,43 +164,48 @@ __device__ __forceinline__ void update_block(const Arrays<Storage>& a, const Cod
   const auto write = [&](auto whole) {
     constexpr bool kFull = decltype(whole)::value;
     store<kFull>(arrays.roots, i, count, codes.roots);
-    if (kEvery) store<kFull>(arrays.s, i, count, codes.s);
+    if (every) store<kFull>(arrays.s, i, count, codes.s);
     if (!c.momentum) return;  // there is no m, and x is left to finish
     store<kFull>(arrays.m, i, count, codes.m);
-    if (kEvery) store<kFull>(arrays.moved, i, count, codes.moved);
+    if (every) store<kFull>(arrays.moved, i, count, codes.moved);
     moved.template write<kFull>(a, i, count);
   };
   full ? write(std::true_type()) : write(std::false_type());
   arrays.store_scale(i, c.momentum ? scale : without_m);
 }
 
-// Phase 1. Returns this thread's part of the sums, unweighted.
+// Phase 1. Returns this thread's part of the sums, unweighted. Any sampling is asked for here, so that there is no code
+// for each.
 template <class Policy>
 __device__ __forceinline__ Sums<double> update_codes(const Tensor& t, const Gradient& grad, const Chunk& chunk,
                                                      const Coefficients<float>& c) {
   using Storage = typename Policy::Storage;
-  constexpr bool kEvery = std::is_same_v<typename Policy::Sampling, EveryElement>;
-  constexpr bool kPth = std::is_same_v<typename Policy::Sampling, EveryPth>;
+  using Sampling = typename Policy::Sampling;
+  constexpr bool kAsk = std::is_same_v<Sampling, AnySampling>;
   const Arrays<Storage> a(t, grad);
   const CodeArrays codes(t);
+  const bool every = kAsk ? codes.moved.data != nullptr : std::is_same_v<Sampling, EveryElement>;
+  const bool sampled = kAsk ? t.s != nullptr && !every : std::is_same_v<Sampling, EveryPth>;
   const bool aligned = codes.aligned(a, chunk.begin);
   const RandomBits random(c.k, a.index, kStepStream, chunk.begin);
   LaneSums<float, 2> sums;
   const auto walk = [&](std::int64_t begin, std::int64_t end) {
     each_block<Policy>(begin, end, aligned, [&](std::int64_t i, int count, bool full) {
-      update_block<kEvery>(a, codes, i, count, full, c, random, sums);
+      update_block(a, codes, i, count, full, every, c, random, sums);
     });
   };
-  if constexpr (kPth) {
+  if constexpr (std::is_same_v<Sampling, EveryElement>) {
+    walk(chunk.begin, chunk.end);
+  } else {
     Samples<Policy::kThreads> samples(t, chunk);
     for (std::int64_t begin = chunk.begin; begin < chunk.end; begin += Policy::kTile) {
       const std::int64_t end = begin + Policy::kTile < chunk.end ? begin + Policy::kTile : chunk.end;
-      take_samples(a, samples, int(end - chunk.begin), c, random, sums.lane[0]);
-      __syncthreads();  // their x has been read
+      if (sampled) {
+        take_samples(a, samples, int(end - chunk.begin), c, random, sums.lane[0]);
+        __syncthreads();  // their x has been read
+      }
       walk(begin, end);
     }
-  } else {
-    walk(chunk.begin, chunk.end);
   }
   return sums.total();
 }

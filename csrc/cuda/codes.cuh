@@ -65,7 +65,7 @@ __device__ __forceinline__ float whole_and_byte(std::uint32_t word, int which) {
 template <Code kCode>
 __device__ __forceinline__ Numbers numbers_of(const Codes& codes, std::uint32_t scale) {
   const float one = CodeTraits<kCode>::unit(byte_in<kCode>(scale));
-  const float unit = CodeTraits<kCode>::kFloats ? kE4M3Unit * one : one;
+  const float unit = CodeTraits<kCode>::kFloats ? kE4M3Unit * one : one;  // finite, and exact
   Numbers numbers;
 #pragma unroll
   for (int e = 0; e < kLaneCodes; ++e) {
@@ -105,16 +105,14 @@ __device__ __forceinline__ Codes encoded_floats(const Numbers& numbers, std::int
   const auto units = [&](int e) {
     float size = scaling.units(numbers.value[e]);
     if constexpr (kCode == Code::kS) size = drawn_e4m3(size, third(run * power(e)));
-    return bits_as<float>(bits_as<std::uint32_t>(size) | (bits_as<std::uint32_t>(numbers.value[e]) & kSign));
+    return with_sign(size, bits_as<std::uint32_t>(numbers.value[e]));
   };
   const auto pair = [&](int e) {
     return kCode == Code::kS ? exact_e4m3_pair(units(e), units(e + 1)) : e4m3_pair(units(e), units(e + 1));
   };
   Codes codes;
 #pragma unroll
-  for (int e = 0; e < kLaneCodes; e += 4) {
-    codes.word[e / 4] = pair(e) | pair(e + 2) << 16;
-  }
+  for (int e = 0; e < kLaneCodes; e += 4) codes.word[e / 4] = pair(e) | pair(e + 2) << 16;
   return codes;
 }
 

@@ -48,8 +48,7 @@ __device__ __forceinline__ std::uint32_t exact_e4m3_pair(float low, float high) 
 __device__ __forceinline__ float nearest_e4m3(float value) {
   const std::uint32_t bits = bits_as<std::uint32_t>(value), exponent = bits & kInfinity;
   const float large = bits_as<float>((exponent > kE4M3Normal ? exponent : kE4M3Normal) + (20u << 23 | 1u << 22));
-  const float rounded = (value + large) - large;
-  return bits_as<float>((bits_as<std::uint32_t>(rounded) & ~kSign) | (bits & kSign));
+  return with_sign(std::fabs((value + large) - large), bits);
 }
 
 __device__ __forceinline__ std::uint32_t e4m3_pair(float low, float high) {

@@ -70,13 +70,9 @@ __device__ __forceinline__ float approximate_reciprocal(float value) {
 
 // The larger one of two sizes; NaN is the largest.
 __device__ __forceinline__ float larger(float a, float b) {
-#if __CUDA_ARCH__ >= 800
-  float larger;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
-  return larger;
-#else
-  return __uint_as_float(max(__float_as_uint(a), __float_as_uint(b)));
-#endif
+  float size;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(size) : "f"(a), "f"(b));
+  return size;
 }
 
 // A number that, rounded up to a whole one, is whole_number(value, random); at most `value`, which is less than 2^22.

@@ -73,6 +73,7 @@ struct Coded : Stored<X, float, kWith> {
   using Roots = ApproximateRoots;
 };
 
+using ExtendedCoded = Coded<BFloat16, Beside::kLow>;
 using AnyCoded = Coded<AnyNumber, Beside::kAsked>;
 
 // -- sampling: which elements have s and x0 --------------------------------------------------------------------------
@@ -119,9 +120,9 @@ bool fits_sampling(const Kind& kind) {
 
 // The emulation of the tests has smaller blocks and chunks: it is slow, and its tensors should span several of both.
 #ifdef PRODIGY_CUDA_SMALL
-constexpr int kFewerThreads = 4, kShorterChunks = 8;
+constexpr int kFewerThreads = 4, kShorterTiles = 8, kLongestChunk = 1;
 #else
-constexpr int kFewerThreads = 1, kShorterChunks = 1;
+constexpr int kFewerThreads = 1, kShorterTiles = 1, kLongestChunk = 32;
 #endif
 
 // A kernel: what it is for, and the geometry of its launch. threads: of a block. blocks: for which a multiprocessor
@@ -134,8 +135,8 @@ struct Policy {
   using T = typename Storage::T;
   static constexpr int kThreads = threads / kFewerThreads;
   static constexpr int kMinBlocks = blocks;
-  static constexpr int kChunk = (chunk << 10) / kShorterChunks;
-  static constexpr int kTile = (tile << 10) / kShorterChunks;
+  static constexpr int kChunk = std::min(chunk, kLongestChunk) << 10;
+  static constexpr int kTile = std::min((tile << 10) / kShorterTiles, kChunk);
   template <class Other>
   using With = Policy<Storage, Other, threads, blocks, chunk, tile>;
 };
@@ -173,8 +174,8 @@ using UpdatePolicies = List<
     Policy<Coded<float>,               EveryPth,     128, 7, 32, 2>,
     Policy<Coded<BFloat16>,            EveryElement, 128, 5, 32>,
     Policy<Coded<BFloat16>,            EveryPth,     128, 6, 32, 4>,
-    Policy<Coded<BFloat16, Beside::kLow>, EveryElement, 128, 5, 32>,
-    Policy<Coded<BFloat16, Beside::kLow>, EveryPth,  128, 6, 32, 4>,
+    Policy<ExtendedCoded,              EveryElement, 128, 5, 32>,
+    Policy<ExtendedCoded,              EveryPth,     128, 6, 32, 4>,
     Policy<AnyCoded,                   AnySampling,  256, 2, 32, 4>,
     Policy<AnyStorage,                 AnySampling,  256, 2,  8>>;
 

@@ -18,17 +18,7 @@ __device__ __forceinline__ Sums<double> warp_sum(Sums<double> mine) {
 }
 
 // Returns the largest number of the warp to all lanes.
-__device__ __forceinline__ std::uint32_t warp_max(std::uint32_t mine) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  return __reduce_max_sync(kAllLanes, mine);
-#else
-  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
-    const std::uint32_t other = __shfl_xor_sync(kAllLanes, mine, offset);
-    mine = mine < other ? other : mine;
-  }
-  return mine;
-#endif
-}
+__device__ __forceinline__ std::uint32_t warp_max(std::uint32_t mine) { return __reduce_max_sync(kAllLanes, mine); }
 
 // Returns the sum over the block to thread 0. `scratch` must not be in use.
 template <int kThreads>
