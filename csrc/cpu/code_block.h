@@ -19,21 +19,16 @@ struct alignas(64) BlockOf {
 using Words = BlockOf<std::int32_t>;
 using Floats = BlockOf<float>;
 
-// The largest size of the numbers that are added, none of them negative, in kLanes parts.
-template <int kLanes>
-struct Largest {
-  std::uint32_t sizes[kLanes] = {};
-
-  PRODIGY_INLINE void add(int lane, float value) {
-    const auto size = bits_as<std::uint32_t>(value);
-    sizes[lane] = sizes[lane] < size ? size : sizes[lane];
+// As bits. A loop of its own over each array is faster than a maximum that is kept beside sums.
+PRODIGY_INLINE std::uint32_t largest_size(const float* __restrict numbers, int n) {
+  std::uint32_t largest = 0;
+  PRODIGY_VECTORIZE
+  for (int i = 0; i < n; ++i) {
+    const auto size = bits_as<std::uint32_t>(std::fabs(numbers[i]));
+    largest = largest < size ? size : largest;
   }
-  PRODIGY_INLINE std::uint32_t of_all() const {
-    std::uint32_t largest = 0;
-    for (const std::uint32_t size : sizes) largest = largest < size ? size : largest;
-    return largest;
-  }
-};
+  return largest;
+}
 
 // Of the block of codes that begins at an element.
 PRODIGY_INLINE std::uint8_t* scale_at(const Tensor& t, std::int64_t begin) {
@@ -62,8 +57,9 @@ struct Scale {
   PRODIGY_INLINE explicit Scale(std::int32_t byte) : unit(Traits::unit(byte)), units(Traits::units_per_one(byte)) {}
   PRODIGY_INLINE explicit Scale(const std::uint8_t* scale) : Scale(std::int32_t(scale[int(kCode)])) {}
 
-  // The new one of n numbers, which are limited to the sizes that codes can have. largest: of their sizes.
-  static PRODIGY_INLINE Scale renewed(float* __restrict numbers, int n, std::uint32_t largest, std::uint8_t* scale) {
+  // The new one of n numbers, which are limited to the sizes that codes can have.
+  static PRODIGY_INLINE Scale renewed(float* __restrict numbers, int n, std::uint8_t* scale) {
+    std::uint32_t largest = largest_size(numbers, n);
     if (largest > Traits::kLargestSize) {
       for (int i = 0; i < n; ++i) numbers[i] = Traits::limited(numbers[i]);
       largest = Traits::kLargestSize;
@@ -83,12 +79,12 @@ struct Scale {
   }
 };
 
-// Stores n numbers as codes. largest: of their sizes; bits: of the elements; bytes: of scale.
+// Stores n numbers as codes. bits: of the elements; bytes: of scale.
 template <Code kCode>
-PRODIGY_INLINE void store_codes(Floats& numbers, int n, std::uint32_t largest, const std::uint32_t* __restrict bits,
-                                void* codes, std::int64_t begin, std::uint8_t* bytes) {
+PRODIGY_INLINE void store_codes(Floats& numbers, int n, const std::uint32_t* __restrict bits, void* codes,
+                                std::int64_t begin, std::uint8_t* bytes) {
   Words words;
-  const auto scale = Scale<kCode>::renewed(numbers.of, n, largest, bytes);
+  const auto scale = Scale<kCode>::renewed(numbers.of, n, bytes);
   PRODIGY_VECTORIZE
   for (int i = 0; i < n; ++i) words[i] = scale.rounded(numbers[i], bits[i]).code;
   narrow_codes(words, n, codes, begin);

@@ -27,16 +27,12 @@ struct Move {
                                    const float* __restrict x, const std::uint32_t* __restrict bits) {
     Words words;
     Floats delta;
-    Largest<1> largest;
     std::uint8_t* bytes = scale_at(t, begin);
     widen_codes(t.moved, begin, n, words);
     const Scale<Code::kDelta> old(bytes);
     PRODIGY_VECTORIZE
-    for (int i = 0; i < n; ++i) {
-      delta[i] = old.number(words[i]) + finite_or_zero(x[i] - before[i]);
-      largest.add(0, std::fabs(delta[i]));
-    }
-    store_codes<Code::kDelta>(delta, n, largest.of_all(), bits, t.moved, begin, bytes);
+    for (int i = 0; i < n; ++i) delta[i] = old.number(words[i]) + finite_or_zero(x[i] - before[i]);
+    store_codes<Code::kDelta>(delta, n, bits, t.moved, begin, bytes);
   }
   static PRODIGY_INLINE void run(const Tensor* t, std::int64_t begin, int n, const float* before, const float* x,
                                  const std::uint32_t* bits) {

@@ -17,7 +17,6 @@ constexpr int kFetchBesideCodes = kBlock;
 struct CodedState {
   Words m_codes, root_codes, s_codes, delta_codes;
   Floats m, root, s, delta;  // new ones, not yet rounded
-  Largest<kLanes> m_size, root_size, s_size;
 };
 
 // As UpdateBlock. Where all elements have samples, there is a delta in the place of x0. kExact: x is stored as it is.
@@ -44,16 +43,19 @@ struct UpdateCodedBlock {
       float s = old.s.number(state.s_codes[i]);
       sums.add(lane, sample(g, -old.delta.number(state.delta_codes[i]), s, c));
       state.s[i] = s;
-      state.s_size.add(lane, std::fabs(s));
     }
     const float root = old.root.number(state.root_codes[i]);
     float m = kMomentum ? old.m.number(state.m_codes[i]) : 0.0f, v = root * root;
     moments(g, m, v, c);
     state.root[i] = ExactRoots::root(v);
-    state.root_size.add(lane, state.root[i]);
-    if constexpr (kMomentum) {
-      state.m[i] = m;
-      state.m_size.add(lane, std::fabs(m));
+    if constexpr (kMomentum) state.m[i] = m;
+  }
+
+  // In a loop of its own: sums do not stay in registers in one that has this in it.
+  static PRODIGY_INLINE void fetch_ahead(const float* grad, const float* x, int n) {
+    for (int i = 0; i < n; i += kLanes) {
+      fetch(grad, i + kFetchBesideCodes, false);
+      if (kMomentum) fetch(x, i + kFetchBesideCodes, true);
     }
   }
 
@@ -63,8 +65,6 @@ struct UpdateCodedBlock {
                                       const Old& old, CodedState& state, LaneSums<float>& sums) {
     int i = 0;
     for (; i + kLanes <= n; i += kLanes) {
-      fetch(grad, i + kFetchBesideCodes, false);
-      if (kMomentum) fetch(x, i + kFetchBesideCodes, true);
       PRODIGY_VECTORIZE
       for (int lane = 0; lane < kLanes; ++lane) {
         element(grad[i + lane], kCoupled ? x[i + lane] : 0.0f, i + lane, lane, c, old, state, sums);
@@ -73,12 +73,11 @@ struct UpdateCodedBlock {
     for (int lane = 0; i < n; ++i, ++lane) element(grad[i], kCoupled ? x[i] : 0.0f, i, lane, c, old, state, sums);
   }
 
-  // The codes of m and the root of v, and the step of x with the numbers that they are. Returns the largest delta.
-  static PRODIGY_INLINE std::uint32_t move(const std::uint32_t* __restrict bits, float* __restrict x, int n, const C& c,
-                                           const Old& old, CodedState& state, std::uint8_t* bytes) {
-    const auto m = Scale<Code::kM>::renewed(state.m.of, n, state.m_size.of_all(), bytes);
-    const auto root = Scale<Code::kRoot>::renewed(state.root.of, n, state.root_size.of_all(), bytes);
-    Largest<1> delta;
+  // The codes of m and the root of v, and the step of x with the numbers that they are.
+  static PRODIGY_INLINE void move(const std::uint32_t* __restrict bits, float* __restrict x, int n, const C& c,
+                                  const Old& old, CodedState& state, std::uint8_t* bytes) {
+    const auto m = Scale<Code::kM>::renewed(state.m.of, n, bytes);
+    const auto root = Scale<Code::kRoot>::renewed(state.root.of, n, bytes);
     PRODIGY_VECTORIZE
     for (int i = 0; i < n; ++i) {
       const Coded new_m = m.rounded(state.m[i], 0u), new_root = root.rounded(state.root[i], bits[i]);
@@ -88,10 +87,8 @@ struct UpdateCodedBlock {
       x[i] = after;
       if constexpr (kMoves) {
         state.delta[i] = old.delta.number(state.delta_codes[i]) + finite_or_zero(after - before);
-        delta.add(0, std::fabs(state.delta[i]));
       }
     }
-    return delta.of_all();
   }
 
   static PRODIGY_INLINE void codes(const Arrays<float, float>& a, const Tensor& t, std::int64_t begin, int at, int n,
@@ -107,17 +104,18 @@ struct UpdateCodedBlock {
     std::uint8_t* bytes = scale_at(t, begin);
     const std::uint32_t* bits = a.random + at;
     const Old old(bytes);
+    fetch_ahead(a.grad + at, a.x + at, n);
     c.l2 == 0.0f ? elements<false>(a.grad + at, a.x + at, n, c, old, state, sums)
                  : elements<true>(a.grad + at, a.x + at, n, c, old, state, sums);
     if constexpr (kMomentum) {
-      const std::uint32_t delta = move(bits, a.x + at, n, c, old, state, bytes);
+      move(bits, a.x + at, n, c, old, state, bytes);
       narrow_codes(state.m_codes, n, t.m, begin);
       narrow_codes(state.root_codes, n, t.v, begin);
-      if constexpr (kMoves) store_codes<Code::kDelta>(state.delta, n, delta, bits, t.moved, begin, bytes);
+      if constexpr (kMoves) store_codes<Code::kDelta>(state.delta, n, bits, t.moved, begin, bytes);
     } else {
-      store_codes<Code::kRoot>(state.root, n, state.root_size.of_all(), bits, t.v, begin, bytes);
+      store_codes<Code::kRoot>(state.root, n, bits, t.v, begin, bytes);
     }
-    if constexpr (kAll) store_codes<Code::kS>(state.s, n, state.s_size.of_all(), bits, t.s, begin, bytes);
+    if constexpr (kAll) store_codes<Code::kS>(state.s, n, bits, t.s, begin, bytes);
   }
 
   static PRODIGY_INLINE Sums<double> run(Arrays<float, float> a, const Tensor* t, std::int64_t begin, int n,
