@@ -11,15 +11,16 @@ from torch import nn
 from prodigy_fused import Prodigy, plans
 from prodigy_fused.dtensor import IndexMap
 from prodigy_fused.eight_bits import BLOCK, CODES, decode, encode
-from prodigy_fused.rounding import fourth, random_bits
+from prodigy_fused.rounding import fourth, random_bits, shifted
 
 pytestmark = pytest.mark.skipif(device_of("triton") is None, reason="no Triton here")
 
 STEP = 5
 
 
-def numbers():
-    """Of all sizes, block by block; a number of each code and half-way to the next; what is at the limits."""
+def numbers(largest):
+    """Of all sizes, block by block; a number of each code and half-way to the next; what is at the limits; blocks whose
+    largest number is that of a code, or the next one."""
     draw = torch.Generator().manual_seed(7)
     n = 60 * BLOCK
     sizes = (2.0 ** (270 * torch.rand(n // BLOCK, generator=draw) - 145)).repeat_interleave(BLOCK)
@@ -29,22 +30,46 @@ def numbers():
     middle = (floats[:-1] + floats[1:]) / 2
     special = [math.inf, -math.inf, math.nan, 3.4e38, 2.0**127, -(2.0**-149), 1e-40, 0.0, -0.0, 1.0]
     e4m3 = torch.cat([floats, middle, torch.tensor([-448.0, -1.0, 0.0, -0.0, 447.9])])
-    return torch.cat([spread, whole, whole * 2 + 1 / 256, e4m3, e4m3 * 2.0**-140, torch.tensor(special)])
+    exact, above = spread[: 2 * BLOCK].view(2, BLOCK).sign()
+    exact[0] = largest
+    above[0] = torch.tensor(largest).nextafter(torch.tensor(math.inf))
+    return torch.cat([exact, above, spread, whole, whole * 2 + 1 / 256, e4m3, e4m3 * 2.0**-140, torch.tensor(special)])
+
+
+def encoded(code, values, x="float32"):
+    """The codes of Triton's. They, the bytes and the numbers that they stand for are those of Python."""
+    run = importlib.import_module("triton_codes").run
+    wanted, column = encode(code, values, fourth(random_bits(values, STEP, 0)))
+    stored, codes = values.clone(), torch.empty_like(wanted)
+    scale = torch.full((len(column), len(CODES)), 77, dtype=torch.uint8)
+    run(stored, codes, scale, code.column, x, step=STEP)
+    assert torch.equal(codes, wanted) and torch.equal(scale[:, code.column], column)
+    others = [other for other in range(len(CODES)) if other != code.column]
+    assert bool((scale[:, others] == 77).all())
+    assert torch.equal(stored, decode(code, wanted, column))
+    return codes
 
 
 @pytest.mark.parametrize("x", ["float32", "bfloat16"])
 @pytest.mark.parametrize("key", CODES)
 def test_the_same_codes_as_in_python(key, x):
-    run = importlib.import_module("triton_codes").run
-    code, values = CODES[key], numbers()
-    values = values.abs() if key == "exp_avg_sq" else values
-    wanted, column = encode(code, values, fourth(random_bits(values, STEP, 0)))
-    codes, scale = torch.empty_like(wanted), torch.full((len(column), len(CODES)), 77, dtype=torch.uint8)
-    run(values, codes, scale, code.column, x, step=STEP)
-    assert torch.equal(codes, wanted) and torch.equal(scale[:, code.column], column)
-    others = [other for other in range(len(CODES)) if other != code.column]
-    assert bool((scale[:, others] == 77).all())
-    assert torch.equal(values, decode(code, wanted, column))
+    values = numbers(CODES[key].largest)
+    encoded(CODES[key], values.abs() if key == "exp_avg_sq" else values, x)
+
+
+@pytest.mark.parametrize("key", ["exp_avg_sq", "s", "delta"])
+def test_random_bits_count_to_the_last(key):
+    """A fraction that they are equal to is not rounded up, the next one is."""
+    random = shifted(fourth(random_bits(torch.empty(4 * BLOCK), STEP, 0)), 8).float() * 2.0**-24
+    up = torch.arange(len(random)) % 2 == 1
+    values = torch.where(up, random.nextafter(torch.ones(())), random)
+    if key == "exp_avg_sq":  # of which small ones are not rounded to 0
+        up = random * 2.0**23 % 1 > 0
+        values = 1 + (random + up * 2.0**-24)
+    values = values * 2.0**-9 if key == "s" else values
+    values[::BLOCK] = 0.9 * CODES[key].largest  # so that the unit is 1
+    least = int(key == "exp_avg_sq")
+    assert torch.equal(encoded(CODES[key], values)[1:BLOCK] - least, up[1:BLOCK].to(CODES[key].storage))
 
 
 @pytest.mark.parametrize("key", CODES)

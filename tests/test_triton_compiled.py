@@ -13,6 +13,7 @@ SM_80, SM_90, SM_100 = (("cuda", arch, 32) for arch in (80, 90, 100))
 AMD = ("hip", "gfx942", 64)
 F32, F64, BF16, F16 = "float32", "float64", "bfloat16", "float16"
 X, DELTA, LOW = "AS_IT_IS", "DISPLACED", "EXTENDED"
+CODES = "8bit"
 # Parameters, state, samples, what is kept, gradients (None: some of float32); and of *update*, at most so many words
 # spilled outside of the walk over aligned elements, loads of such words within it, and its instructions per element, of
 # which about ten are the slow paths of the root and the quotient.
@@ -36,16 +37,25 @@ POLICIES = {
     (F16, F32, "SOME", X, F16): (26, 0, 91),
     (F64, F64, "ALL", X, F64): (20, 1, 107),
     (F64, F64, "SOME", X, F64): (14, 0, 88),
+    (F32, CODES, "ALL", X, F32): (56, 20, 170),
+    (F32, CODES, "SOME", X, F32): (38, 7, 112),
+    (F32, CODES, "NONE", X, F32): (12, 0, 110),
+    (BF16, CODES, "ALL", X, None): (90, 40, 181),
+    (BF16, CODES, "SOME", LOW, BF16): (40, 4, 134),
+    (F16, CODES, "ALL", X, F16): (68, 11, 190),
 }
-SIZES = {F32: 4, F64: 8, BF16: 2, F16: 2}
-FLOAT32, SAMPLED, BFLOAT16, MIXED, DISPLACED, SMALL, SMALL_SAMPLED, EXTENDED = (
-    list(POLICIES)[i] for i in (0, 1, 5, 7, 8, 10, 11, 13)
+FINISHES = [(20, 0, 270), (28, 6, 165)]  # of *finish*; with codes
+SIZES = {F32: 4, F64: 8, BF16: 2, F16: 2, CODES: 1}
+FLOAT32, SAMPLED, BFLOAT16, MIXED, DISPLACED, SMALL, SMALL_SAMPLED, EXTENDED, CODED, CODED_SAMPLED = (
+    list(POLICIES)[i] for i in (0, 1, 5, 7, 8, 10, 11, 13, 19, 23)
 )
 
 
 def accesses(kernel, policy):
     """Returns the sizes of a thread's loads and stores: 16 bytes of the widest array that is written."""
     dtype, state, samples, kept, gradients = policy
+    if state == CODES:
+        return accesses_to_codes(kernel, policy)
     displaced = kept == DELTA
     x, s, grads = SIZES[dtype], SIZES[state], [SIZES[gradients]] if gradients else [4, 2]
     delta = {X: [], DELTA: [4], LOW: [1]}[kept]
@@ -56,6 +66,22 @@ def accesses(kernel, policy):
         loads, stores = [x, s, s, *grads, *([x] * displaced), *delta], [x, *delta]
     scale = 16 // max(x, s, *delta)
     return widths([size * scale for size in loads]), widths([size * scale for size in stores])
+
+
+def parts_of(policy):
+    """Returns in how many parts a thread takes its elements, of which it has 8 with codes."""
+    return 2 if policy[:2] == (F32, CODES) else 1
+
+
+def accesses_to_codes(kernel, policy):
+    """As `accesses`, with the bytes of scale."""
+    dtype, _, samples, kept, gradients = policy
+    x, grads, low = SIZES[dtype], [SIZES[gradients]] if gradients else [4, 2], [1] * (kept == LOW)
+    moved = int(samples == "ALL")
+    read, written = (2 + 2 * moved, 2 + 2 * moved) if kernel == UPDATE else (2 + moved, moved)
+    loads, stores = [x, *grads, *low, *[1] * read], [x, *low, *[1] * written]
+    ours = [widths([size * 8 // parts_of(policy) for size in sizes] * parts_of(policy)) for sizes in (loads, stores)]
+    return sorted(ours[0] + [1] * read), sorted(ours[1] + [1] * written)
 
 
 def widths(totals):
@@ -70,14 +96,15 @@ def check(wanted):
         if target == AMD:
             assert row["binary"] > 1000, what
             continue
-        words, reloads, instructions = POLICIES[policy] if kernel == UPDATE else (20, 0, 270)
+        words, reloads, instructions = POLICIES[policy] if kernel == UPDATE else FINISHES[policy[1] == CODES]
         assert row["registers"] * row["threads"] * row["resident"] <= 1 << 16, what
         assert row["spilled"] <= words and row["reloads"] <= reloads and row["shared"] == 0, what
         assert row["instructions"] <= instructions, what
         assert (row["loads"], row["stores"]) == accesses(kernel, policy), what
-        dtype, state, _, kept, _ = policy
-        rounds = (SIZES[dtype] == 2 and kept != DELTA) or (SIZES[state] == 2 and kernel == UPDATE)
-        assert row["hashes"] == int(rounds), what  # one for all elements of a thread
+        dtype, state, samples, kept, _ = policy
+        rounds = (SIZES[dtype] == 2 and kept != DELTA) or (SIZES[state] < 4 and kernel == UPDATE)
+        rounds |= state == CODES and samples == "ALL"
+        assert row["hashes"] == rounds * parts_of(policy), what  # one for elements of a thread that are side by side
         assert row["inexact"] == 0 and row["exact"] > 0 and row["arrivals"] == 1, what
 
 
@@ -87,6 +114,7 @@ def test_kernels_keep_to_registers_and_16_byte_accesses():
         [(UPDATE, policy, SM_90) for policy in updates]
         + [(UPDATE, FLOAT32, SM_80), (UPDATE, FLOAT32, SM_100), (FINISH, DISPLACED, SM_90)]
         + [(UPDATE, SMALL_SAMPLED, AMD), (FINISH, FLOAT32, AMD)]
+        + [(UPDATE, CODED, SM_90), (UPDATE, CODED_SAMPLED, AMD)]
     )
 
 

@@ -85,7 +85,7 @@ def count(loop, name):
 def widths(loop, name):
     """Returns the bytes of each of a loop's accesses."""
     found = [operation for operation, _ in loop if operation.startswith(name)]
-    return sorted(int((re.findall(r"\.(128|64)", operation) or ["32"])[0]) // 8 for operation in found)
+    return sorted(int((re.findall(r"\.[US]?(128|64|16|8)\b", operation) or ["32"])[0]) // 8 for operation in found)
 
 
 def facts(kernel, policy, target):
@@ -94,8 +94,9 @@ def facts(kernel, policy, target):
     if target[0] != "cuda":
         return {"binary": len(made.asm["hsaco"])}
     used, spilled, lines = disassembled(made.asm["cubin"])
-    # The walk over aligned elements is the one of those with a square root that has the fewest loads.
-    walk = min((loop for loop in innermost_loops(lines) if count(loop, "MUFU.R")), key=lambda loop: count(loop, "LDG"))
+    # The walk over aligned elements is the one of those with a quotient and a store that has the fewest loads.
+    walks = [loop for loop in innermost_loops(lines) if count(loop, "MUFU.R") and count(loop, "STG")]
+    walk = min(walks, key=lambda loop: count(loop, "LDG"))
     ptx, bits = made.asm["ptx"], 64 if policy[0] == "float64" else 32
     return {
         "registers": used,
@@ -108,7 +109,8 @@ def facts(kernel, policy, target):
         "shared": count(walk, "STS") + count(walk, "LDS") + count(walk, "BAR"),
         "hashes": sum("0x7feb352d" in operands for _, operands in walk),
         "instructions": len(walk) / (size.block / (32 * size.warps)),
-        "inexact": len(re.findall(r"fma\.rn\.f|\.ftz|\.approx|div\.full", ptx)),
+        # (What `ceil` is given is no subnormal number.)
+        "inexact": len(re.findall(r"fma\.rn\.f|(?<!cvt\.rpi)\.ftz|\.approx|div\.full", ptx)),
         "exact": len(re.findall(rf"(?:sqrt|div)\.rn\.f{bits}", ptx)),
         # A barrier and no write behind it, then the atomic: what all threads wrote is there for the last program.
         "arrivals": len(

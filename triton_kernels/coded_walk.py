@@ -1,7 +1,11 @@
-"""How one program walks one chunk whose state is in 8 bits: as walk.py, a block of codes in one piece.
+"""How one program walks one chunk whose state is in 8 bits, see Note [8 bits] of prodigy_fused/eight_bits.py.
 
-A block of codes, and its scale, are new with each step. So m, v and s are rounded before x takes its step, which is
-made of the numbers that are stored; and x - x0 after it, since it changes by what the stored x does.
+m and v are rounded before x takes its step, which is made of the numbers that are stored; x - x0 after it, for it
+changes by what the stored x does. Codes are those of other backends, but where these compute a float32 in another order
+and it is rounded to the other side of a limit.
+
+A program writes the codes and the scale of a block when all its threads have read the old ones, for the largest number
+of the block depends on all of them.
 
 Constants: see elements.py.
 """
@@ -52,7 +56,7 @@ def update_coded_walk(
     t, grad, random, begin, c, X: tl.constexpr, G: tl.constexpr, SAMPLES: tl.constexpr, KEPT: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """As `update_walk`."""
+    """As `update_walk`; random: of this tensor's own indices."""
     size = size_of(t, begin, CHUNK, ALIGNED)
     x, low = array(t.x, begin, X, ALIGNED), array(t.low, begin, tl.int8, ALIGNED)
     m, v, scale = code_array(t.m, begin, M, ALIGNED), code_array(t.v, begin, ROOT, ALIGNED), scale_array(t.scale, begin)
@@ -77,8 +81,8 @@ def update_coded_walk(
             norm += folded_parts(norm_terms)
             store_codes(s, scale, new_s, third(bits), at, S_CODE)
         new_m, new_v = moments(g, old_m, old_root * old_root, c)
-        new_m = store_codes(m, scale, new_m, 0, with_momentum, M)
         root = store_codes(v, scale, square_root(new_v), second(bits), at, ROOT)
+        new_m = store_codes(m, scale, new_m, 0, with_momentum, M)
         new_x = step(old_x, old_x, new_m, root, decay, dlr, c.d_eps)
         new_x = store_x(x + at.i, low + at.i, new_x, with_momentum.mask, t, bits, X, KEPT)
         if SAMPLES == ALL:
@@ -106,17 +110,16 @@ def finish_coded_walk(
         # Without momentum m is d_new*g, and `new_m` is first the gradient.
         new_m = load_codes(m, scale, at, M) if c.momentum else load_grads(grad, begin, at.i, at.mask, X, G, ALIGNED)
 
-        position = old_x
         if how == STEP:
             if not c.momentum:
                 new_m = c.d_new * finite_or_zero(gradient(new_m, old_x, c))
-            position = step(position, old_x, new_m, root, c.decay, c.dlr, c.d_eps)
+            new_x = step(old_x, old_x, new_m, root, c.decay, c.dlr, c.d_eps)
         elif how == CORRECT:
-            position = correct(position, new_m, root, c)
+            new_x = correct(old_x, new_m, root, c)
         else:
-            position = undo(position, tl.zeros_like(old_x), new_m, root, c)
+            new_x = undo(old_x, tl.zeros_like(old_x), new_m, root, c)
         bits = draw(random, at.i)
-        new_x = store_x(x + at.i, low + at.i, position, at.mask, t, bits, X, KEPT)
+        new_x = store_x(x + at.i, low + at.i, new_x, at.mask, t, bits, X, KEPT)
         if SAMPLES == ALL:
-            moved = load_codes(delta, scale, at, DELTA) + finite_or_zero(new_x - old_x)
-            store_codes(delta, scale, moved, fourth(bits), at, DELTA)
+            old_delta = load_codes(delta, scale, at, DELTA)
+            store_codes(delta, scale, old_delta + finite_or_zero(new_x - old_x), fourth(bits), at, DELTA)

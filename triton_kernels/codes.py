@@ -3,8 +3,9 @@
 The functions have the names of csrc/prodigy/eight_bits.h and give the same bits, everywhere: with integers, and
 operations that are rounded exactly. (Triton's own float8 is not the same for all devices and versions.)
 
-Numbers are in the order [parts, blocks, elements of a part]: each block of 256 is in one warp, as `places` says, so
-that its maximum needs no other. What is said of a block is [1, blocks, 1].
+Note [A block in a warp]
+Numbers have the shape [parts, blocks, elements of a part], as `places` says. On an NVIDIA GPU a block of 256 is then in
+one warp, which finds the largest of it without the others. A block's unit, and its byte, are [1, blocks, 1].
 """
 
 from typing import Any, NamedTuple
@@ -67,9 +68,8 @@ def whole_number(value, ONE: tl.constexpr, random):
 
 # -- e4m3 --------------------------------------------------------------------------------------------------------------
 
-# The smallest normal number, also as bits; the bits of 2^14; the difference of the exponents' biases.
+# The smallest normal number; the bits of 2^14; the difference of the exponents' biases, in the place of float32's.
 NORMAL = tl.constexpr(2.0**-6)
-NORMAL_BITS = tl.constexpr(121 << 23)
 TWO_TO_14 = tl.constexpr(141 << 23)
 REBIAS = tl.constexpr(120 << 23)
 
@@ -160,7 +160,8 @@ class Places(NamedTuple):
 def places(first, size, X: tl.constexpr, BLOCK: tl.constexpr):
     """Returns the places of BLOCK elements of a chunk; first: a multiple of CODE_BLOCK.
 
-    A thread has 16 bytes of x in each part, and a warp has 32 threads: so a block of float32 is in two parts.
+    A thread has 16 bytes of x in each part, and a warp has 32 threads: so a block of float32 is in two parts. As the
+    compiler would give a thread more codes that are side by side, and exchange them, it is not told of these.
     """
     PARTS: tl.constexpr = X.primitive_bitwidth // 16
     PART: tl.constexpr = CODE_BLOCK // PARTS
@@ -199,6 +200,6 @@ def store_codes(codes, scale, value, random, at, CODE: tl.constexpr):
     """Writes numbers, which are 0 where they are masked out; returns them as they are stored."""
     code, byte = encoded(value, random, CODE)
     tl.store(codes + at.i, code, at.mask)
-    lane = tl.arange(0, LANES)[None, None, :]  # of the warp that has the block: it need not tell the others
+    lane = tl.arange(0, LANES)[None, None, :]  # in this shape, too, a block is in one warp: nothing is exchanged
     tl.store(scale + at.block * CODES + lane, byte, at.is_block & (lane == CODE))
     return decoded(code, byte, CODE)

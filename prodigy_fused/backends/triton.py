@@ -53,7 +53,7 @@ def sizes(key: BucketKey) -> Sizes:
     A thread takes 16 bytes at a time of the widest array that is written: wider stores have gaps, which Triton closes
     by a detour through shared memory. A warp takes a whole block of codes (triton_kernels/codes.py). A chunk with
     samples is to stay in the cache (Note [Samples first] of triton_kernels/samples.py). The programs are as many as
-    registers allow without a spill in the walk over aligned elements: tests/test_triton_compiled.py.
+    registers allow without a spill in the walk over aligned elements, or with few: tests/test_triton_compiled.py.
     """
     itemsize = getattr(torch, key.dtype).itemsize
     chunk = (1 << 14) // itemsize if key.sampled else 1 << 13
