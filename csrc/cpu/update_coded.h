@@ -20,9 +20,12 @@ struct CodedState {
 };
 
 // As UpdateBlock. Where all elements have samples, there is a delta in the place of x0. kExact: x is stored as it is.
+// Codes are those of every other backend but where a number, whose last bit depends on the order of the operations, is
+// rounded to the other side of a limit.
 template <bool kMomentum, Sampled kSampled, bool kExact>
 struct UpdateCodedBlock {
   using C = Coefficients<float>;
+  static constexpr float kNoDecay = -0.0f;  // what is added changes nothing, not even the sign of a zero
   static constexpr bool kAll = kSampled == Sampled::kAll;
   static constexpr bool kMoves = kAll && kMomentum && kExact;
 
@@ -66,10 +69,10 @@ struct UpdateCodedBlock {
     for (; i + kLanes <= n; i += kLanes) {
       PRODIGY_VECTORIZE
       for (int lane = 0; lane < kLanes; ++lane) {
-        element(grad[i + lane], kDecays ? x[i + lane] : 0.0f, i + lane, lane, c, old, state, sums);
+        element(grad[i + lane], kDecays ? x[i + lane] : kNoDecay, i + lane, lane, c, old, state, sums);
       }
     }
-    for (int lane = 0; i < n; ++i, ++lane) element(grad[i], kDecays ? x[i] : 0.0f, i, lane, c, old, state, sums);
+    for (int lane = 0; i < n; ++i, ++lane) element(grad[i], kDecays ? x[i] : kNoDecay, i, lane, c, old, state, sums);
   }
 
   // The codes of m and the root of v, and the step of x with the numbers that they are.
@@ -83,7 +86,7 @@ struct UpdateCodedBlock {
       const Coded new_m = m.rounded(state.m[i], 0u), new_root = root.rounded(state.root[i], bits[i]);
       state.m_codes[i] = new_m.code;
       state.root_codes[i] = new_root.code;
-      const float before = x[i], decaying = kDecays ? before : 0.0f;
+      const float before = x[i], decaying = kDecays ? before : kNoDecay;
       const float after = step<KeptRoots>(before, decaying, new_m.number, new_root.number, c);
       x[i] = after;
       if constexpr (kMoves) {
@@ -92,7 +95,7 @@ struct UpdateCodedBlock {
     }
   }
 
-  // kDecays: whether there is weight decay. Without, there is less to compute.
+  // kDecays: whether there is weight decay. Without, there is less to compute: x is then a constant for it.
   template <bool kDecays>
   static PRODIGY_INLINE void codes(const Arrays<float, float>& a, const Tensor& t, std::int64_t begin, int at, int n,
                                    const C& c, LaneSums<float>& sums) {
