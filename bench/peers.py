@@ -10,7 +10,7 @@ from typing import Any
 
 import gradients
 import torch
-from roofline import adamw_bytes, flash_bytes, prodigy_bytes
+from roofline import adamw_bytes, coded_bytes, flash_bytes, prodigy_bytes
 from torch import Tensor, nn
 
 from prodigy_fused import Prodigy, backends
@@ -21,7 +21,7 @@ ANCHOR = "AdamW(fused)"
 COPY, IN_PLACE = "copy", "in place"
 SAMPLED: dict[str, Any] = {"slice_p": 11}  # float16 is then rounded stochastically
 BFLOAT16: dict[str, Any] = {"state_dtype": torch.bfloat16}
-BITS24: dict[str, Any] = {"low_precision": "24bit"}
+CODED: dict[str, Any] = {"state_dtype": "8bit"}
 # In every step d moves, by a thousandth: unbounded, it would overflow.
 MOVES: dict[str, Any] = {"growth_rate": 1.001}
 FROZEN: dict[str, Any] = {"prodigy_steps": 1}
@@ -102,12 +102,14 @@ def adam_bytes(dtype: torch.dtype) -> float:
 def our_bytes(dtype: torch.dtype, **options: Any) -> float:
     """Returns the bytes per parameter of our optimizer with these options, given the state that it then keeps."""
     p = nn.Parameter(torch.zeros(1, dtype=dtype))
-    optimizer = Prodigy([p], fused=False, **options)
+    optimizer = Prodigy([p], fused=False, **options, min_8bit_size=1)
     for _ in range(2):  # the second freezes an estimate that takes one step
         p.grad = torch.ones_like(p)
         optimizer.step()
     state, slice_p = optimizer.state[p], optimizer.param_groups[0]["slice_p"]
     beside = sum(state[key].itemsize for key in ("delta", "low") if key in state)
+    if state["exp_avg_sq"].dtype == torch.uint8:
+        return coded_bytes(dtype.itemsize, slice_p, beside)
     traits = {"frozen": "s" not in state, "moves": options.items() >= MOVES.items()}
     return prodigy_bytes(dtype.itemsize, state["exp_avg_sq"].itemsize, slice_p, beside, **traits)
 
@@ -115,11 +117,12 @@ def our_bytes(dtype: torch.dtype, **options: Any) -> float:
 def storages(dtype: torch.dtype) -> dict[str, tuple[dict[str, Any], int]]:
     """Returns the ways to store state that are not the default: options, and how many tensors are kept."""
     found: dict[str, tuple[dict[str, Any], int]] = {"bfloat16 state": (BFLOAT16, 5)}
+    if dtype != torch.float64:
+        found["8-bit state"] = CODED, 2
+        found["8-bit state, slice_p=11"] = CODED | SAMPLED, 2
     if dtype == torch.bfloat16:
-        found["24bit"] = BITS24, 5
-        found["24bit, bfloat16 state, slice_p=11"] = BITS24 | BFLOAT16 | SAMPLED, 4
         found["displacement"] = {"low_precision": "displacement"}, 6
-    if dtype == torch.float16:
+    if dtype.itemsize == 2:
         found["stochastic"] = {"low_precision": "stochastic"}, 5
     return found
 

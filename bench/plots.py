@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import rows
+from memory import bars
 from peers import ANCHOR, COPY, IN_PLACE
 from rows import Row
 from shared import palette
@@ -92,6 +94,36 @@ def training(measured: list[Row], path: Path) -> Path:
         xlabel="ms per step; coloured: the optimizer", title=f"Training a GPT of {own[0]['parameters']:,} parameters"
     )
     axes.set_xlim(right=1.15 * max(row["train_ms"] + row["ms"] for row in own))
+    return _finish(figure, path)
+
+
+def memory(results: dict[str, Any], path: Path) -> Path:
+    """Plots the bytes per parameter of a training step, in a panel per dtype: parameters, state, gradients."""
+    found = bars(results)
+    dtypes = list(dict.fromkeys(bar["dtype"] for bar in found))
+    heights = [sum(bar["dtype"] == dtype for bar in found) for dtype in dtypes]
+    figure, panels = plt.subplots(
+        len(dtypes), 1, figsize=(9, 1.6 + 0.3 * len(found)), height_ratios=heights, sharex=True, layout="constrained"
+    )
+    for axes, dtype in zip(panels, dtypes, strict=True):
+        own = [bar for bar in found if bar["dtype"] == dtype][::-1]
+        names = [bar["optimizer"] for bar in own]
+        kept = [bar["parameters"] for bar in own]
+        axes.barh(names, kept, WIDTH, color="#dddddd", label="parameters")
+        state = [bar["state"] for bar in own]
+        colours = [palette.OTHER if name == ANCHOR else palette.OURS for name in names]
+        axes.barh(names, state, WIDTH, left=kept, color=colours, label="state")
+        left = [a + b for a, b in zip(kept, state, strict=True)]
+        for what, alpha, label in (
+            ("gradients", 0.3, "gradients, all at once"),
+            ("released", 1.0, "gradients, released"),
+        ):
+            sizes = [bar[what] or 0 for bar in own]
+            axes.barh(names, sizes, WIDTH, left=left, color=palette.REFERENCE, alpha=alpha, label=label)
+        axes.set_title(f"{dtype} parameters")
+        axes.tick_params(axis="y", labelsize=8)
+    panels[0].legend(fontsize=8, loc="lower right")
+    panels[-1].set_xlabel("bytes per parameter at the peak of a training step, without activations")
     return _finish(figure, path)
 
 

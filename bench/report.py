@@ -14,8 +14,10 @@ from operator import itemgetter
 from pathlib import Path
 
 import goals
+import memory
 import roofline
 import rows
+import slice_p
 from peers import ANCHOR, COPY, IN_PLACE
 from rich.console import Console
 from rich.table import Table
@@ -26,7 +28,7 @@ REFERENCE = "prodigyopt"
 MARK = re.compile(r"(<!-- (\w+): written by bench/report.py -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 HEAD = "# Measurements\n\nWritten by `make figures` from the rows of the CSV files in this folder.\n"
 Cells = dict[str, Callable[[Row, list[Row]], str]]
-WRITTEN = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "distributed.md")
+WRITTEN = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("benchmarks", "distributed", "memory")))
 
 
 def _number(name: str, form: str, scale: float = 1) -> Callable[[Row, list[Row]], str]:
@@ -227,7 +229,9 @@ def for_the_record(files: list[Path] | None = None) -> list[Row]:
 def with_figures(file: Path, measured: list[Row]) -> str:
     """Returns the text of one of the files WRITTEN, with everything between the marks rewritten."""
     root = "../" * (len(file.relative_to(ROOT).parts) - 1)
-    blocks = {"cost": cost, "gpu": gpu, "policies": policies, "demo": demo, "model": lambda _: roofline.table()}
+    tables = {"model": roofline.table, "memory": memory.table, "samples": slice_p.table}
+    blocks = {"cost": cost, "gpu": gpu, "policies": policies, "demo": demo}
+    blocks |= {name: lambda _, table=table: table() for name, table in tables.items()}
 
     def written(found: re.Match[str]) -> str:
         return found[1] + blocks[found[2]](measured).replace("](bench/", f"]({root}bench/") + "\n" + found[3]
@@ -250,6 +254,7 @@ def main() -> None:
     import plots
 
     plots.draw(measured, RESULTS)
+    plots.memory(json.loads(memory.FILE.read_text()), RESULTS / "memory.png")
     model = ["## The cost model against the measurements", "", roofline.report(measured), "", roofline.table()]
     (RESULTS / "summary.md").write_text("\n".join([HEAD, markdown(measured), *model, ""]))
     for file in WRITTEN:

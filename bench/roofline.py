@@ -40,9 +40,20 @@ def prodigy_bytes(
     return adamw_bytes(x, state) + sampled + (passes - 1) * 2 * (x + state) + passes * 2 * beside
 
 
-def adamw_bytes(x: int = 4, state: int = 4) -> float:
+def adamw_bytes(x: int = 4, state: float = 4) -> float:
     """Returns the bytes per parameter of a fused AdamW: reads g, x, m, v, writes x, m, v."""
     return 3 * x + 4 * state
+
+
+def coded_bytes(x: int = 4, slice_p: int = 1, beside: int = 0) -> float:
+    """Returns the bytes per parameter of the update pass with state in 8 bits: each 256 codes have a scale of a byte.
+
+    Args:
+        x, beside: as of `prodigy_bytes`.
+        slice_p: with 1, s and x - x0 are codes, read and written; else s is float32, and x0 as the parameter.
+    """
+    code = 1 + 1 / 256
+    return adamw_bytes(x, code) + (4 * code if slice_p == 1 else (2 * 4 + x) / slice_p) + 2 * beside
 
 
 def flash_bytes(x: int = 4) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from prodigy_fused import Prodigy
 
+FILE = RESULTS / "slice_p.json"
 # Widths of the model: a power of 2, and 3 * 4 * 11.
 WIDTHS = (128, 132)
 SLICES = (2, 3, 5, 8, 11, 13, 16, 31, 33, 61, 64)
@@ -87,17 +88,32 @@ def figures(found: list[Tensor]) -> dict[str, Any]:
     return {name: round(value.item(), 3) for name, value in values.items()}
 
 
+def table() -> str:
+    """Returns the committed figures as Markdown: a line for each p."""
+    results = json.loads(FILE.read_text())
+    head = [cell for width in WIDTHS for cell in (f"width {width}: factor", "deviation of d", "least - most")]
+    lines = [f"| `slice_p` | {' | '.join(head)} |", "| ---: |" + " ---: |" * len(head)]
+    for p in SLICES:
+        found = [results["figures"][f"width {width}, slice_p={p}"] for width in WIDTHS]
+        cells = [(f["factor"], f"{f['deviation']:.0%}", f"{f['least']:.2f} - {f['most']:.2f}") for f in found]
+        lines.append(f"| {p} | {' | '.join(str(cell) for row in cells for cell in row)} |")
+    where = f"{results['device']}, torch {results['torch']}, commit {results['commit']}, {results['date']}"
+    return "\n".join([*lines, "", f"{results['steps']} steps, {results['seeds']} seeds; {where}."])
+
+
 def main() -> None:
     """Trains all models and writes the figures."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=12, help="sequences of 64 characters per step")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULTS / "slice_p.json")
+    parser.add_argument("--out", type=Path, default=FILE)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    setting = {**rows.environment(torch.device("cpu"), "full"), "steps": args.steps, "batch": args.batch}
+    setting["seeds"] = args.seeds
     corpus = Corpus(load_text())
     results: dict[str, Any] = {}
     for width in WIDTHS:
@@ -106,8 +122,7 @@ def main() -> None:
             row = figures([run.ratios()[p] for run in runs])
             results[f"width {width}, slice_p={p}"] = {"factor": shared_factor(runs[0].params, p), **row}
             print(width, p, results[f"width {width}, slice_p={p}"], flush=True)
-    setting = {**rows.environment(torch.device("cpu"), "full"), "steps": args.steps, "batch": args.batch}
-    args.out.write_text(json.dumps({**setting, "seeds": args.seeds, "figures": results}, indent=1) + "\n")
+    args.out.write_text(json.dumps({**setting, "figures": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

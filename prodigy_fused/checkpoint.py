@@ -39,7 +39,7 @@ def export(own_groups: list[Group], state_dict: StateDict, compact: bool = False
     """Returns ``Optimizer.state_dict()`` in the reference's format: flat ``s`` and ``p0``, numbers in the groups.
 
     The state of DTensors is in DTensors, all of the parameter's shape. State in 8 bits is in float32, unless
-    ``compact``; beside the reference's tensors there are the scale, and ``x - x0`` as exactly as it is kept.
+    ``compact`` and no DTensors'; beside the reference's tensors there are the scale, and ``x - x0`` as it is kept.
     """
     groups = []
     for group in state_dict["param_groups"]:
@@ -50,9 +50,10 @@ def export(own_groups: list[Group], state_dict: StateDict, compact: bool = False
         for p, i in zip(own["params"], group["params"], strict=True):
             if not state.is_there(states.get(i)):
                 continue
-            if in_codes(states[i]) and not compact:
+            if in_codes(states[i]) and (is_dtensor(p) or not compact):
                 states[i] = numbers_of(local(p), states[i], group)
             if is_dtensor(p):
+                states[i].pop("scale", None)  # of this rank's blocks, in a new dictionary
                 states[i] = {"step": group["k"], **state.wrapped(p, states[i], group, index_map(p))}
             else:
                 states[i] = _flat(states[i], group["k"])
@@ -136,7 +137,7 @@ def _import_state(index: int, p: Tensor, saved: dict[str, Any], group: dict[str,
         raise ValueError(f"{describe(index, p)} is on the meta device: materialise the model before load_state_dict")
     check_mode(p, group)
     coded = in_codes(saved)
-    fields = state.fields_of(p, with_codes(group) if coded else with_numbers(group))
+    fields = state.fields_of(p, with_codes(group) if coded else with_numbers(p, group))
     missing = [field.key for field in fields if field.in_reference and field.key not in saved]
     if missing:
         raise ValueError(f"the saved state of {describe(index, p)} lacks {missing}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .eight_bits import CODES, blocks_of, decode, encode
-from .low_precision import float32_weights
+from .low_precision import float32_weights, mode_of
 from .options import Group
 from .tensors import memory_order
 
@@ -24,12 +24,14 @@ def in_codes(state: State) -> bool:
 
 def with_codes(group: Group) -> Group:
     """Returns a group whose parameters, but those of float64, have their state in codes."""
-    return {**group, "state_dtype": "8bit", "min_8bit_size": 1}
+    mode = group["low_precision"]
+    own = None if mode == "displacement" else mode
+    return {**group, "state_dtype": "8bit", "min_8bit_size": 1, "low_precision": own}
 
 
-def with_numbers(group: Group) -> Group:
-    """Returns a group whose parameters have as numbers what codes stand for."""
-    return {**group, "state_dtype": "float32", "low_precision": group["low_precision"] or "stochastic"}
+def with_numbers(p: Tensor, group: Group) -> Group:
+    """Returns a group in which ``p`` has as numbers what codes stand for, and is rounded as in ``group``."""
+    return {**group, "state_dtype": "float32", "low_precision": mode_of(p, group)}
 
 
 def load(key: str, codes: Tensor, scale: Tensor) -> Tensor:
@@ -77,7 +79,7 @@ def numbers_of(p: Tensor, state: State, group: Group) -> State:
     coded = [key for key in CODES if key in state and state[key].dtype == CODES[key].storage]
     new = {**state, **{key: load(key, state[key], scale) for key in coded}}
     if "delta" in coded:
-        new["p0"] = float32_weights(p, state, group) - new["delta"]
+        new["p0"] = float32_weights(p, state, with_codes(group)) - new["delta"]
     return new
 
 

@@ -43,9 +43,10 @@ def mode_of(p: Tensor, group: Group) -> str | None:
         return None
     if group["low_precision"] is not None:
         return str(group["low_precision"])
+    if p.dtype == torch.bfloat16:
+        return "24bit"
     # A displacement needs all of x0 and 4 bytes, which slice_p and state in 8 bits are there to save.
-    all_of_it = p.dtype == torch.float16 and group["slice_p"] == 1 and not is_coded(p, group)
-    return "displacement" if all_of_it else "stochastic"
+    return "displacement" if group["slice_p"] == 1 and not is_coded(p, group) else "stochastic"
 
 
 def check_mode(p: Tensor, group: Group) -> None:
@@ -82,11 +83,8 @@ def warn_if_stuck(slots: Iterable[Slot]) -> None:
     Waits for the device, once.
     """
     nearest = [slot for slot in slots if slot.low_precision == "nearest" and not slot.frozen]
-    watched = [slot for slot in nearest if slot.param.numel() > 0 and slot.state["p0"].numel() > 0]
-    flags = [
-        (slot.sampled(slot.param.detach()) == slot.state["p0"]).all() & slot.state["exp_avg_sq"].any()
-        for slot in watched
-    ]
+    watched = [slot for slot in nearest if slot.param.numel() > 0 and _start(slot).numel() > 0]
+    flags = [_is_at_start(slot) & slot.state["exp_avg_sq"].any() for slot in watched]
     stuck = torch.stack([flag.to(flags[0].device) for flag in flags]).tolist() if flags else []
     where = [describe(slot.index, slot.param) for slot, flag in zip(watched, stuck, strict=True) if flag]
     if where:
@@ -97,3 +95,13 @@ def warn_if_stuck(slots: Iterable[Slot]) -> None:
             '"displacement"',
             stacklevel=2,
         )
+
+
+def _start(slot: Slot) -> Tensor:
+    start: Tensor = slot.state["delta" if slot.moves_in_codes else "p0"]
+    return start
+
+
+def _is_at_start(slot: Slot) -> Tensor:
+    start = _start(slot)
+    return ~start.any() if slot.moves_in_codes else (slot.sampled(slot.param.detach()) == start).all()

@@ -41,7 +41,8 @@ class Prodigy(Readings, Optimizer):
             2 ** 0.25.
         fsdp_in_use: the (plain) tensors of this group are other tensors, or other parts of them, on each rank; for
             shards cut by hand and ZeroRedundancyOptimizer. Of no effect on DTensors, and without a process group.
-        slice_p: estimate d from every p-th element only, which saves memory; 11 is reasonable.
+        slice_p: estimate d from every p-th element only, which saves memory; 11 is reasonable. Take an odd number that
+            has no factor in common with the last dimensions of the matrices: otherwise whole columns are left out.
         d_limit: upper bound on d, which otherwise never falls again; inf: unbounded.
         split_groups: each parameter group has an estimate of its own, exactly as with one optimizer per group. ``d0``,
             ``d_coef``, ``growth_rate``, ``beta3``, ``d_limit`` and ``prodigy_steps`` may then differ between groups.
@@ -59,7 +60,7 @@ class Prodigy(Readings, Optimizer):
         low_precision: how bfloat16 and float16 parameters are rounded: "stochastic", "24bit" (of bfloat16, keeps 8
             more bits of each weight in a byte), "displacement" (as accurate as float32 master weights; needs one more
             float32 tensor, and slice_p=1) or "nearest" (as the reference: most parameters never move). None:
-            "stochastic" for bfloat16, "displacement" for float16, or "stochastic" with slice_p > 1 or 8-bit state.
+            "24bit" for bfloat16; for float16 "displacement", or "stochastic" with slice_p > 1 or 8-bit state.
         backend: the name of a backend, for tests and benchmarks; never falls back.
         process_group: the ranks that share the estimate, a ProcessGroup or a DeviceMesh, where parameters do not tell
             (a pipeline's stages). None: those of the DTensors' meshes, or all, with FSDP1 or ``fsdp_in_use``.
@@ -230,7 +231,8 @@ class Prodigy(Readings, Optimizer):
 
     def compact_state_dict(self) -> dict[str, Any]:
         """Returns the state with 8-bit tensors as they are (``state_dtype="8bit"``), a quarter of what
-        :meth:`state_dict` gives for them; :meth:`load_state_dict` takes both, ``prodigyopt`` only the latter.
+        :meth:`state_dict` gives for them; :meth:`load_state_dict` takes both, ``prodigyopt`` only the latter. (State of
+        DTensors is as in ``state_dict``, so that it can move to other meshes.)
 
         Shares tensors with the optimizer; clone what must not change.
         """

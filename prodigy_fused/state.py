@@ -199,7 +199,7 @@ def adapted(index: int, p: Tensor, state: State, group: Group, where: IndexMap |
     if not in_codes(state):
         if not coded:
             return _fitting(index, p, state, group, where)
-        numbers = _fitting(index, p, state, with_numbers(group), where)
+        numbers = _fitting(index, p, state, with_numbers(p, group), where)
         return codes_of(p, numbers, group, state.get("delta"), state.get("scale"))
     codes = _fitting(index, p, state, with_codes(group), where)
     if coded and all(same_layout(t, state[key]) for key, t in codes.items() if t.shape == p.shape):
@@ -214,7 +214,7 @@ def _fitting(index: int, p: Tensor, state: State, group: Group, where: IndexMap 
     new: State = {}
     for field in fields_of(p, group):
         value: Any = state.get(field.key)
-        if value is None and field.created_late:
+        if value is None and field.created_late and not (field.key == "delta" and is_coded(p, group)):
             value = _zeros(field.like(p, group, where), field.dtype(p, group))
         what = f"the state {field.key!r} of {describe(index, p)}"
         size = field.size(p, group, where)

@@ -50,8 +50,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 DTYPES: dict[str, list[dict[str, Any]]] = {
     "float64": [{}],
-    "float32": [{}, {"state_dtype": torch.bfloat16}],
-    "bfloat16": [{}, {"low_precision": "displacement"}, {"low_precision": "nearest"}, {"state_dtype": None}],
+    "float32": [{}, {"state_dtype": torch.bfloat16}, {"state_dtype": "8bit", "min_8bit_size": 1}],
+    "bfloat16": [
+        {"low_precision": "stochastic"},
+        {},
+        {"low_precision": "displacement"},
+        {"low_precision": "nearest"},
+        {"state_dtype": None},
+    ],
     "float16": [{}, {"low_precision": "stochastic", "state_dtype": torch.bfloat16}],
 }
 # Events in the gradients, the groups and the scaler in step k; each is run once, in float32 and bfloat16.

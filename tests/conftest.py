@@ -42,7 +42,7 @@ class Backend:
         return Prodigy(params, backend=self.name, **options)
 
     def steps(self, wanted: int) -> int:
-        return min(wanted, 25) if self.small else wanted
+        return min(wanted, 15 if self.crawls else 25) if self.small else wanted
 
 
 GPU = torch.cuda.is_available()
@@ -81,9 +81,12 @@ def backend(request) -> Backend:
     return request.param
 
 
-# Of each test one variant, that in the middle, runs on a backend that crawls, and of those over hundreds of tensors or
-# steps none; the others are slow tests.
+# Of each test one variant, that in the middle, runs on a backend that crawls, and none of those over hundreds of
+# tensors or steps, or of what is around the steps; the others are slow tests.
 CRAWLING = {
+    "test_a_checkpoint_of_split_groups_continues", "test_a_graph_from_before_the_step_raises", "test_files",
+    "test_no_warning_without_a_cause", "test_own_options_with_a_checkpoint_of_prodigyopt",
+    "test_partitions_of_many_buckets", "test_scheduler", "test_training_goes_on_when_tensors_move",
     "test_any_list_of_tensors", "test_any_step", "test_corrections_are_rare", "test_float32",
     "test_second_moments_of_16_bits_are_right_on_average", "test_state_of_one_among_many_parameters_is_changed",
     "test_thousands_of_tensors", "test_threads", "test_two_threads_cannot_step_at_once",
@@ -101,6 +104,10 @@ VARIANTS = {
     "edges", "emulation", "examples", "fuzz", "numbers", "reproducible", "rounding", "shapes", "split_groups",
     "torch_gradients", "torch_hooks", "torch_optim", "torch_state", "torch_tools",
 }  # fmt: skip
+# Files in which coverage finds nothing that others do not have.
+UNCOVERED = {"bench_peers", "bench_results", "dcp", "paper", "schedulers"}
+# Where the emulated kernels walk memory in ways of their own: under the sanitizers, and there only.
+WALKS = VARIANTS | {"index_maps"}
 
 
 def pytest_collection_modifyitems(items) -> None:
@@ -109,12 +116,12 @@ def pytest_collection_modifyitems(items) -> None:
     variants: dict[tuple[Path, str, str], list[pytest.Item]] = {}
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
-        many = item.path.stem.removeprefix("test_") in VARIANTS
-        emulates = item.path.stem == "test_emulated_policies" or (many and "emulated" in map(str, params.values()))
+        name = item.path.stem.removeprefix("test_")
+        emulates = name == "emulated_policies" or (name in WALKS and "emulated" in map(str, params.values()))
         role = next((role for role, value in params.items() if str(value) in crawling), None)
         if role is not None:
             variants.setdefault((item.path, item.originalname, role), []).append(item)
-        if many or role is not None:  # traced, an interpreter is slower still
+        if name in VARIANTS | UNCOVERED or role is not None:  # traced, an interpreter is slower still
             item.add_marker("no_cover")
         if emulates:
             item.add_marker("sanitized")

@@ -24,7 +24,9 @@ class Instruction(NamedTuple):
 
     @property
     def target(self) -> int | None:
-        """The address that a branch leads to."""
+        """The address that a branch leads to; not of one that only a warp takes which is not together."""
+        if "BRA.DIV" in self.text:
+            return None
         found = re.search(r"^(?:@!?U?P\w+ )?BRA\b.*?(0x[0-9a-f]+)", self.text)
         return int(found.group(1), 16) if found else None
 
@@ -35,7 +37,7 @@ class Instruction(NamedTuple):
 
     @property
     def falls_through(self) -> bool:
-        always = not re.match(r"@|BRA(\.\w+)* !?U?P\w", self.text)
+        always = not re.match(r"@|BRA(\.\w+)* !?U?P\w|BRA\.DIV", self.text)
         return not (always and self.name.split(".")[0] in ("BRA", "EXIT", "RET", "BRX"))
 
 
@@ -63,11 +65,13 @@ def blocks(code: list[Instruction]) -> dict[int, Block]:
             current = parts.setdefault(instruction.address, [])
         current.append(instruction)
     following = dict(itertools.pairwise(sorted(parts)))
+    coded = any(i.name.startswith("REDUX") for i in code)  # then a round has a word of scale, of 4 bytes
     found = {}
     for start, part in parts.items():
         to = [part[-1].target, following.get(start) if part[-1].falls_through else None]
         has = sum(1 << n for n, what in enumerate(NEEDED) if any(re.match(what, i.name) for i in part))
-        found[start] = Block(part, [t for t in to if t is not None], has, any(i.seldom for i in part))
+        seldom = any(i.seldom and not (coded and i.name == "LDG.E") for i in part)
+        found[start] = Block(part, [t for t in to if t is not None], has, seldom)
     return found
 
 
@@ -75,7 +79,18 @@ def longest_round(code: list[Instruction]) -> int:
     """Returns the most instructions of one round of the loop that has 16-byte loads and stores; 0 if there is none."""
     usual = {start: block for start, block in blocks(code).items() if not block.seldom}
     heads = {to for start, block in usual.items() for to in block.after if to <= start and to in usual}
-    return max((_longest(head, usual) for head in heads), default=0)
+    return max((_longest(head, _loop(head, usual)) for head in heads), default=0)
+
+
+def _loop(head: int, usual: dict[int, Block]) -> dict[int, Block]:
+    """The blocks of the loop with this head: those that lead back to it. Not those of a loop around it."""
+    found, left = {head}, [start for start, block in usual.items() if head in block.after and start >= head]
+    while left:
+        start = left.pop()
+        if start not in found:
+            found.add(start)
+            left += [before for before, block in usual.items() if start in block.after]
+    return {start: usual[start] for start in found}
 
 
 def _longest(head: int, usual: dict[int, Block]) -> int:

@@ -8,10 +8,24 @@ import shutil
 import tempfile
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from oracle import Prodigyopt
-from sharded import D0, OPTIONS, STEPS, WAYS, close, fsdp2, net, same_numbers, train, two_dimensional, whole
+from sharded import (
+    D0,
+    OPTIONS,
+    STEPS,
+    WAYS,
+    close,
+    equal_on_all_ranks,
+    fsdp2,
+    net,
+    same_numbers,
+    train,
+    two_dimensional,
+    whole,
+)
 from sharded_cases import case
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -24,7 +38,9 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh
 
 from prodigy_fused import Prodigy
+from prodigy_fused.dtensor import local
 
+FLOAT = torch.float32
 MORE = range(STEPS, STEPS + 4)
 FULL = StateDictOptions(full_state_dict=True)
 
@@ -83,6 +99,30 @@ def _() -> None:
             opt = Prodigy(model.parameters(), d0=D0, **options)
             opt.load_state_dict(copy.deepcopy(theirs.state_dict()))
             goes_on(model, opt, wanted)
+
+
+@case("8 bits", 2)
+def _() -> None:
+    """Blocks are each rank's own: results agree within their rounding; to and from other layouts numbers are kept."""
+    for options in OPTIONS.values():
+        options = {"state_dtype": "8bit", "min_8bit_size": 1, "d0": D0, **options}
+        model, moved, again = WAYS["FSDP2"](net(FLOAT)), WAYS["FSDP2 by columns"](net(FLOAT)), WAYS["FSDP2"](net(FLOAT))
+        opt, other, third = (Prodigy(each.parameters(), **options) for each in (model, moved, again))
+        single = net(FLOAT)
+        numbers = train(single, Prodigy(single.parameters(), **options), dtype=FLOAT)
+        got = train(model, opt, dtype=FLOAT)
+        equal_on_all_ranks(got)
+        assert numbers[-1][0] > 2 * D0 and abs(got[-1][0] / numbers[-1][0] - 1) < 0.1
+        assert all(opt.state[p]["exp_avg"].dtype == torch.uint8 for p in model.parameters() if local(p).numel())
+        move(model, opt, moved, other)
+        move(moved, other, again, third)
+        states = [get_optimizer_state_dict(*pair, options=FULL) for pair in ((model, opt), (again, third))]
+        for name, state in states[0].get("state", {}).items():
+            for key, value in state.items():
+                assert key == "step" or torch.equal(value, states[1]["state"][name][key]), (name, key)
+        traces = [train(*pair, MORE, FLOAT) for pair in ((model, opt), (moved, other), (again, third))]
+        assert traces[2] == traces[0] and abs(traces[1][-1][0] / traces[0][-1][0] - 1) < 0.1
+        close(whole(again), whole(model), 0.0)
 
 
 @case("a state dict in its own layout", 2)

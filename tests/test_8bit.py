@@ -271,7 +271,12 @@ def test_masks_and_bad_gradients(backend):
 
 @pytest.mark.parametrize(
     ("options", "dtype", "most"),
-    [({}, torch.float32, 4.1), ({"slice_p": 11}, torch.float32, 2.8), ({"slice_p": 11}, BF16, 2.8)],
+    [
+        ({}, torch.float32, 4.1),
+        ({"slice_p": 11}, torch.float32, 2.8),
+        ({"slice_p": 11, "low_precision": "stochastic"}, BF16, 2.8),
+        ({"slice_p": 11}, BF16, 3.8),
+    ],
     ids=str,
 )
 def test_bytes(options, dtype, most):
@@ -387,6 +392,18 @@ def test_a_change_of_the_format_converts(backend, options):
             assert error <= before[i][key].abs().max().item() / 16 if t.numel() else True, key
 
 
+def test_from_codes_to_a_displacement():
+    """And back: each keeps x - x0."""
+    opt = Prodigy(make(dtype=F16), **EIGHT, d0=D0)
+    train(opt, steps=3)
+    before = [decoded(opt, p)["delta"].clone() for p in parameters(opt)[:4]]
+    for change in ({"state_dtype": "float32", "low_precision": "displacement"}, {**EIGHT, "low_precision": None}):
+        opt.param_groups[0].update({**change, "lr": 0.0})
+        train(opt, steps=1, start=3)
+    for p, delta in zip(parameters(opt), before, strict=False):
+        assert torch.allclose(decoded(opt, p)["delta"], delta, rtol=0, atol=float(delta.abs().max()) / 100)
+
+
 def test_another_memory_format_has_other_blocks(backend):
     opt = backend(make(backend.device), **EIGHT, d0=D0)
     train(opt, steps=2)
@@ -409,6 +426,20 @@ def test_a_scale_that_does_not_fit_is_refused():
     again = Prodigy(make(), **EIGHT)
     with refused(again, ValueError, "'scale' of parameter 1 of shape (3, 517)", "(7, 4)"):
         again.load_state_dict(state)
+
+
+def test_a_start_that_was_taken_away_is_missed():
+    opt = Prodigy(make(), **EIGHT)
+    train(opt, steps=1)
+    del opt.state[parameters(opt)[1]]["delta"]
+    with pytest.raises(ValueError, match=r"'delta' of parameter 1 of shape \(3, 517\)"):
+        train(opt, steps=1)
+
+
+def test_parameters_that_cannot_move_are_noticed(backend):
+    opt = backend(make(backend.device, BF16), **EIGHT, low_precision="nearest")
+    with pytest.warns(UserWarning, match=r"parameter \d .* no element .* has moved in 10 steps"):
+        train(opt, steps=10)
 
 
 def test_it_is_there_on_the_fastest_backend():

@@ -78,7 +78,7 @@ def test_the_backends_of_this_machine_are_found():
 
 def test_bfloat16_has_its_own_peers():
     names = {peer.name for peer in peers.table(CPU, torch.bfloat16)} - {peer.name for peer in peers.table(CPU)}
-    ours = {f"prodigy_fused(cpu, {what})" for what in ("displacement", "24bit", "24bit, bfloat16 state, slice_p=11")}
+    ours = {f"prodigy_fused(cpu, {what})" for what in ("stochastic", "displacement")}
     assert names == {*ours, "torchao AdamW, stochastic"}
 
 
@@ -103,10 +103,13 @@ def test_variants_can_be_made_and_their_bytes_are_known(dtype):
     counts = {peer.name: peer.count for peer in peers.own(CPU, torch.float32) if peer.count}
     assert counts["prodigy_fused(cpu, d moves)"](torch.float32) == 56
     assert counts["prodigy_fused(cpu, frozen)"](torch.float32) == 28
-    assert counts["prodigy_fused(cpu, bfloat16 state)"](torch.bfloat16) == 20
+    assert counts["prodigy_fused(cpu, bfloat16 state)"](torch.bfloat16) == 22
     counts = {peer.name: peer.count for peer in peers.own(CPU, torch.bfloat16) if peer.count}
-    assert counts["prodigy_fused(cpu, 24bit)"](torch.bfloat16) == 34
+    assert counts["prodigy_fused(cpu)"](torch.bfloat16) == 34
+    assert counts["prodigy_fused(cpu, stochastic)"](torch.bfloat16) == 32
     assert counts["prodigy_fused(cpu, displacement)"](torch.bfloat16) == 40
+    coded = counts["prodigy_fused(cpu, 8-bit state, slice_p=11)"](torch.bfloat16)
+    assert coded == roofline.coded_bytes(2, 11, beside=1)
 
 
 def test_most_variants_take_part_only_where_all_of_them_race():
@@ -133,6 +136,10 @@ BYTES = {
     # d moves: x, m, v are read once more, x is written
     "moving": (roofline.prodigy_bytes(moves=True), 56),
     "moving displacement": (roofline.prodigy_bytes(x=2, beside=4, moves=True), 40 + 2 + 4 + 4 + 2 + 8),
+    # g, x, x', and four codes, read and written; with samples two codes, and at every 11th element s and x0
+    "8 bits": (roofline.coded_bytes(), 12 + 8 + 8 / 256),
+    "8 bits, sampled": (roofline.coded_bytes(slice_p=11), 12 + 4 + 4 / 256 + 12 / 11),
+    "8 and 24 bits, sampled": (roofline.coded_bytes(2, 11, beside=1), 6 + 2 + 4 + 4 / 256 + 10 / 11),
     # the byte is read and written
     "24 bits": (roofline.prodigy_bytes(x=2, beside=1), 32 + 2),
     "24 bits, moving": (roofline.prodigy_bytes(x=2, beside=1, moves=True), 34 + 2 + 4 + 4 + 2 + 2),
@@ -143,7 +150,7 @@ BYTES = {
 
 @pytest.mark.parametrize(
     ("dtype", "expected"),
-    [(torch.float32, (40, 28)), (torch.float64, (80, 56)), (torch.bfloat16, (32, 14)), (torch.float16, (40, 14))],
+    [(torch.float32, (40, 28)), (torch.float64, (80, 56)), (torch.bfloat16, (34, 14)), (torch.float16, (40, 14))],
     ids=str,
 )
 def test_bytes_of_the_peers_with_default_options(dtype, expected):

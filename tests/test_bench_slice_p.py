@@ -1,9 +1,11 @@
 """bench/slice_p.py: what it follows is what an optimizer computes."""
 
+from math import gcd
+
 import benchmarks  # noqa: F401  # puts bench/ on the path
 import pytest
 import torch
-from slice_p import Starts, figures, shared_factor
+from slice_p import SLICES, WIDTHS, Starts, figures, shared_factor, table
 from toolbox import feed, make_params
 from torch import nn
 
@@ -34,3 +36,10 @@ def test_figures():
     assert found == {"deviation": pytest.approx(0.289, abs=1e-3), "least": 0.7, "most": 1.4}
     params = [nn.Parameter(torch.zeros(9, 4)), nn.Parameter(torch.zeros(6, 12))]
     assert [shared_factor(params, p) for p in (3, 8, 11)] == [3, 4, 1]
+
+
+def test_the_committed_figures_make_a_table():
+    lines = table().splitlines()
+    assert len(lines) == 2 + len(SLICES) + 2
+    factors = [[int(line.split("|")[i]) for i in (2, 5)] for line in lines[2:-2]]
+    assert factors == [[gcd(p, width) for width in WIDTHS] for p in SLICES]

@@ -15,6 +15,7 @@ import torch
 from prodigy_fused.backends import cuda, native
 
 ARCHITECTURES = ("80", "90", "100", "120")
+OF_CODES = (*ARCHITECTURES, "89")  # of the kernels for state in 8 bits
 
 
 class Kernel(NamedTuple):
@@ -49,30 +50,40 @@ KERNELS = {
     "update Float16 float D EveryElement": Kernel(128, 0, 76),
     "update float BFloat16 EveryElement": Kernel(96, 16, 76),
     "update float BFloat16 EveryPth": Kernel(80, 0, 50),
+    "update float Codes EveryElement": Kernel(96, 0, 128),
+    "update float Codes EveryPth": Kernel(72, 16, 70),
+    "update BFloat16 Codes EveryElement": Kernel(96, 0, 136),
+    "update BFloat16 Codes EveryPth": Kernel(80, 0, 77),
+    "update BFloat16 Codes L EveryElement": Kernel(96, 0, 156),
+    "update BFloat16 Codes L EveryPth": Kernel(80, 0, 100),
+    "update AnyNumber Codes AnySampling": Kernel(128, 0, 197),
     "update AnyNumber AnyNumber AnySampling": Kernel(128, 0, 225),
     "finish float float AnySampling": Kernel(128, 0, 62),
     "finish double double AnySampling": Kernel(128, 0, 92),
     "finish BFloat16 float AnySampling": Kernel(128, 0, 68),
     "finish BFloat16 BFloat16 AnySampling": Kernel(128, 0, 58),
+    "finish AnyNumber Codes AnySampling": Kernel(128, 0, 134),
     "finish AnyNumber AnyNumber AnySampling": Kernel(128, 0, 153),
 }
-SIZE = {"float": 4, "double": 8, "BFloat16": 2, "Float16": 2}
+SIZE = {"float": 4, "double": 8, "BFloat16": 2, "Float16": 2, "Codes": 1, "AnyNumber": 4}
 
 
 def per_thread(kernel):
     """Elements that a thread takes at a time."""
     x, state = kernel.split()[1:3]
+    if state == "Codes":
+        return 8
     return 4 if x == "AnyNumber" else 16 // min(SIZE[x], SIZE[state])
 
 
 def kernel_name(mangled):
     """The key in KERNELS."""
-    found = re.search(r"(update|finish)_kernel.*6StoredI(.*?)LNS0_6BesideE(\d)E+NS0_\d+(\w+?)ELi", mangled)
-    kernel, types, beside, sampling = found.groups()
+    found = re.search(r"(update|finish)_kernel.*(Stored|Coded)I(.*?)LNS0_6BesideE(\d)E+NS0_\d+(\w+?)ELi", mangled)
+    kernel, storage, types, beside, sampling = found.groups()
     names = [
         {"f": "float", "d": "double"}.get(t) or t for t in re.findall(r"[fd]|S4_|(?<=\d)[A-Z][A-Za-z]+\d*(?=E)", types)
     ]
-    names = [names[0] if name == "S4_" else name for name in names]
+    names = [names[0] if name == "S4_" else name for name in names] + ["Codes"] * (storage == "Coded")
     return " ".join([kernel, *names, *["D"] * (beside == "1"), *["L"] * (beside == "2"), sampling])
 
 
@@ -118,13 +129,16 @@ def test_registers_and_spills(capsys):
         for kernel in KERNELS:
             print(f"\n  {kernel:38} ", *(f"sm_{a}: {r:3} + {n:2}" for a, k, r, n in rows if k == kernel), end="")
     built = ARCHITECTURES if REQUIRED else sorted({a for a, *_ in rows})  # perhaps for the GPU at hand alone
-    assert sorted((a, k) for a, k, *_ in rows) == sorted((a, k) for a in built for k in KERNELS)
+    wanted = [(a, k) for k in KERNELS for a in (OF_CODES if REQUIRED and "Codes" in k else built)]
+    assert sorted((a, k) for a, k, *_ in rows) == sorted(wanted)
     assert [row for row in rows if row[2] > KERNELS[row[1]].registers or row[3] > KERNELS[row[1]].local] == []
 
 
 def accesses(kernel):
     """The 16-byte loads and stores of one pack: for each, the least number."""
     kind, x, state, *beside, sampling = kernel.split()
+    if state == "Codes":  # which are moved by 8 bytes
+        return 2 * 8 * SIZE[x] // 16, 8 * SIZE[x] // 16
     if x == "AnyNumber":
         return (6, 4) if kind == "update" else (4, 1)  # of its float32 arrays
     of = {name: max(1, per_thread(kernel) * SIZE[name] // 16) for name in (x, state, "float")}

@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 # From the ground up: a module imports only modules that stand before it.
 ORDER = (
     "options", "hyper", "dtensor", "tensors", "sums", "rounding", "eight_bits", "record", "estimate", "step",
-    "low_precision", "coded_state", "nonfinite", "sampling", "state", "sharding", "redistribute", "backends.native", "backends.gpu",
-    "backends.tensor_list", "backends.elementwise", "backends.flat", "backends.pieces", "backends.cpu",
+    "low_precision", "coded_state", "nonfinite", "sampling", "state", "sharding", "redistribute", "backends.native",
+    "backends.gpu", "backends.tensor_list", "backends.elementwise", "backends.flat", "backends.pieces", "backends.cpu",
     "backends.cuda", "backends.triton_tables", "backends.triton", "backends.foreach", "backends.reference", "backends",
     "buckets", "plans", "open_step", "groups", "scalars", "release", "runtime", "readings", "checkpoint",
     "convex.vectors", "convex.base", "convex.subgradient", "convex.prodigy", "convex.distance", "convex.adam",
@@ -175,7 +175,8 @@ print([str(w.message) for w in said])
 """
 
 
-@pytest.mark.parametrize("flags", [[], ["-O"]], ids=["plain", "optimized"])
+# Under -O torch has no bytecode yet, and takes ten seconds.
+@pytest.mark.parametrize("flags", [[], pytest.param(["-O"], marks=pytest.mark.slow)], ids=["plain", "optimized"])
 def test_a_module_of_other_sources_falls_back_with_its_reason(flags):
     result = subprocess.run([sys.executable, *flags, "-c", STALE], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr

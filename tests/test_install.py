@@ -78,7 +78,11 @@ def check_import(interpreter, path, tree):
 
 
 @needs_triton
-@pytest.mark.parametrize(("through_sdist", "order"), [(False, 1), (True, -1)], ids=["ours first", "sdist, ours last"])
+@pytest.mark.parametrize(
+    ("through_sdist", "order"),
+    [pytest.param(False, 1, marks=pytest.mark.slow), (True, -1)],
+    ids=["ours first", "sdist, ours last"],
+)
 def test_wheel(tree, through_sdist, order):
     other = tree.parent / "other"
     if through_sdist:

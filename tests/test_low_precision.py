@@ -321,7 +321,8 @@ def test_the_option_may_change_in_a_run(backend):
 @pytest.mark.parametrize(
     ("dtype", "slice_p", "mode"),
     [
-        (torch.bfloat16, 1, "stochastic"),
+        (torch.bfloat16, 1, "24bit"),
+        (torch.bfloat16, 11, "24bit"),
         (torch.float16, 1, "displacement"),
         (torch.float16, 11, "stochastic"),
         (torch.float32, 1, None),

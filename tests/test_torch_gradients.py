@@ -4,15 +4,14 @@ import pytest
 import torch
 from toolbox import parameters, refused, snapshot, train
 from torch import nn
-from torch_inputs import IMPLEMENTATIONS, each_implementation, each_input, kwargs_of, started
+from torch_inputs import IMPLEMENTATIONS, each_case, each_implementation, kwargs_of, started
 
 from prodigy_fused import Prodigy
 
 # -- steps that do nothing, gradients of another kind --------------------------------------------------------------
 
 
-@each_implementation
-@each_input
+@each_case
 def test_nothing_moves_without_gradients(impl, desc):
     params = [torch.randn(2, 3), torch.randn(2)]
     before = [p.clone() for p in params]
@@ -23,8 +22,7 @@ def test_nothing_moves_without_gradients(impl, desc):
     assert not opt.state
 
 
-@each_implementation
-@each_input
+@each_case
 def test_nothing_moves_for_gradients_of_zero(impl, desc):
     p = torch.randn(5, 1, requires_grad=True)
     before = p.detach().clone()
@@ -35,8 +33,7 @@ def test_nothing_moves_for_gradients_of_zero(impl, desc):
     assert torch.equal(p, before)
 
 
-@each_implementation
-@each_input
+@each_case
 def test_found_inf_skips_the_step(impl, desc):
     opt, closure = started(desc, impl)
     before = snapshot(opt)
@@ -53,8 +50,7 @@ def test_found_inf_skips_the_step(impl, desc):
     assert snapshot(opt)["params"] != before["params"]
 
 
-@each_implementation
-@each_input
+@each_case
 def test_gradients_are_never_written(impl, desc):
     opt, closure = started(desc, impl)
     closure()

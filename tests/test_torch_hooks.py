@@ -5,7 +5,7 @@ import copy
 import pytest
 from toolbox import frozen
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch_inputs import each_implementation, each_input, run, started, twin
+from torch_inputs import each_case, each_implementation, run, started, twin
 
 # -- hooks of a state dictionary -----------------------------------------------------------------------------------
 
@@ -26,8 +26,7 @@ def test_state_dict_pre_hook(impl):
     assert opt.state_dict()["state"]["test"] == 1
 
 
-@each_implementation
-@each_input
+@each_case
 def test_state_dict_post_hook(impl, desc):
     opt, _ = started(desc, impl)
     handle = opt.register_state_dict_post_hook(forget)
@@ -86,8 +85,7 @@ def test_load_state_dict_pre_hooks(impl):
     run((opt, closure), steps=1)
 
 
-@each_implementation
-@each_input
+@each_case
 def test_load_state_dict_post_hook(impl, desc):
     """It sees the optimizer with all that was loaded."""
     opt, _ = started(desc, impl)
@@ -102,8 +100,7 @@ def test_load_state_dict_post_hook(impl, desc):
 # -- hooks of a step -----------------------------------------------------------------------------------------------
 
 
-@each_implementation
-@each_input
+@each_case
 def test_step_hooks(impl, desc):
     opt, closure = started(desc, impl)
     calls = []

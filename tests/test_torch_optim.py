@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch_inputs import (
     IMPLEMENTATIONS,
     common_optimizers,
+    each_case,
     each_implementation,
     each_input,
     kwargs_of,
@@ -116,8 +117,7 @@ def test_default_dtype(backend, desc):
     assert runs[0] == runs[1]
 
 
-@each_implementation
-@each_input
+@each_case
 @pytest.mark.parametrize("gaps", [False, True], ids=["contiguous", "non-contiguous"])
 def test_right_direction(impl, gaps, desc):
     kwargs = kwargs_of(desc, impl)
@@ -167,8 +167,7 @@ def test_tensor_lr(backend, shape, dtype):
 # -- groups ------------------------------------------------------------------------------------------------------
 
 
-@each_implementation
-@each_input
+@each_case
 def test_groups_with_their_own_lr(impl, desc):
     kwargs, irrelevant = kwargs_of(desc, impl), nn.Parameter(torch.randn(2))
     before, params = irrelevant.detach().clone(), tensors()

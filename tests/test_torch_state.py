@@ -8,7 +8,7 @@ import pytest
 import torch
 from toolbox import frozen, parameters, snapshot
 from torch import nn
-from torch_inputs import each_implementation, each_input, kwargs_of, regression, run, started, tensors, twin
+from torch_inputs import each_case, each_implementation, kwargs_of, regression, run, started, tensors, twin
 
 from prodigy_fused import Prodigy
 from prodigy_fused.options import OPTIONS
@@ -36,8 +36,7 @@ def test_names_do_not_matter_and_stay(impl, named):
     assert again.state_dict()["param_groups"][0].get("param_names") == expected
 
 
-@each_implementation
-@each_input
+@each_case
 def test_state_dict_is_deterministic(impl, desc):
     """Equal runs have equal state dictionaries, and a run continues from one."""
     opt, closure = started(desc, impl)
@@ -56,8 +55,7 @@ def test_state_dict_is_deterministic(impl, desc):
     assert numbered == [[0, 1], [0, 1]]
 
 
-@each_implementation
-@each_input
+@each_case
 def test_save_and_load_with_weights_only(impl, desc):
     opt, closure = started(desc, impl)
     file = io.BytesIO()
@@ -71,8 +69,7 @@ def test_save_and_load_with_weights_only(impl, desc):
     assert all(map(torch.equal, parameters(opt), parameters(again)))
 
 
-@each_implementation
-@each_input
+@each_case
 def test_an_older_state_dict_loads(impl, desc):
     """One without the options that prodigyopt does not have."""
     opt, closure = started(desc, impl)
@@ -100,9 +97,8 @@ def test_a_saved_step_of_any_type(impl, step):
     run((opt, closure), steps=1)
 
 
-@each_implementation
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@each_input
+@each_case
 def test_load_for_parameters_of_another_dtype(impl, desc, dtype):
     opt, _ = started(desc, impl)
     again, closure = twin(opt, desc, impl, dtype)
@@ -117,8 +113,7 @@ def test_load_for_parameters_of_another_dtype(impl, desc, dtype):
         assert p.isfinite().all()
 
 
-@each_implementation
-@each_input
+@each_case
 def test_state_is_there_after_a_step(impl, desc):
     opt, _ = started(desc, impl, steps=1)
     assert set(opt.state) == set(parameters(opt))
@@ -130,8 +125,7 @@ def test_state_is_there_after_a_step(impl, desc):
 COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda opt: pickle.loads(pickle.dumps(opt))}
 
 
-@each_implementation
-@each_input
+@each_case
 @pytest.mark.parametrize("how", COPIES)
 def test_copies(how, impl, desc):
     opt, closure = started(desc, impl)
@@ -156,8 +150,7 @@ def test_deepcopy_with_its_model():
     assert again.step_count == 1 and opt.step_count == 0
 
 
-@each_implementation
-@each_input
+@each_case
 def test_it_can_be_printed(impl, desc):
     opt, _ = started(desc, impl)
     assert repr(opt).startswith("Prodigy (")

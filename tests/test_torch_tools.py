@@ -8,7 +8,7 @@ import torch
 from toolbox import agree, feed, frozen, make_params, parameters, train
 from torch import nn
 from torch.optim import lr_scheduler, swa_utils
-from torch_inputs import IMPLEMENTATIONS, each_implementation, each_input, kwargs_of, started
+from torch_inputs import IMPLEMENTATIONS, each_case, each_implementation, kwargs_of, started
 
 from prodigy_fused import Prodigy
 
@@ -133,9 +133,8 @@ def scaled_run(desc, impl, unscale, overflows=()):
     return opt
 
 
-@each_implementation
 @pytest.mark.parametrize("unscale", [False, True])
-@each_input
+@each_case
 def test_grad_scaler(desc, impl, unscale):
     """Scaling by a power of 2 changes nothing, and neither does a step with an infinite gradient."""
     plain = Prodigy(make_params(), **kwargs_of(desc, impl))

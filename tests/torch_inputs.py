@@ -128,6 +128,16 @@ def _implementation(name: str) -> Any:
 
 each_input = pytest.mark.parametrize("desc", INPUTS)
 each_implementation = pytest.mark.parametrize("impl", [_implementation(name) for name in IMPLEMENTATIONS])
+# Every input with the implementation that has most code of its own, with the others those that change the state's form.
+FORMS = ["default", "1-dim tensor lr", "sampled estimate", "capturable", "16-bit state"]
+each_case = pytest.mark.parametrize(
+    ("impl", "desc"),
+    [
+        pytest.param(*getattr(impl, "values", [impl]), desc, marks=getattr(impl, "marks", ()))
+        for impl in map(_implementation, IMPLEMENTATIONS)
+        for desc in (INPUTS if impl not in ("loop", "foreach") else FORMS)
+    ],
+)
 
 
 def kwargs_of(desc: str, impl: str | None = None) -> dict[str, Any]:

@@ -139,7 +139,7 @@ template <class X, class S>
 PRODIGY_INLINE void close_position(const Tensor& t, std::int64_t begin, int n, const Arrays<X, S>& a) {
   store_position(t, begin, n, a);
   if constexpr (std::is_same_v<X, float>) {
-    if (t.moved == nullptr) return;
+    if (a.before == nullptr) return;
     if (t.low != nullptr) {
       kept_run(halves(t.x, begin), a.low, n, a.x);
     } else if (is_half(t.type)) {
@@ -172,7 +172,7 @@ PRODIGY_INLINE Arrays<X, S> open_update(const Tensor& t, const Gradient& grad, s
     a.v = open<S>(t.state_type, t.v, begin, n, scratch.v);
     if (momentum) a.m = open<S>(t.state_type, t.m, begin, n, scratch.m);
   }
-  if (momentum) keep_position(t, n, scratch, a);
+  if (momentum && is_half(t.type)) keep_position(t, n, scratch, a);
   if (t.s == nullptr || t.moved != nullptr || (t.slice_p > 1 && t.order.dims > 0)) return a;
   a.s = open<S>(t.state_type, t.s, samples.first, samples.count, scratch.s);
   if (t.delta == nullptr) {

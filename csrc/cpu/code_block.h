@@ -1,7 +1,6 @@
-// A block of codes, which share a scale, and their numbers in float32, in the first-level cache.
+// A block of codes, which share a scale, in the first-level cache: in words (Note [Bytes in words]) and in float32.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "cpu/vector.h"
@@ -17,62 +16,78 @@ struct alignas(64) BlockOf {
   PRODIGY_INLINE T& operator[](int i) { return of[i]; }
   PRODIGY_INLINE const T& operator[](int i) const { return of[i]; }
 };
+using Words = BlockOf<std::int32_t>;
+using Floats = BlockOf<float>;
 
-// The largest size of the numbers that are added, by kLanes at once.
-template <int kLanes>
-struct Largest {
-  std::uint32_t sizes[kLanes] = {};
-
-  PRODIGY_INLINE void add(int lane, float value) {
-    const std::uint32_t size = bits_as<std::uint32_t>(value) & ~kSign;
-    sizes[lane] = sizes[lane] < size ? size : sizes[lane];
-  }
-  PRODIGY_INLINE float of_all() const { return bits_as<float>(*std::max_element(sizes, sizes + kLanes)); }
-};
-
-// Calls visit(at, number of elements, bytes of scale) for the blocks in the n elements from `begin` on, where a block
-// begins; at: from `begin`.
-template <class Visit>
-PRODIGY_INLINE void each_code_block(const Tensor& t, std::int64_t begin, int n, Visit visit) {
-  std::uint8_t* scale = t.scale + begin / kCodeBlock * kCodes;
-  for (int at = 0; at < n; at += kCodeBlock, scale += kCodes) visit(at, std::min(kCodeBlock, n - at), scale);
-}
-
-// scale: of the block.
-template <Code kCode>
-PRODIGY_INLINE void decode(const void* codes, std::int64_t begin, int n, const std::uint8_t* scale,
-                           float* __restrict to) {
-  using Byte = std::conditional_t<kCode == Code::kDelta, std::int8_t, std::uint8_t>;
-  const auto* __restrict from = static_cast<const Byte*>(codes) + begin;
-  const float unit = CodeTraits<kCode>::unit(scale[int(kCode)]);
-  BlockOf<std::int32_t> words;  // Note [Bytes in words]
-  PRODIGY_VECTORIZE
-  for (int i = 0; i < n; ++i) words[i] = from[i];
-  PRODIGY_VECTORIZE
-  for (int i = 0; i < n; ++i) to[i] = decoded<kCode>(words[i], unit);
-}
-
-// The `numbers` become those of the codes. largest: of them; bits: of the elements, not used for m.
-template <Code kCode>
-PRODIGY_INLINE void encode(float* __restrict numbers, int n, float largest, const std::uint32_t* __restrict bits,
-                           void* codes, std::int64_t begin, std::uint8_t* scale) {
-  using Traits = CodeTraits<kCode>;
-  auto* __restrict to = static_cast<std::uint8_t*>(codes) + begin;
-  const std::int32_t byte = Traits::byte(Traits::size(largest));
-  const float unit = Traits::unit(byte), units = Traits::units_per_one(byte);
-  scale[int(kCode)] = std::uint8_t(byte);
-  BlockOf<std::int32_t> words;
+// As bits. A loop of its own over each array is faster than a maximum that is kept beside sums.
+PRODIGY_INLINE std::uint32_t largest_size(const float* __restrict numbers, int n) {
+  std::uint32_t largest = 0;
   PRODIGY_VECTORIZE
   for (int i = 0; i < n; ++i) {
-    const std::uint32_t draw = kCode == Code::kM      ? 0u
-                               : kCode == Code::kRoot ? second(bits[i])
-                               : kCode == Code::kS    ? third(bits[i])
-                                                      : fourth(bits[i]);
-    words[i] = encoded<kCode>(numbers[i], units, draw);
-    numbers[i] = decoded<kCode>(words[i], unit);
+    const auto size = bits_as<std::uint32_t>(std::fabs(numbers[i]));
+    largest = largest < size ? size : largest;
   }
+  return largest;
+}
+
+// Of the block of codes that begins at an element.
+PRODIGY_INLINE std::uint8_t* scale_at(const Tensor& t, std::int64_t begin) {
+  return t.scale + begin / kCodeBlock * kCodes;
+}
+
+PRODIGY_INLINE void widen_codes(const void* codes, std::int64_t begin, int n, Words& words) {
+  const auto* __restrict from = static_cast<const std::uint8_t*>(codes) + begin;
+  PRODIGY_VECTORIZE
+  for (int i = 0; i < n; ++i) words[i] = from[i];
+}
+
+PRODIGY_INLINE void narrow_codes(const Words& words, int n, void* codes, std::int64_t begin) {
+  auto* __restrict to = static_cast<std::uint8_t*>(codes) + begin;
   PRODIGY_VECTORIZE
   for (int i = 0; i < n; ++i) to[i] = std::uint8_t(words[i]);
+}
+
+// What the codes of a block have in common.
+template <Code kCode>
+struct Scale {
+  using Traits = CodeTraits<kCode>;
+
+  float unit, units;
+
+  PRODIGY_INLINE explicit Scale(std::int32_t byte) : unit(Traits::unit(byte)), units(Traits::units_per_one(byte)) {}
+  PRODIGY_INLINE explicit Scale(const std::uint8_t* scale) : Scale(std::int32_t(scale[int(kCode)])) {}
+
+  // The new one of n numbers, which are limited to the sizes that codes can have.
+  static PRODIGY_INLINE Scale renewed(float* __restrict numbers, int n, std::uint8_t* scale) {
+    std::uint32_t largest = largest_size(numbers, n);
+    if (largest > Traits::kLargestSize) {
+      for (int i = 0; i < n; ++i) numbers[i] = Traits::limited(numbers[i]);
+      largest = Traits::kLargestSize;
+    }
+    const std::int32_t byte = Traits::byte(largest);
+    scale[int(kCode)] = std::uint8_t(byte);
+    return Scale(byte);
+  }
+
+  PRODIGY_INLINE float number(std::int32_t code) const { return decoded<kCode>(code, unit); }
+  // bits: of the element.
+  PRODIGY_INLINE Coded rounded(float value, std::uint32_t bits) const {
+    if constexpr (kCode == Code::kRoot) bits = second(bits);
+    if constexpr (kCode == Code::kS) bits = third(bits);
+    if constexpr (kCode == Code::kDelta) bits = fourth(bits);
+    return coded<kCode>(value, unit, units, bits);
+  }
+};
+
+// Stores n numbers as codes. bits: of the elements; bytes: of scale.
+template <Code kCode>
+PRODIGY_INLINE void store_codes(Floats& numbers, int n, const std::uint32_t* __restrict bits, void* codes,
+                                std::int64_t begin, std::uint8_t* bytes) {
+  Words words;
+  const auto scale = Scale<kCode>::renewed(numbers.of, n, bytes);
+  PRODIGY_VECTORIZE
+  for (int i = 0; i < n; ++i) words[i] = scale.rounded(numbers[i], bits[i]).code;
+  narrow_codes(words, n, codes, begin);
 }
 
 }  // namespace prodigy::cpu

@@ -1,5 +1,7 @@
 #include "cpu/codes.h"
 
+#include <algorithm>
+
 #include "cpu/code_block.h"
 
 namespace prodigy::cpu {
@@ -7,27 +9,36 @@ namespace {
 
 template <Code kCode>
 struct Decode {
+  static PRODIGY_INLINE void block(const void* codes, const Tensor& t, std::int64_t begin, int n,
+                                   float* __restrict to) {
+    Words words;
+    widen_codes(codes, begin, n, words);
+    const Scale<kCode> scale(scale_at(t, begin));
+    PRODIGY_VECTORIZE
+    for (int i = 0; i < n; ++i) to[i] = scale.number(words[i]);
+  }
   static PRODIGY_INLINE void run(const void* codes, const Tensor* t, std::int64_t begin, int n, float* to) {
-    each_code_block(*t, begin, n, [&](int at, int size, const std::uint8_t* scale) {
-      decode<kCode>(codes, begin + at, size, scale, to + at);
-    });
+    for (int at = 0; at < n; at += kCodeBlock) block(codes, *t, begin + at, std::min(kCodeBlock, n - at), to + at);
   }
 };
 
 struct Move {
-  static PRODIGY_INLINE void run(const Tensor* t, std::int64_t begin, int n, const float* __restrict before,
-                                 const float* __restrict x, const std::uint32_t* bits) {
-    each_code_block(*t, begin, n, [&](int at, int size, std::uint8_t* scale) {
-      BlockOf<float> delta;
-      decode<Code::kDelta>(t->moved, begin + at, size, scale, delta.of);
-      Largest<1> largest;
-      PRODIGY_VECTORIZE
-      for (int i = 0; i < size; ++i) {
-        delta[i] += finite_or_zero(x[at + i] - before[at + i]);
-        largest.add(0, delta[i]);
-      }
-      encode<Code::kDelta>(delta.of, size, largest.of_all(), bits + at, t->moved, begin + at, scale);
-    });
+  static PRODIGY_INLINE void block(const Tensor& t, std::int64_t begin, int n, const float* __restrict before,
+                                   const float* __restrict x, const std::uint32_t* __restrict bits) {
+    Words words;
+    Floats delta;
+    std::uint8_t* bytes = scale_at(t, begin);
+    widen_codes(t.moved, begin, n, words);
+    const Scale<Code::kDelta> old(bytes);
+    PRODIGY_VECTORIZE
+    for (int i = 0; i < n; ++i) delta[i] = old.number(words[i]) + finite_or_zero(x[i] - before[i]);
+    store_codes<Code::kDelta>(delta, n, bits, t.moved, begin, bytes);
+  }
+  static PRODIGY_INLINE void run(const Tensor* t, std::int64_t begin, int n, const float* before, const float* x,
+                                 const std::uint32_t* bits) {
+    for (int at = 0; at < n; at += kCodeBlock) {
+      block(*t, begin + at, std::min(kCodeBlock, n - at), before + at, x + at, bits + at);
+    }
   }
 };
 

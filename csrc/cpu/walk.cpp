@@ -38,15 +38,18 @@ Sums<double> update_blocks(const Tensor& t, const Gradient& grad, const Chunk& c
   return walk_blocks<Kernel, X, S, kMomentum>(t, grad, chunk, c);
 }
 
-template <bool kMomentum, Sampled kSampled>
+template <bool kMomentum, Sampled kSampled, bool kExact = false>
 Sums<double> coded_blocks(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<float>& c) {
-  return walk_blocks<UpdateCodedBlock<kMomentum, kSampled>, float, float, kMomentum>(t, grad, chunk, c);
+  return walk_blocks<UpdateCodedBlock<kMomentum, kSampled, kExact>, float, float, kMomentum>(t, grad, chunk, c);
 }
 
 template <bool kMomentum>
 Sums<double> update_coded(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<float>& c) {
   if (t.s == nullptr) return coded_blocks<kMomentum, Sampled::kNone>(t, grad, chunk, c);
-  if (t.slice_p == 1) return coded_blocks<kMomentum, Sampled::kAll>(t, grad, chunk, c);
+  if (t.slice_p == 1) {
+    return is_half(t.type) ? coded_blocks<kMomentum, Sampled::kAll, false>(t, grad, chunk, c)
+                           : coded_blocks<kMomentum, Sampled::kAll, true>(t, grad, chunk, c);
+  }
   return t.order.dims > 0 ? coded_blocks<kMomentum, Sampled::kStrided>(t, grad, chunk, c)
                           : coded_blocks<kMomentum, Sampled::kPacked>(t, grad, chunk, c);
 }

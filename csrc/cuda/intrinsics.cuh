@@ -4,6 +4,14 @@
 #include "cuda/policy.h"
 #include "prodigy/rounding.h"
 
+namespace prodigy::cuda {
+
+// 1.5 * 2^23: the lowest bits of it and a whole number, as a float32, are those of the number.
+constexpr float kWhole = 0x1.8p23f;
+constexpr std::uint32_t kWholeBits = 0x4b400000u;
+
+}  // namespace prodigy::cuda
+
 #if defined(__CUDACC__)
 namespace prodigy::cuda {
 
@@ -53,6 +61,28 @@ __device__ __forceinline__ float widen_high(std::uint32_t pair) {
   return wide;
 }
 
+// The reciprocal, to within 1 unit in the last place for 2^-126 <= value <= 2^126.
+__device__ __forceinline__ float approximate_reciprocal(float value) {
+  float reciprocal;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(value));
+  return reciprocal;
+}
+
+// The larger one of two sizes; NaN is the largest.
+__device__ __forceinline__ float larger(float a, float b) {
+  float size;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(size) : "f"(a), "f"(b));
+  return size;
+}
+
+// A number that, rounded up to a whole one, is whole_number(value, random); at most `value`, which is less than 2^22.
+__device__ __forceinline__ float before_whole(float value, std::uint32_t random) {
+  return __fmaf_ru(float(std::int32_t(random >> 8)), -0x1p-24f, value);
+}
+
+// kWhole plus the number, rounded up to a whole one.
+__device__ __forceinline__ float whole_above(float value) { return __fadd_ru(value, kWhole); }
+
 }  // namespace prodigy::cuda
 #else
 #include "intrinsics.h"
@@ -68,6 +98,14 @@ struct ApproximateRoots {
   static __device__ __forceinline__ float root(float value) { return approximate_root(value); }
   static __device__ __forceinline__ float quotient(float dividend, float divisor) {
     return approximate_quotient(dividend, divisor);
+  }
+};
+
+// The same for m and v in codes of 8 bits, where v is its root.
+struct KnownRoots {
+  static __device__ __forceinline__ float root(float root) { return root; }
+  static __device__ __forceinline__ float quotient(float dividend, float divisor) {
+    return dividend * approximate_reciprocal(divisor);
   }
 };
 

@@ -10,6 +10,7 @@
 // blocks ran.
 #pragma once
 
+#include "cuda/coded_walk.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/walk.cuh"
 
@@ -31,6 +32,32 @@ __device__ __forceinline__ GroupRow<T> make_finish_row(const Arguments& a, std::
   const Group& group = a.groups[n];
   const EstimateOptions& options = a.groups[group.estimate].options;
   return finish_row<T>(group.read(), options, progress, a.step.grad_scale.read());
+}
+
+// Phase 1 of a chunk.
+template <class Policy>
+__device__ __forceinline__ Sums<double> update_chunk(const Tensor& t, const Gradient& grad, const Chunk& chunk,
+                                                     const Coefficients<typename Policy::T>& c) {
+  if constexpr (Policy::Storage::kCoded) {
+    return update_codes<Policy>(t, grad, chunk, c);
+  } else if constexpr (std::is_same_v<typename Policy::Sampling, AnySampling>) {
+    if (t.s == nullptr) return update_chunk<typename Policy::template With<NoElement>>(t, grad, chunk, c);
+    if (t.slice_p == 1) return update_chunk<typename Policy::template With<EveryElement>>(t, grad, chunk, c);
+    return update_chunk<typename Policy::template With<EveryPth>>(t, grad, chunk, c);
+  } else {
+    return update_packs<Policy>(t, grad, chunk, c);
+  }
+}
+
+// Phase 2 of a chunk.
+template <class Policy>
+__device__ __forceinline__ void finish_chunk(const Tensor& t, const Gradient& grad, const Chunk& chunk,
+                                             const GroupRow<typename Policy::T>& group) {
+  if constexpr (Policy::Storage::kCoded) {
+    finish_codes<Policy>(t, grad, chunk, group);
+  } else {
+    finish_packs<Policy>(t, grad, chunk, group);
+  }
 }
 
 // m, v, s, x with the old d in d*eps; for each estimate, sums = (sum lr*bc*<g, x0 - x>, sum |s|). There is a block even

@@ -28,6 +28,7 @@ struct Arrays {
         stochastic(t.stochastic) {}
 
   __device__ __forceinline__ bool displaced() const {
+    if (Storage::kCoded) return false;
     return Storage::kBeside == Beside::kDelta || (Storage::kBeside == Beside::kAsked && delta.data != nullptr);
   }
   __device__ __forceinline__ bool extended() const {
@@ -85,9 +86,9 @@ struct Positions {
   Pack<T, kCount> x, at, origin;
 };
 
-// x with all the bits that are kept.
-template <class Storage>
-__device__ __forceinline__ auto kept_values(const Arrays<Storage>& a, const Loaded<Storage>& in) {
+// x with all the bits that are kept. in: Loaded or Moved.
+template <class Storage, class Words>
+__device__ __forceinline__ auto kept_values(const Arrays<Storage>& a, const Words& in) {
   auto x = widened<typename Storage::T>(a.x, in.x);
   if constexpr (Storage::kBeside == Beside::kLow || Storage::kBeside == Beside::kAsked) {
     if (!a.extended()) return x;

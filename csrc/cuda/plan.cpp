@@ -24,10 +24,10 @@ std::byte* append(std::byte* to, const std::vector<T>& table) {
 }
 
 template <class Policies>
-int policy_for(const std::vector<Tensor>& tensors) {
-  const int policy = fitting_policy(Policies(), tensors);
-  if (policy < 0) throw std::invalid_argument("unsupported dtype");
-  return policy;
+Fitting policies_for(const std::vector<Tensor>& tensors) {
+  const Fitting found = fitting_policies(Policies(), tensors);
+  if (found.first < 0) throw std::invalid_argument("unsupported dtype");
+  return found;
 }
 
 int chunk_size(int update_policy) {
@@ -40,9 +40,9 @@ int chunk_size(int update_policy) {
 
 Plan::Plan(std::vector<Tensor> tensors, std::size_t estimates)
     : tensors_(std::move(tensors)),
-      update_(policy_for<UpdatePolicies>(tensors_)),
-      finish_(policy_for<FinishPolicies>(tensors_)),
-      list_(tensors_, chunk_size(update_), estimates) {}
+      update_(policies_for<UpdatePolicies>(tensors_)),
+      finish_(policies_for<FinishPolicies>(tensors_)),
+      list_(tensors_, chunk_size(update_.first), estimates) {}
 
 std::size_t Plan::table_bytes() const { return bytes(tensors_) + bytes(list_.chunks) + bytes(list_.ranges); }
 
@@ -59,7 +59,7 @@ bool Plan::uniform(const std::vector<Gradient>& grads) const {
 }
 
 int Plan::update_policy(const std::vector<Gradient>& grads) const {
-  return uniform(grads) ? update_ : UpdatePolicies::kSize - 1;
+  return uniform(grads) ? update_.first : update_.last;
 }
 
 void Plan::update(const Record& record, const std::vector<Gradient>& grads, const Buffers& buffers, void* stream) {
@@ -81,12 +81,12 @@ void Plan::add_up(const Record& record, const Buffers& buffers, void* stream) {
   Arguments a = arguments(record, buffers);
   a.first_chunk = a.chunk_count;
   a.adds_up = true;
-  launch({Kernel::kUpdate, update_}, 1, a, stream);
+  launch({Kernel::kUpdate, update_.first}, 1, a, stream);
 }
 
 void Plan::finish(const Record& record, const std::vector<Gradient>& grads, const Buffers& buffers, void* stream,
                   bool last) {
-  const int policy = uniform(grads) ? finish_ : FinishPolicies::kSize - 1;
+  const int policy = uniform(grads) ? finish_.first : finish_.last;
   int& resident = resident_[std::size_t(policy)];
   if (resident == 0) resident = resident_blocks({Kernel::kFinish, policy});
   // At least one block, which writes the estimates.

@@ -46,13 +46,13 @@ class Plan {
 
  private:
   Arguments arguments(const Record& record, const Buffers& buffers) const;
-  // Whether every gradient has the type of the parameters, as all kernels but the last of each table demand.
+  // Whether every gradient has the type of the parameters, as all kernels but the last that fits demand.
   bool uniform(const std::vector<Gradient>& grads) const;
   // The policy of `update` for such gradients.
   int update_policy(const std::vector<Gradient>& grads) const;
 
   std::vector<Tensor> tensors_;
-  int update_, finish_;  // policies
+  Fitting update_, finish_;
   ChunkList list_;
   std::vector<int> resident_ =
       std::vector<int>(FinishPolicies::kSize);  // blocks of the finish kernels; 0: not asked yet

@@ -49,6 +49,7 @@ struct Stored {
   using T = std::conditional_t<std::is_same_v<X, double>, double, float>;  // of the arithmetic
   static constexpr Beside kBeside = kWith;
   static constexpr bool kAny = std::is_same_v<X, AnyNumber>;
+  static constexpr bool kCoded = false;
   static constexpr bool kRounds = sizeof(X) < 4 || sizeof(State) < 4;  // some array has 16 bits, or may have
   // Elements that a thread takes at a time: 16 bytes of the smallest numbers; of any numbers, four, to save registers.
   static constexpr int kPerThread = kAny ? 4 : int(16 / std::min(sizeof(X), sizeof(State)));
@@ -61,6 +62,19 @@ using Displaced = Stored<X, float, Beside::kDelta>;
 template <class State>
 using Extended = Stored<BFloat16, State, Beside::kLow>;
 using AnyStorage = Stored<AnyNumber, AnyNumber, Beside::kAsked>;
+
+// m, v, and s and x - x0 of all elements, are codes of 8 bits: Note [A warp for each block of codes]. State: of
+// samples.
+template <class X, Beside kWith = Beside::kNothing>
+struct Coded : Stored<X, float, kWith> {
+  static constexpr bool kCoded = true;
+  static constexpr bool kRounds = true;
+  static constexpr int kPerThread = 8;
+  using Roots = ApproximateRoots;
+};
+
+using ExtendedCoded = Coded<BFloat16, Beside::kLow>;
+using AnyCoded = Coded<AnyNumber, Beside::kAsked>;
 
 // -- sampling: which elements have s and x0 --------------------------------------------------------------------------
 
@@ -88,9 +102,10 @@ struct Kind {
 
 template <class Storage>
 bool fits_storage(const Kind& kind) {
-  if constexpr (std::is_same_v<Storage, AnyStorage>) return kind.x != Type::kFloat64 && kind.x != Type::kOther;
-  return kind.x == kTypeOf<typename Storage::X> && kind.state == kTypeOf<typename Storage::State> &&
-         kind.beside == Storage::kBeside;
+  if (is_coded(kind.state) != Storage::kCoded) return false;
+  if constexpr (Storage::kAny) return kind.x != Type::kFloat64 && kind.x != Type::kOther;
+  return kind.x == kTypeOf<typename Storage::X> && kind.beside == Storage::kBeside &&
+         (Storage::kCoded || kind.state == kTypeOf<typename Storage::State>);
 }
 
 template <class Sampling>
@@ -105,9 +120,9 @@ bool fits_sampling(const Kind& kind) {
 
 // The emulation of the tests has smaller blocks and chunks: it is slow, and its tensors should span several of both.
 #ifdef PRODIGY_CUDA_SMALL
-constexpr int kFewerThreads = 4, kShorterChunks = 8;
+constexpr int kFewerThreads = 4, kShorterTiles = 8, kLongestChunk = 1;
 #else
-constexpr int kFewerThreads = 1, kShorterChunks = 1;
+constexpr int kFewerThreads = 1, kShorterTiles = 1, kLongestChunk = 32;
 #endif
 
 // A kernel: what it is for, and the geometry of its launch. threads: of a block. blocks: for which a multiprocessor
@@ -120,8 +135,8 @@ struct Policy {
   using T = typename Storage::T;
   static constexpr int kThreads = threads / kFewerThreads;
   static constexpr int kMinBlocks = blocks;
-  static constexpr int kChunk = (chunk << 10) / kShorterChunks;
-  static constexpr int kTile = (tile << 10) / kShorterChunks;
+  static constexpr int kChunk = std::min(chunk, kLongestChunk) << 10;
+  static constexpr int kTile = std::min((tile << 10) / kShorterTiles, kChunk);
   template <class Other>
   using With = Policy<Storage, Other, threads, blocks, chunk, tile>;
 };
@@ -131,8 +146,8 @@ struct List {
   static constexpr int kSize = sizeof...(Policies);
 };
 
-// Of the update, the first that fits is taken; a step whose gradients have another type than the parameters runs in the
-// last one. docs/design.md, "The CUDA kernels", says what the numbers rest on.
+// The first that fits is taken; a step whose gradients have another type than the parameters runs in the last that
+// fits. docs/design.md, "The CUDA kernels", says what the numbers rest on.
 // clang-format off
 using UpdatePolicies = List<
     Policy<Stored<float, float>,       EveryElement, 256, 3,  8>,
@@ -155,6 +170,13 @@ using UpdatePolicies = List<
     Policy<Displaced<Float16>,         EveryElement, 128, 4,  8>,
     Policy<Stored<float, BFloat16>,    EveryElement, 128, 5,  8>,
     Policy<Stored<float, BFloat16>,    EveryPth,     256, 3,  8, 4>,
+    Policy<Coded<float>,               EveryElement, 128, 5, 32>,
+    Policy<Coded<float>,               EveryPth,     128, 7, 32, 2>,
+    Policy<Coded<BFloat16>,            EveryElement, 128, 5, 32>,
+    Policy<Coded<BFloat16>,            EveryPth,     128, 6, 32, 4>,
+    Policy<ExtendedCoded,              EveryElement, 128, 5, 32>,
+    Policy<ExtendedCoded,              EveryPth,     128, 6, 32, 4>,
+    Policy<AnyCoded,                   AnySampling,  256, 2, 32, 4>,
     Policy<AnyStorage,                 AnySampling,  256, 2,  8>>;
 
 using FinishPolicies = List<
@@ -162,6 +184,7 @@ using FinishPolicies = List<
     Policy<Stored<double, double>,     AnySampling,  256, 2,  8>,
     Policy<Stored<BFloat16, float>,    AnySampling,  256, 2,  8>,
     Policy<Stored<BFloat16, BFloat16>, AnySampling,  256, 2,  8>,
+    Policy<AnyCoded,                   AnySampling,  256, 2, 32>,
     Policy<AnyStorage,                 AnySampling,  256, 2,  8>>;
 // clang-format on
 
@@ -177,18 +200,25 @@ bool fits(const Kind& kind) {
   return fits_storage<typename Policy::Storage>(kind) && fits_sampling<typename Policy::Sampling>(kind);
 }
 
-// The number of the first policy that fits all tensors; -1 if none does. Those without elements have no addresses, and
-// need no kernel.
+// The numbers of policies; -1: none.
+struct Fitting {
+  int first = -1, last = -1;
+};
+
+// Those that fit all tensors. One without elements has no addresses, and needs no kernel.
 template <class... Policies>
-int fitting_policy(List<Policies...>, const std::vector<Tensor>& tensors) {
-  int n = -1;
-  const auto fits_all = [&](auto policy) {
+Fitting fitting_policies(List<Policies...>, const std::vector<Tensor>& tensors) {
+  int n = 0;
+  Fitting found;
+  const auto look_at = [&](auto policy) {
     using P = decltype(policy);
+    if (std::all_of(tensors.begin(), tensors.end(), [](const Tensor& t) { return t.numel == 0 || fits<P>(Kind(t)); })) {
+      found = {found.first < 0 ? n : found.first, n};
+    }
     ++n;
-    return std::all_of(tensors.begin(), tensors.end(),
-                       [](const Tensor& t) { return t.numel == 0 || fits<P>(Kind(t)); });
   };
-  return (... || fits_all(Policies())) ? n : -1;
+  (look_at(Policies()), ...);
+  return found;
 }
 
 }  // namespace prodigy::cuda

@@ -17,6 +17,9 @@ __device__ __forceinline__ Sums<double> warp_sum(Sums<double> mine) {
   return mine;
 }
 
+// Returns the largest number of the warp to all lanes.
+__device__ __forceinline__ std::uint32_t warp_max(std::uint32_t mine) { return __reduce_max_sync(kAllLanes, mine); }
+
 // Returns the sum over the block to thread 0. `scratch` must not be in use.
 template <int kThreads>
 __device__ __forceinline__ Sums<double> block_sum(Sums<double> mine, Sums<double>* scratch) {

@@ -66,10 +66,9 @@ struct Samples {
 };
 
 // s, and the sums, of this thread's samples before `end`, a position in the chunk.
-template <class Storage, int kThreads, class T>
+template <class Storage, int kThreads, class T, class Bits>
 __device__ __forceinline__ void take_samples(const Arrays<Storage>& a, Samples<kThreads>& samples, int end,
-                                             const Coefficients<T>& c, const ChunkBits<Storage>& random,
-                                             Sums<T>& sums) {
+                                             const Coefficients<T>& c, const Bits& random, Sums<T>& sums) {
   for (; samples.now.at < end; samples.next()) {
     const std::int64_t i = samples.begin + samples.now.at, index = samples.now.index;
     const T grad = load_one<T>(a.grad, i), x = a.load_x(i);

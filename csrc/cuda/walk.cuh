@@ -77,8 +77,8 @@ __device__ __forceinline__ void update_pack(const Arrays<Storage>& a, std::int64
 
 // Phase 1. Returns this thread's part of the sums, unweighted.
 template <class Policy>
-__device__ __forceinline__ Sums<double> update_sampling(const Tensor& t, const Gradient& grad, const Chunk& chunk,
-                                                        const Coefficients<typename Policy::T>& c) {
+__device__ __forceinline__ Sums<double> update_packs(const Tensor& t, const Gradient& grad, const Chunk& chunk,
+                                                     const Coefficients<typename Policy::T>& c) {
   using Storage = typename Policy::Storage;
   using T = typename Policy::T;
   constexpr bool kEvery = std::is_same_v<typename Policy::Sampling, EveryElement>;
@@ -105,18 +105,6 @@ __device__ __forceinline__ Sums<double> update_sampling(const Tensor& t, const G
   return sums.total();
 }
 
-template <class Policy>
-__device__ __forceinline__ Sums<double> update_chunk(const Tensor& t, const Gradient& grad, const Chunk& chunk,
-                                                     const Coefficients<typename Policy::T>& c) {
-  if constexpr (std::is_same_v<typename Policy::Sampling, AnySampling>) {
-    if (t.s == nullptr) return update_sampling<typename Policy::template With<NoElement>>(t, grad, chunk, c);
-    if (t.slice_p == 1) return update_sampling<typename Policy::template With<EveryElement>>(t, grad, chunk, c);
-    return update_sampling<typename Policy::template With<EveryPth>>(t, grad, chunk, c);
-  } else {
-    return update_sampling<Policy>(t, grad, chunk, c);
-  }
-}
-
 // The position after `finish`; `m` holds the gradient where there is no momentum.
 template <class Roots, class T>
 __device__ __forceinline__ T finish_element(T at, T x, T origin, T m, T v, const GroupRow<T>& group) {
@@ -128,7 +116,7 @@ __device__ __forceinline__ T finish_element(T at, T x, T origin, T m, T v, const
 
 // Phase 2.
 template <class Policy>
-__device__ __forceinline__ void finish_chunk(const Tensor& t, const Gradient& grad, const Chunk& chunk,
+__device__ __forceinline__ void finish_packs(const Tensor& t, const Gradient& grad, const Chunk& chunk,
                                              const GroupRow<typename Policy::T>& group) {
   using Storage = typename Policy::Storage;
   using T = typename Policy::T;

@@ -13,6 +13,11 @@ constexpr int kCodeBlock = 256;
 enum class Code { kM, kRoot, kS, kDelta };
 constexpr int kCodes = 4;
 
+// sign: the uppermost bit.
+PRODIGY_INLINE float with_sign(float size, std::uint32_t sign) {
+  return bits_as<float>(bits_as<std::uint32_t>(size) | (sign & kSign));
+}
+
 // What blocks of a code have in common.
 template <Code kCode>
 struct CodeTraits {
@@ -27,6 +32,10 @@ struct CodeTraits {
   static PRODIGY_INLINE std::uint32_t size(float value) {
     const std::uint32_t size = bits_as<std::uint32_t>(value) & ~kSign;
     return size < kLargestSize ? size : kLargestSize;
+  }
+  // The number next to it that has a size.
+  static PRODIGY_INLINE float limited(float value) {
+    return with_sign(bits_as<float>(size(value)), bits_as<std::uint32_t>(value));
   }
   // The byte of a block, from the largest size in it.
   static PRODIGY_INLINE std::int32_t byte(std::uint32_t largest) {
@@ -48,7 +57,7 @@ PRODIGY_INLINE std::uint32_t fourth(std::uint32_t bits) { return bits * power(kE
 // A number, not negative and less than 2^24, rounded to a whole one: up with the probability of its fractional part.
 PRODIGY_INLINE std::int32_t whole_number(float value, std::uint32_t random) {
   const std::int32_t whole = std::int32_t(value);
-  return whole + (float(std::int32_t(random >> 8)) * 0x1p-24f < value - float(whole));
+  return float(std::int32_t(random >> 8)) * 0x1p-24f < value - float(whole) ? whole + 1 : whole;
 }
 
 // -- e4m3 -------------------------------------------------------------------------------------------------------------
@@ -56,49 +65,75 @@ PRODIGY_INLINE std::int32_t whole_number(float value, std::uint32_t random) {
 // Bits of 2^-6, the smallest normal number; and the difference of the exponents' biases, 127 - 7, in e4m3's place.
 constexpr std::uint32_t kE4M3Normal = 121u << 23, kE4M3Rebias = 120u << 3;
 
+// A code, in the lower 8 bits, and its number.
+struct Coded {
+  std::int32_t code;
+  float number;
+};
+
 // Of a size in units, at most 448; ties to even.
-PRODIGY_INLINE std::uint32_t e4m3_nearest(float units) {
-  const std::uint32_t bits = bits_as<std::uint32_t>(units);
-  const std::uint32_t normal = ((bits + 0x7ffffu + (bits >> 20 & 1u)) >> 20) - kE4M3Rebias;
-  // The last place of a number from 2^14 on is 2^-9, the unit of subnormal ones.
-  const std::uint32_t subnormal = bits_as<std::uint32_t>(units + 0x1p14f) - bits_as<std::uint32_t>(0x1p14f);
-  return bits < kE4M3Normal ? subnormal : normal;
+PRODIGY_INLINE Coded e4m3_nearest(float units) {
+  const std::uint32_t power = bits_as<std::uint32_t>(units) & kInfinity;
+  const std::uint32_t at_least = power > kE4M3Normal ? power : kE4M3Normal;
+  // The last place of a sum with 2^20 times that power of two is the one that e4m3 has. The lower 8 bits of the sum are
+  // 56 more than so many places, and 56 is what the exponent, in e4m3's place, lacks, modulo 256.
+  const float high = bits_as<float>(at_least + (20u << 23) + (0u - (kE4M3Normal >> 20)) % 256u);
+  const float sum = units + high;
+  return {std::int32_t(bits_as<std::uint32_t>(sum) + (at_least >> 20)), sum - high};
 }
 
 PRODIGY_INLINE std::uint32_t e4m3_stochastic(float units, std::uint32_t random) {
   const std::uint32_t bits = bits_as<std::uint32_t>(units);
   const std::uint32_t normal = ((bits + (random >> 12)) >> 20) - kE4M3Rebias;
-  const float small = bits < kE4M3Normal ? units : 0.0f;
-  return bits < kE4M3Normal ? std::uint32_t(whole_number(small * 0x1p9f, random)) : normal;
+  const std::uint32_t is_small = bits < kE4M3Normal ? ~0u : 0u;  // a mask: choices would be compiled to a branch
+  const float subnormal = bits_as<float>(bits & is_small) * 0x1p9f;
+  return std::uint32_t(whole_number(subnormal, random)) | (normal & ~is_small);
 }
 
-// Of the lower 7 bits of a code.
 PRODIGY_INLINE float e4m3_size(std::uint32_t code) {
-  const float subnormal = bits_as<float>(code << 20 | kE4M3Normal) - bits_as<float>(kE4M3Normal);
-  return code < 8u ? subnormal : bits_as<float>((code << 20) + (120u << 23));
+  const std::uint32_t size = code << 20 & 0x7f00000u;
+  const float subnormal = bits_as<float>(size | kE4M3Normal) - bits_as<float>(kE4M3Normal);
+  return size < 8u << 20 ? subnormal : bits_as<float>(size + (120u << 23));
 }
 
 // -- codes and numbers ------------------------------------------------------------------------------------------------
 
-// The number of a code, a byte. unit: of its block.
+// The number of a code, a byte; of a root, 0 to 255. unit: of its block.
 template <Code kCode>
 PRODIGY_INLINE float decoded(std::int32_t code, float unit) {
-  if constexpr (kCode == Code::kRoot) return float(code & 0xff) * unit;
-  if constexpr (kCode == Code::kDelta) return float(std::int8_t(code)) * unit;
-  const float size = e4m3_size(std::uint32_t(code) & 0x7fu) * unit;
-  return bits_as<float>(bits_as<std::uint32_t>(size) | (std::uint32_t(code) & 0x80u) << 24);
+  if constexpr (kCode == Code::kRoot) return float(code) * unit;
+  if constexpr (kCode == Code::kDelta) return float(std::int32_t(std::uint32_t(code) << 24) >> 24) * unit;
+  return with_sign(e4m3_size(std::uint32_t(code)) * unit, std::uint32_t(code) << 24);
 }
 
-// The code of a number, of whose block `units` is units_per_one; in the lower 8 bits. random: 32 bits, not used for m.
+// A number whose size is at most kLargestSize, rounded. unit, units: of its block, units_per_one. random: 32 bits, not
+// used for m.
+template <Code kCode>
+PRODIGY_INLINE Coded coded(float value, float unit, float units, std::uint32_t random) {
+  const std::uint32_t sign = bits_as<std::uint32_t>(value) & kSign;
+  const float scaled = (kCode == Code::kRoot ? value : std::fabs(value)) * units;
+  if constexpr (kCode == Code::kM) {
+    const Coded nearest = e4m3_nearest(scaled);
+    return {nearest.code | std::int32_t(sign >> 24), with_sign(nearest.number * unit, sign)};
+  }
+  if constexpr (kCode == Code::kS) {
+    const auto code = std::int32_t(e4m3_stochastic(scaled, random) | sign >> 24);
+    return {code, decoded<kCode>(code, unit)};
+  }
+  const std::int32_t whole = whole_number(scaled, random);
+  if constexpr (kCode == Code::kRoot) {
+    const std::int32_t size = bits_as<std::int32_t>(value), least = size < 1 ? size : 1;
+    const std::int32_t code = whole > least ? whole : least;
+    return {code, float(code) * unit};
+  }
+  const std::int32_t code = sign != 0 ? -whole : whole;
+  return {code, float(code) * unit};
+}
+
+// The code, in the lower 8 bits, of any number.
 template <Code kCode>
 PRODIGY_INLINE std::int32_t encoded(float value, float units, std::uint32_t random) {
-  const std::uint32_t size = CodeTraits<kCode>::size(value), sign = bits_as<std::uint32_t>(value) & kSign;
-  const float scaled = bits_as<float>(size) * units;
-  if constexpr (kCode == Code::kM) return std::int32_t(e4m3_nearest(scaled) | sign >> 24);
-  if constexpr (kCode == Code::kS) return std::int32_t(e4m3_stochastic(scaled, random) | sign >> 24);
-  const std::int32_t whole = whole_number(scaled, random);
-  if constexpr (kCode == Code::kRoot) return size > 0 && whole == 0 ? 1 : whole;
-  return sign != 0 ? -whole : whole;
+  return coded<kCode>(CodeTraits<kCode>::limited(value), 1.0f, units, random).code & 0xff;
 }
 
 }  // namespace prodigy

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..eight_bits import is_coded
 from ..options import Group
 from ..record import STEP
 from ..step import BucketKey, Slot, Step
@@ -29,8 +28,6 @@ def missing(device: torch.device) -> str | None:
 
 def unsupported(p: Tensor, group: Group) -> str | None:
     """Returns why this backend cannot take the parameter, and the remedy; None if it can."""
-    if is_coded(p, group):
-        return "TEMPORARY: no codes yet"
     if MISSING:
         return MISSING
     if p.device.type != "cuda":

@@ -135,6 +135,20 @@ void run(void (*kernel)(Arguments), unsigned blocks, unsigned threads, const Arg
   }
 }
 
+// Shows a number to the other lanes, and returns where they have theirs.
+inline bool share(unsigned mask, double mine) {
+  if (mask != ~0u) {  // all lanes come here, see `wait`
+    std::fprintf(stderr, "emulation: a shuffle of all lanes with the mask %x\n", mask);
+    std::abort();
+  }
+  Fiber& self = fibers[threadIdx.x];
+  self.odd = !self.odd;
+  self.shuffled[self.odd] = mine;
+  const bool turn = self.odd;
+  wait(At::kShuffle);
+  return turn;
+}
+
 }  // namespace emulation
 
 inline void __syncthreads() { emulation::wait(emulation::At::kBarrier); }
@@ -151,17 +165,17 @@ inline int __syncthreads_or(int mine) {
 
 inline double __shfl_down_sync(unsigned mask, double mine, int offset) {
   using namespace emulation;
-  if (mask != ~0u) {  // all lanes come here, see `wait`
-    std::fprintf(stderr, "emulation: a shuffle of all lanes with the mask %x\n", mask);
-    std::abort();
-  }
-  Fiber& self = fibers[threadIdx.x];
-  self.odd = !self.odd;
-  self.shuffled[self.odd] = mine;
-  const bool turn = self.odd;
-  wait(At::kShuffle);
+  const bool turn = share(mask, mine);
   const unsigned from = threadIdx.x + unsigned(offset);
   return threadIdx.x % kWarp + unsigned(offset) < kWarp ? fibers[from].shuffled[turn] : mine;
+}
+
+inline unsigned __reduce_max_sync(unsigned mask, unsigned mine) {
+  using namespace emulation;
+  const bool turn = share(mask, mine);
+  const auto first = fibers.begin() + threadIdx.x / kWarp * kWarp;
+  const auto less = [turn](const Fiber& a, const Fiber& b) { return a.shuffled[turn] < b.shuffled[turn]; };
+  return unsigned(std::max_element(first, first + kWarp, less)->shuffled[turn]);
 }
 
 inline unsigned atomicAdd(unsigned* to, unsigned term) {

@@ -1,10 +1,11 @@
 // csrc/cuda/intrinsics.cuh for the CPU.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
-#include "prodigy/rounding.h"
+#include "prodigy/eight_bits.h"
 
 namespace prodigy::cuda {
 
@@ -34,5 +35,15 @@ template <Type kType>
 float widen_high(std::uint32_t pair) {
   return widen<kType>(std::uint16_t(pair >> 16));
 }
+
+inline float approximate_reciprocal(float value) {
+  return off_by(1.0f / value, int(bits_as<std::uint32_t>(value) % 3) - 1);
+}
+
+inline float larger(float a, float b) {
+  return bits_as<float>(std::max(bits_as<std::uint32_t>(a), bits_as<std::uint32_t>(b)));
+}
+inline float before_whole(float value, std::uint32_t random) { return float(whole_number(value, random)); }
+inline float whole_above(float value) { return kWhole + std::ceil(value); }
 
 }  // namespace prodigy::cuda
