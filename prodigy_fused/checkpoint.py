@@ -39,7 +39,8 @@ def export(own_groups: list[Group], state_dict: StateDict, compact: bool = False
     """Returns ``Optimizer.state_dict()`` in the reference's format: flat ``s`` and ``p0``, numbers in the groups.
 
     The state of DTensors is in DTensors, all of the parameter's shape. State in 8 bits is in float32, unless
-    ``compact`` and no DTensors'; beside the reference's tensors there are the scale, and ``x - x0`` as exactly as it is kept.
+    ``compact`` and no DTensors'; beside the reference's tensors there are the scale, and ``x - x0`` as exactly as it is
+    kept.
     """
     groups = []
     for group in state_dict["param_groups"]:

@@ -202,7 +202,7 @@ def adapted(index: int, p: Tensor, state: State, group: Group, where: IndexMap |
         numbers = _fitting(index, p, state, with_numbers(p, group), where)
         return codes_of(p, numbers, group, state.get("delta"), state.get("scale"))
     codes = _fitting(index, p, state, with_codes(group), where)
-    if coded and all(same_layout(t, state.get(key, t)) for key, t in codes.items() if t.shape == p.shape):
+    if coded and all(same_layout(t, state[key]) for key, t in codes.items() if key in state and t.shape == p.shape):
         return codes
     # In another memory order, blocks have other elements.
     numbers = numbers_of(p, {key: value.to(p.device) for key, value in state.items() if key in codes}, group)

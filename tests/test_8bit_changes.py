@@ -1,4 +1,4 @@
-"""``state_dtype="8bit"``: what becomes of codes where the parameter, an option or the state is changed between steps."""
+"""``state_dtype="8bit"``: codes where the parameter, an option or the state is changed between steps."""
 
 import copy
 
