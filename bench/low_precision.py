@@ -25,6 +25,7 @@ RUNS = {
     ),
     "bfloat16 nearest": (torch.bfloat16, {"low_precision": "nearest"}),
     "float16 displacement": (torch.float16, {"low_precision": "displacement"}),
+    "float32, moved start": (torch.float32, {}),
     "float32, 8-bit state": (torch.float32, {"state_dtype": "8bit"}),
     "float32, slice_p=11": (torch.float32, {"slice_p": 11}),
     "float32, 8-bit state, slice_p=11": (torch.float32, {"state_dtype": "8bit", "slice_p": 11}),
@@ -33,6 +34,7 @@ RUNS = {
         {"low_precision": "24bit", "state_dtype": "8bit", "slice_p": 11},
     ),
 }
+MOVED = 1e-4  # of each weight, at random: what happens to d by chance
 VALIDATION = 256  # sequences
 
 
@@ -87,7 +89,12 @@ def main():
         torch.manual_seed(seed)
         start = GPT(len(corpus.vocabulary)).bfloat16().float()  # values that bfloat16 can represent
         for name, (dtype, options) in runs.items():
-            end, d = train(copy.deepcopy(start).to(dtype), corpus, options, args.steps, args.batch, seed)
+            model = copy.deepcopy(start).to(dtype)
+            if "moved" in name:
+                with torch.no_grad():
+                    for p in model.parameters():
+                        p.mul_(1 + MOVED * torch.randn_like(p))
+            end, d = train(model, corpus, options, args.steps, args.batch, seed)
             results[name]["loss"].append(round(end, 4))
             results[name]["d"].append(float(f"{d:.4g}"))
             ratio = end / results["float32"]["loss"][seed]

@@ -67,7 +67,7 @@ class PlanSet:
         self.plans: list[Bucket] = []
         self.keys: list[BucketKey] = []  # of the plans
         self.built = False
-        self.created: list[int] = []  # whose state is new
+        self.created: list[int] = []  # whose state is new in this step
         self._chosen: dict[int, str] = {}  # the backend of each parameter that takes part, by index
         self._memory = MemoryRuns()  # of those that are stepped in one pass
         self._new: list[int] = []  # take part, but have no plan yet
@@ -108,14 +108,14 @@ class PlanSet:
     # -- building ------------------------------------------------------------------------------------------------------
 
     def build(self) -> None:
-        """Creates missing state, adapts the rest to its parameters, and builds the plans. Does nothing if there is
-        nothing new.
+        """Creates missing state, adapts the rest to its parameters, and builds plans, if there is anything new.
 
         Raises:
             ValueError: a state that does not fit its parameter; nothing has been changed then.
             RuntimeError: a CUDA graph is being captured.
         """
         if self.built:
+            self.created = []
             return
         if any(capturing(self.locals[index].device) for index in self._new):
             raise RuntimeError("a step that has something to set up cannot be captured: take one before the capture")

@@ -202,7 +202,7 @@ def adapted(index: int, p: Tensor, state: State, group: Group, where: IndexMap |
         numbers = _fitting(index, p, state, with_numbers(p, group), where)
         return codes_of(p, numbers, group, state.get("delta"), state.get("scale"))
     codes = _fitting(index, p, state, with_codes(group), where)
-    if coded and all(same_layout(t, state[key]) for key, t in codes.items() if t.shape == p.shape):
+    if coded and all(same_layout(t, state[key]) for key, t in codes.items() if key in state and t.shape == p.shape):
         return codes
     # In another memory order, blocks have other elements.
     numbers = numbers_of(p, {key: value.to(p.device) for key, value in state.items() if key in codes}, group)
@@ -227,7 +227,10 @@ def _fitting(index: int, p: Tensor, state: State, group: Group, where: IndexMap 
         if value.layout != torch.strided:
             raise ValueError(f"{what} is sparse ({value.layout})")
         check_memory(what, value)
-        new[field.key] = _like(value, p, field.dtype(p, group))
+        dtype = field.dtype(p, group)
+        if field.key in CODES and value.is_floating_point() != dtype.is_floating_point:
+            raise ValueError(f"{what} is {value.dtype}: all have to be codes, with their scale, or all numbers")
+        new[field.key] = _like(value, p, dtype)
     return new
 
 

@@ -79,6 +79,17 @@ def test_the_bits_of_the_ordinary_step(backend, options):
     assert params[2] in once.state
 
 
+def test_a_gradient_that_is_missing_once_all_were_there(backend):
+    """Its parameter keeps its state: only one whose first gradient does not come is without."""
+    once, released = pair(backend)
+    for t in range(4):
+        for opt in (once, released):
+            feed(opt, t, without=(1, 3) if t == 2 else ())
+        once.step()
+        by_one(released)
+        same(backend, released, once)
+
+
 def test_groups_of_their_own_and_one_that_rests(backend):
     def make(params):
         groups = [{"params": params[:1]}, {"params": params[1:3], "lr": 0.0}, {"params": params[3:]}]

@@ -92,6 +92,8 @@ OF_ALL_TYPES = {
     "frozen": {"low_precision": "displacement", "prodigy_steps": 3},
     "no momentum": {"low_precision": "stochastic", "betas": (0.0, 0.99)},
     "24 bits": {"low_precision": "24bit", "weight_decay": 0.1},
+    "8 bits": {"low_precision": "stochastic", "state_dtype": "8bit", "min_8bit_size": 1},
+    "8 bits, sampled, 24 bits": {"low_precision": "24bit", "state_dtype": "8bit", "min_8bit_size": 1, "slice_p": 3},
     "24 bits, sampled, 16-bit state": {"low_precision": "24bit", "slice_p": 3, "state_dtype": torch.bfloat16},
 }
 

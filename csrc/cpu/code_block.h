@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/vector.h"
 #include "prodigy/eight_bits.h"
@@ -35,8 +36,10 @@ PRODIGY_INLINE std::uint8_t* scale_at(const Tensor& t, std::int64_t begin) {
   return t.scale + begin / kCodeBlock * kCodes;
 }
 
+template <Code kCode>
 PRODIGY_INLINE void widen_codes(const void* codes, std::int64_t begin, int n, Words& words) {
-  const auto* __restrict from = static_cast<const std::uint8_t*>(codes) + begin;
+  using Byte = std::conditional_t<kCode == Code::kDelta, std::int8_t, std::uint8_t>;
+  const auto* __restrict from = static_cast<const Byte*>(codes) + begin;
   PRODIGY_VECTORIZE
   for (int i = 0; i < n; ++i) words[i] = from[i];
 }

@@ -12,7 +12,7 @@ struct Decode {
   static PRODIGY_INLINE void block(const void* codes, const Tensor& t, std::int64_t begin, int n,
                                    float* __restrict to) {
     Words words;
-    widen_codes(codes, begin, n, words);
+    widen_codes<kCode>(codes, begin, n, words);
     const Scale<kCode> scale(scale_at(t, begin));
     PRODIGY_VECTORIZE
     for (int i = 0; i < n; ++i) to[i] = scale.number(words[i]);
@@ -28,7 +28,7 @@ struct Move {
     Words words;
     Floats delta;
     std::uint8_t* bytes = scale_at(t, begin);
-    widen_codes(t.moved, begin, n, words);
+    widen_codes<Code::kDelta>(t.moved, begin, n, words);
     const Scale<Code::kDelta> old(bytes);
     PRODIGY_VECTORIZE
     for (int i = 0; i < n; ++i) delta[i] = old.number(words[i]) + finite_or_zero(x[i] - before[i]);

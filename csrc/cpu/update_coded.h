@@ -20,9 +20,12 @@ struct CodedState {
 };
 
 // As UpdateBlock. Where all elements have samples, there is a delta in the place of x0. kExact: x is stored as it is.
+// Codes are those of every other backend but where a number, whose last bit depends on the order of the operations, is
+// rounded to the other side of a limit.
 template <bool kMomentum, Sampled kSampled, bool kExact>
 struct UpdateCodedBlock {
   using C = Coefficients<float>;
+  static constexpr float kNoDecay = -0.0f;  // what is added changes nothing, not even the sign of a zero
   static constexpr bool kAll = kSampled == Sampled::kAll;
   static constexpr bool kMoves = kAll && kMomentum && kExact;
 
@@ -59,21 +62,21 @@ struct UpdateCodedBlock {
     }
   }
 
-  // kCoupled: whether weight decay is a part of the gradient.
-  template <bool kCoupled>
+  template <bool kDecays>
   static PRODIGY_INLINE void elements(const float* __restrict grad, const float* __restrict x, int n, const C& c,
                                       const Old& old, CodedState& state, LaneSums<float>& sums) {
     int i = 0;
     for (; i + kLanes <= n; i += kLanes) {
       PRODIGY_VECTORIZE
       for (int lane = 0; lane < kLanes; ++lane) {
-        element(grad[i + lane], kCoupled ? x[i + lane] : 0.0f, i + lane, lane, c, old, state, sums);
+        element(grad[i + lane], kDecays ? x[i + lane] : kNoDecay, i + lane, lane, c, old, state, sums);
       }
     }
-    for (int lane = 0; i < n; ++i, ++lane) element(grad[i], kCoupled ? x[i] : 0.0f, i, lane, c, old, state, sums);
+    for (int lane = 0; i < n; ++i, ++lane) element(grad[i], kDecays ? x[i] : kNoDecay, i, lane, c, old, state, sums);
   }
 
   // The codes of m and the root of v, and the step of x with the numbers that they are.
+  template <bool kDecays>
   static PRODIGY_INLINE void move(const std::uint32_t* __restrict bits, float* __restrict x, int n, const C& c,
                                   const Old& old, CodedState& state, std::uint8_t* bytes) {
     const auto m = Scale<Code::kM>::renewed(state.m.of, n, bytes);
@@ -83,7 +86,8 @@ struct UpdateCodedBlock {
       const Coded new_m = m.rounded(state.m[i], 0u), new_root = root.rounded(state.root[i], bits[i]);
       state.m_codes[i] = new_m.code;
       state.root_codes[i] = new_root.code;
-      const float before = x[i], after = step<KeptRoots>(before, before, new_m.number, new_root.number, c);
+      const float before = x[i], decaying = kDecays ? before : kNoDecay;
+      const float after = step<KeptRoots>(before, decaying, new_m.number, new_root.number, c);
       x[i] = after;
       if constexpr (kMoves) {
         state.delta[i] = old.delta.number(state.delta_codes[i]) + finite_or_zero(after - before);
@@ -91,24 +95,25 @@ struct UpdateCodedBlock {
     }
   }
 
+  // kDecays: whether there is weight decay. Without, there is less to compute: x is then a constant for it.
+  template <bool kDecays>
   static PRODIGY_INLINE void codes(const Arrays<float, float>& a, const Tensor& t, std::int64_t begin, int at, int n,
                                    const C& c, LaneSums<float>& sums) {
     CodedState state;
     begin += at;
-    if constexpr (kMomentum) widen_codes(t.m, begin, n, state.m_codes);
-    widen_codes(t.v, begin, n, state.root_codes);
+    if constexpr (kMomentum) widen_codes<Code::kM>(t.m, begin, n, state.m_codes);
+    widen_codes<Code::kRoot>(t.v, begin, n, state.root_codes);
     if constexpr (kAll) {
-      widen_codes(t.s, begin, n, state.s_codes);
-      widen_codes(t.moved, begin, n, state.delta_codes);
+      widen_codes<Code::kS>(t.s, begin, n, state.s_codes);
+      widen_codes<Code::kDelta>(t.moved, begin, n, state.delta_codes);
     }
     std::uint8_t* bytes = scale_at(t, begin);
     const std::uint32_t* bits = a.random + at;
     const Old old(bytes);
     fetch_ahead(a.grad + at, a.x + at, n);
-    c.l2 == 0.0f ? elements<false>(a.grad + at, a.x + at, n, c, old, state, sums)
-                 : elements<true>(a.grad + at, a.x + at, n, c, old, state, sums);
+    elements<kDecays>(a.grad + at, a.x + at, n, c, old, state, sums);
     if constexpr (kMomentum) {
-      move(bits, a.x + at, n, c, old, state, bytes);
+      move<kDecays>(bits, a.x + at, n, c, old, state, bytes);
       narrow_codes(state.m_codes, n, t.m, begin);
       narrow_codes(state.root_codes, n, t.v, begin);
       if constexpr (kMoves) store_codes<Code::kDelta>(state.delta, n, bits, t.moved, begin, bytes);
@@ -125,7 +130,11 @@ struct UpdateCodedBlock {
     using Sampler = UpdateBlock<float, float, kMomentum, Beside::kNothing, kSampled>;
     if (kSampled == Sampled::kPacked) Sampler::packed(a, samples, t->slice_p, c, sums);
     if (kSampled == Sampled::kStrided) Sampler::strided(a, *t, begin, n, c, sums);
-    for (int at = 0; at < n; at += kCodeBlock) codes(a, *t, begin, at, std::min(kCodeBlock, n - at), c, sums);
+    const bool decays = c.l2 != 0.0f || c.decay != 0.0f;
+    for (int at = 0; at < n; at += kCodeBlock) {
+      const int size = std::min(kCodeBlock, n - at);
+      decays ? codes<true>(a, *t, begin, at, size, c, sums) : codes<false>(a, *t, begin, at, size, c, sums);
+    }
     return sums.total();
   }
 };

@@ -98,11 +98,10 @@ PRODIGY_INLINE float e4m3_size(std::uint32_t code) {
 
 // -- codes and numbers ------------------------------------------------------------------------------------------------
 
-// The number of a code, a byte; of a root, 0 to 255. unit: of its block.
+// The number of a code, a byte; of a root, 0 to 255; of delta, -127 to 127. unit: of its block.
 template <Code kCode>
 PRODIGY_INLINE float decoded(std::int32_t code, float unit) {
-  if constexpr (kCode == Code::kRoot) return float(code) * unit;
-  if constexpr (kCode == Code::kDelta) return float(std::int32_t(std::uint32_t(code) << 24) >> 24) * unit;
+  if constexpr (kCode == Code::kRoot || kCode == Code::kDelta) return float(code) * unit;
   return with_sign(e4m3_size(std::uint32_t(code)) * unit, std::uint32_t(code) << 24);
 }
 

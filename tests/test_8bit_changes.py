@@ -1,0 +1,77 @@
+"""``state_dtype="8bit"``: codes where the parameter, an option or the state is changed between steps."""
+
+import copy
+
+import pytest
+import torch
+from toolbox import D0, parameters, refused, train
+from torch import nn
+
+from prodigy_fused import Prodigy, coded_state
+
+BF16 = torch.bfloat16
+EIGHT = {"state_dtype": "8bit", "min_8bit_size": 1}
+
+
+def make(dtype=torch.float32, **options):
+    draw = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(s, generator=draw).to(dtype)) for s in ((300,), (3, 517))]
+    return Prodigy(params, **EIGHT, d0=D0, **options)
+
+
+def to_bfloat16(opt):
+    for p in parameters(opt):
+        p.data = p.data.to(BF16)
+
+
+@pytest.mark.parametrize(
+    ("change", "dtype", "options", "new"),
+    [
+        (to_bfloat16, torch.float32, {}, "low"),
+        (lambda opt: opt.param_groups[0].update(low_precision="24bit"), BF16, {"low_precision": "stochastic"}, "low"),
+        (lambda opt: opt.param_groups[0].update(betas=(0.9, 0.99)), torch.float32, {"betas": (0.0, 0.99)}, "exp_avg"),
+    ],
+    ids=["to bfloat16", "24bit", "momentum"],
+)
+def test_what_comes_later_is_zero_and_codes_stay(change, dtype, options, new):
+    opt = make(dtype, **options)
+    train(opt, steps=3)
+    before = [{key: opt.state[p][key].clone() for key in ("exp_avg_sq", "s", "delta")} for p in parameters(opt)]
+    change(opt)
+    opt.param_groups[0]["lr"] = 0.0
+    train(opt, steps=1, start=3)
+    for p, codes in zip(parameters(opt), before, strict=True):
+        assert not opt.state[p][new].any() and opt.state[p][new].shape == p.shape
+        assert all(torch.equal(opt.state[p][key], t) for key, t in codes.items())
+    opt.param_groups[0]["lr"] = 1.0
+    train(opt, steps=2, start=4)
+    assert all(coded_state.in_codes(opt.state[p]) and opt.state[p][new].any() for p in parameters(opt))
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_checkpoint_without_the_byte_is_loaded(compact):
+    opt, other = make(BF16, low_precision="stochastic"), make(BF16)
+    train(opt, steps=3)
+    state = copy.deepcopy(opt.compact_state_dict() if compact else opt.state_dict())
+    del state["param_groups"][0]["low_precision"]
+    other.load_state_dict(state)
+    train(other, steps=1, start=3)
+    assert all(other.state[p]["low"].any() for p in parameters(other))
+
+
+def test_codes_without_a_scale_are_no_numbers():
+    opt = make(slice_p=3)
+    train(opt, steps=2)
+    del opt.state[parameters(opt)[1]]["scale"]
+    with pytest.raises(ValueError, match=r"'exp_avg' of parameter 1 of shape \(3, 517\) is torch.uint8"):
+        train(opt, steps=1)
+
+
+def test_numbers_among_codes_are_refused():
+    opt = make()
+    train(opt, steps=2)
+    state = opt.compact_state_dict()
+    state["state"][1]["exp_avg"] = torch.full((3, 517), 0.25)
+    other = make()
+    with refused(other, ValueError, "'exp_avg' of parameter 1", "torch.float32"):
+        other.load_state_dict(state)
