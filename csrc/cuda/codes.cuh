@@ -124,7 +124,7 @@ __device__ __forceinline__ Codes encode_roots(Numbers& roots, std::int32_t byte,
 #pragma unroll
   for (int e = 0; e < kLaneCodes; ++e) {
     const float units = scaling.units(roots.value[e]);
-    // What is not 0 is at least one unit.
+    // What is not 0 is at least one unit. (A root is at least 2^-75: in units, too, it is not 0.)
     const float whole = whole_above(fmaxf(before_whole(units, second(run * power(e))), fminf(units, 0.5f)));
     words[e] = bits_as<std::uint32_t>(whole);
     roots.value[e] = whole * unit - kWhole * unit;

@@ -1,8 +1,10 @@
 // The CUDA backend's kernels and packer, unchanged, on the CPU: a module for the tests, which is in no wheel.
 #include <pybind11/pybind11.h>
 
-#include "cuda/entry.h"
 #include "emulation.h"
+// First what the kernels need.
+#include "cuda/codes.cuh"
+#include "cuda/entry.h"
 #include "prodigy/rounding.h"
 #include "python/cuda_plan.h"
 #include "python/layout.h"
@@ -67,6 +69,49 @@ void stochastic_24_all(std::uintptr_t from, std::uintptr_t x, std::uintptr_t low
   }
 }
 
+// -- codes of 8 bits, by the functions of cuda/codes.cuh --------------------------------------------------------------
+
+struct CodeArguments {
+  const float* numbers;
+  std::uint8_t *codes, *bytes;  // of scale, one per block
+  float* decoded;
+  long n;
+  std::uint32_t step;
+};
+
+// A warp, which is all there is of a block of threads, takes a block of codes.
+template <Code kCode>
+void code_kernel(CodeArguments a) {
+  using namespace cuda;
+  const std::int64_t i = (std::int64_t(blockIdx.x) * kWarpSize + threadIdx.x) * kLaneCodes;
+  const int count = int(std::clamp<std::int64_t>(a.n - i, 0, kLaneCodes));
+  Numbers numbers{};
+  std::copy_n(a.numbers + i, count, numbers.value);
+  const std::uint32_t run = RandomBits(a.step, 0, kStepStream, i).run(i);
+  const std::int32_t byte = block_byte<kCode>(numbers);
+  const auto codes = [&] {
+    if constexpr (kCode == Code::kRoot) return encode_roots(numbers, byte, run);
+    if constexpr (kCode == Code::kDelta) return encoded_delta(numbers, byte, run);
+    if constexpr (CodeTraits<kCode>::kFloats) return encoded_floats<kCode>(numbers, byte, run);
+  }();
+  const Numbers decoded = numbers_of<kCode>(codes, with_byte<kCode>(0, byte));
+  std::copy_n(decoded.value, count, a.decoded + i);
+  store<false>(Array<std::uint8_t>(a.codes, Type::kUInt8), i, count, codes);
+  a.bytes[blockIdx.x] = std::uint8_t(byte);
+}
+
+template <Code kCode>
+void code_all(std::uintptr_t numbers, std::uintptr_t codes, std::uintptr_t bytes, std::uintptr_t decoded, long n,
+              std::uint32_t step) {
+  const CodeArguments a{pointer<float>(numbers),
+                        pointer<std::uint8_t>(codes),
+                        pointer<std::uint8_t>(bytes),
+                        pointer<float>(decoded),
+                        n,
+                        step};
+  emulation::run(code_kernel<kCode>, unsigned((n + kCodeBlock - 1) / kCodeBlock), cuda::kWarpSize, a);
+}
+
 // For each policy of the update, its threads, chunk and tile.
 pybind11::list policies() {
   pybind11::list all;
@@ -90,6 +135,11 @@ PYBIND11_MODULE(_emulated, m) {
   m.def("stochastic_24", &stochastic_24_all);
   bind_rounding<Type::kBFloat16>(m.def_submodule("bfloat16"));
   bind_rounding<Type::kFloat16>(m.def_submodule("float16"));
+  pybind11::module_ code = m.def_submodule("code");  // by the keys of the state
+  code.def("exp_avg", &code_all<Code::kM>);
+  code.def("exp_avg_sq", &code_all<Code::kRoot>);
+  code.def("s", &code_all<Code::kS>);
+  code.def("delta", &code_all<Code::kDelta>);
   m.attr("POLICIES") = policies();
   prodigy::add_layout(m);
   prodigy::bind_cuda_plan(m);
