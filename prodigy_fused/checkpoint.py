@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from . import estimate, hyper, options, state
-from .coded_state import in_codes, numbers_of, with_codes, with_numbers
+from .coded_state import as_on_all_ranks, in_codes, numbers_of, with_codes, with_numbers
 from .dtensor import index_map, is_dtensor, local
 from .estimate import COUNTERS, FIELDS, check_value
 from .low_precision import check_mode
@@ -53,7 +53,7 @@ def export(own_groups: list[Group], state_dict: StateDict, compact: bool = False
             if in_codes(states[i]) and (is_dtensor(p) or not compact):
                 states[i] = numbers_of(local(p), states[i], group)
             if is_dtensor(p):
-                states[i].pop("scale", None)  # of this rank's blocks, in a new dictionary
+                states[i] = as_on_all_ranks(local(p), states[i], group)
                 states[i] = {"step": group["k"], **state.wrapped(p, states[i], group, index_map(p))}
             else:
                 states[i] = _flat(states[i], group["k"])

@@ -83,6 +83,15 @@ def numbers_of(p: Tensor, state: State, group: Group) -> State:
     return new
 
 
+def as_on_all_ranks(p: Tensor, numbers: State, group: Group) -> State:
+    """Returns a shard's state in numbers with the tensors that each rank has, whether or not its elements are enough
+    for codes: saving them takes collectives. The scale is of this rank's blocks."""
+    new = {key: value for key, value in numbers.items() if key != "scale"}
+    if group["state_dtype"] == "8bit" and group["slice_p"] == 1 and "p0" in new and p.dtype != torch.float64:
+        new.setdefault("delta", _moved(float32_weights(p, new, group), new["p0"], None))
+    return new
+
+
 def codes_of(p: Tensor, numbers: State, group: Group, delta: Tensor | None, former: Tensor | None) -> State:
     """Returns the codes of a state in numbers, rounded to nearest.
 

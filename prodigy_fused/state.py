@@ -255,12 +255,14 @@ def remove(states: dict[Tensor, State], p: Tensor) -> None:
 def wrapped(p: Tensor, state: State, group: Group, where: IndexMap | None) -> State:
     """Returns the state of a DTensor with its tensors as DTensors, which torch.distributed.checkpoint can move to other
     meshes. Samples are wrapped as tensors of the parameter's shape."""
-    new = dict(state)
-    for field in FIELDS:
+    new = {key: value for key, value in state.items() if key not in KEYS}
+    for field in FIELDS:  # in this order on all ranks, as saving takes a collective for each
         value = state.get(field.key)
         if isinstance(value, Tensor) and not is_dtensor(value):
             slice_p = field.slice_p(group)
-            new[field.key] = wrap(value, p, None if slice_p == 1 else samples_of(where, slice_p, value.device))
+            value = wrap(value, p, None if slice_p == 1 else samples_of(where, slice_p, value.device))
+        if field.key in state:
+            new[field.key] = value
     return new
 
 

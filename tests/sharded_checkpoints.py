@@ -36,6 +36,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import distribute_tensor
 
 from prodigy_fused import Prodigy
 from prodigy_fused.dtensor import local
@@ -123,6 +125,27 @@ def _() -> None:
         traces = [train(*pair, MORE, FLOAT) for pair in ((model, opt), (moved, other), (again, third))]
         assert traces[2] == traces[0] and abs(traces[1][-1][0] / traces[0][-1][0] - 1) < 0.1
         close(whole(again), whole(model), 0.0)
+
+
+@case("8 bits on some ranks only", 2)
+def _() -> None:
+    """Of an uneven shard, one rank's elements are enough for codes, and the other's are not. Both save the same."""
+    torch.manual_seed(0)
+    model, again = (fully_shard(nn.Sequential(nn.Linear(40, 3, bias=False), nn.Linear(3, 1))) for _ in range(2))
+    options = {"state_dtype": "8bit", "min_8bit_size": 60, "d0": D0}
+    opt, other = (Prodigy(each.parameters(), **options) for each in (model, again))
+    p = next(iter(model.parameters()))
+    for t in range(3):
+        for q in model.parameters():
+            q.grad = distribute_tensor(torch.full(q.shape, 1.0 + t), q.device_mesh, q.placements)
+        opt.step()
+    assert opt.state[p]["exp_avg"].dtype == (FLOAT if dist.get_rank() else torch.uint8)
+    move(model, opt, again, other)
+    mine, its = (get_optimizer_state_dict(*each, options=FULL) for each in ((model, opt), (again, other)))
+    for name, state in mine.get("state", {}).items():
+        assert set(state) == {"step", "exp_avg", "exp_avg_sq", "s", "p0", "delta"}
+        for key, value in state.items():
+            assert key == "step" or torch.equal(value, its["state"][name][key]), (name, key)
 
 
 @case("a state dict in its own layout", 2)
