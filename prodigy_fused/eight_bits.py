@@ -10,15 +10,20 @@ codes         dtype    the number is            of                  rounded     
 ============= ======== ======================== =================== ================== =======
 exp_avg       uint8    e4m3(code) * 2^(b - 126) ``m``               to nearest         448
 exp_avg_sq    uint8    code * 2^(b - 74)        the root of ``v``   stochastically     255
-s             uint8    e4m3(code) * 2^(b - 126) ``s``               stochastically     448
+s             uint8    e2m5(code) * 2^(b - 126) ``s``               stochastically     252
 delta         int8     code * 2^(b - 126)       ``x - x0``          stochastically     127
 ============= ======== ======================== =================== ================== =======
 
-e4m3 is the 8-bit floating point of the Open Compute Project, ``torch.float8_e4m3fn``. The unit is the least with which
-no size in the block is above *largest* (sizes are at most 2^127, also those that are not finite; those of roots
-255 * 2^56, so that ``v`` is finite). *largest* is the number of a code, so rounding never goes beyond it, and nothing
-has to be cut off: what grows by little in a step does grow. A root that is not 0 is at least one unit, for the step of
-an element whose ``v`` is rounded to 0 would have any size. Fresh state is zeros, codes and scale.
+e4m3 is the 8-bit floating point of the Open Compute Project, ``torch.float8_e4m3fn``. e2m5 has, behind the sign, two
+bits of exponent and five of mantissa: a size is 0 to 63 units in steps of one, up to 126 in steps of two, up to 252 in
+steps of four. Its steps are that short because ``s`` is a sum over some thousand steps, each of which rounds it anew:
+with steps longer than what is added, as those of e4m3 are, ``|s|`` becomes 20 % too large where gradients are noise.
+
+The unit is the least with which no size in the block is above *largest* (sizes are at most 2^127, also those that are
+not finite; those of roots 255 * 2^56, so that ``v`` is finite). *largest* is the number of a code, so rounding never
+goes beyond it, and nothing has to be cut off: what grows by little in a step does grow. A root that is not 0 is at
+least one unit, for the step of an element whose ``v`` is rounded to 0 would have any size. Fresh state is zeros, codes
+and scale.
 
 The step of ``x`` is made of the numbers that are stored for m and v, and ``delta`` grows by what ``x`` does change, so
 that ``x - delta`` remains ``x0``, on average. What other code writes to ``x`` moves the start as well.
@@ -32,17 +37,16 @@ two units may serve a block, and a step takes the least one before it rounds.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .dtensor import local
 from .options import Group
-from .rounding import shifted, whole_numbers
+from .rounding import whole_numbers
 
 BLOCK = 256
-E4M3 = torch.float8_e4m3fn
 _TWO_TO_127 = 254 << 23  # as bits, as the next one is
 _MANTISSA = 0x7FFFFF
 
@@ -53,20 +57,20 @@ class Code(NamedTuple):
     column: int  # of scale
     largest: float
     bias: int  # byte b is a unit of 2^(b - bias)
-    dtype: torch.dtype  # E4M3 is kept as uint8
+    format: Literal["e4m3", "e2m5", "whole", "signed"]
     largest_size: int = _TWO_TO_127  # of a number, as bits
 
     @property
     def storage(self) -> torch.dtype:
         """The dtype of the tensor of codes."""
-        return torch.uint8 if self.dtype == E4M3 else self.dtype
+        return torch.int8 if self.format == "signed" else torch.uint8
 
 
 CODES = {
-    "exp_avg": Code(0, 448, 126, E4M3),
-    "exp_avg_sq": Code(1, 255, 74, torch.uint8, (127 + 63 << 23) + 0x7F0000),
-    "s": Code(2, 448, 126, E4M3),
-    "delta": Code(3, 127, 126, torch.int8),
+    "exp_avg": Code(0, 448, 126, "e4m3"),
+    "exp_avg_sq": Code(1, 255, 74, "whole", (127 + 63 << 23) + 0x7F0000),
+    "s": Code(2, 252, 126, "e2m5"),
+    "delta": Code(3, 127, 126, "signed"),
 }
 
 
@@ -104,26 +108,26 @@ def _bytes(code: Code, sizes: Tensor) -> Tensor:
 def _codes(code: Code, sizes: Tensor, negative: Tensor, scale: Tensor, bits: Tensor | None) -> Tensor:
     """Returns codes in their storage dtype, in blocks."""
     units = sizes.view(torch.float32) * _power(code.bias - scale)[:, None]
-    if code.dtype == E4M3:
-        return _e4m3(units, bits).to(torch.uint8) + (negative * 0x80).to(torch.uint8)
-    whole = (units + 0.5).floor() if bits is None else whole_numbers(units, bits)
-    if code.dtype == torch.uint8:
+    if code.format == "e4m3":  # to nearest, always
+        return units.to(torch.float8_e4m3fn).view(torch.uint8) + (negative * 0x80).to(torch.uint8)
+    floats = code.format == "e2m5"
+    halvings = (units >= 64).to(torch.int32) + (units >= 128) if floats else torch.zeros((), dtype=torch.int32)
+    parts = units * _power(-halvings)
+    whole = (parts + 0.5).floor() if bits is None else whole_numbers(parts, bits)
+    if floats:
+        return (whole + (32 * halvings + 0x80 * negative)).to(torch.uint8)
+    if code.format == "whole":
         return torch.maximum(whole, (sizes > 0).to(whole.dtype)).to(torch.uint8)
     return torch.where(negative, -whole, whole).to(torch.int8)
 
 
-def _e4m3(units: Tensor, bits: Tensor | None) -> Tensor:
-    """Returns float32 sizes of at most 448 as codes, int32."""
-    if bits is None:
-        return units.to(E4M3).view(torch.uint8).to(torch.int32)
-    drawn = units.view(torch.int32) + shifted(bits, 12)  # below the three bits of the mantissa
-    normal = (drawn >> 20) - (120 << 3)  # the difference of the exponents' biases
-    return torch.where(units < 2.0**-6, whole_numbers(units * 2.0**9, bits).to(torch.int32), normal)
-
-
 def _numbers(code: Code, codes: Tensor, scale: Tensor) -> Tensor:
     """Returns the numbers of blocks of codes."""
-    numbers = codes.view(E4M3).float() if code.dtype == E4M3 else codes.float()
+    numbers = codes.view(torch.float8_e4m3fn).float() if code.format == "e4m3" else codes.float()
+    if code.format == "e2m5":
+        size = numbers % 128
+        size = torch.where(size < 64, size, torch.where(size < 96, 2 * size - 64, 4 * size - 256))
+        numbers = torch.where(numbers < 128, size, -size)
     return numbers * _power(scale.to(torch.int32) - code.bias)[:, None]
 
 

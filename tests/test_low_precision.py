@@ -35,6 +35,8 @@ def on(backend, opt, **options):
 
 
 def skip_if_refused(dtype, options):
+    if options.get("low_precision") == "displacement" and options.get("state_dtype") == "8bit":
+        pytest.skip("refused")
     if dtype == torch.float16 and options.get("low_precision") == "24bit":
         pytest.skip("refused")
 

@@ -27,15 +27,9 @@ LANES = tl.constexpr(32)  # of a warp
 
 
 @triton.constexpr_function
-def is_e4m3(code):
-    """Returns whether codes are floating-point numbers."""
-    return code in (M.value, S_CODE.value)
-
-
-@triton.constexpr_function
 def largest_code(code):
-    """Returns the number of the largest code, as bits of float32: 448, 255 or 127."""
-    return {ROOT.value: 0x437F0000, DELTA.value: 0x42FE0000}.get(code, 0x43E00000)
+    """Returns the number of the largest code, as bits of float32: 448, 255, 252 or 127."""
+    return {M.value: 0x43E00000, ROOT.value: 0x437F0000, S_CODE.value: 0x437C0000, DELTA.value: 0x42FE0000}[code]
 
 
 @triton.constexpr_function
@@ -85,20 +79,31 @@ def e4m3_nearest(units):
 
 
 @triton.jit
-def e4m3_stochastic(units, random):
-    """Returns the code of a size in units, at most 448, rounded stochastically."""
-    normal = minus(plus(word_of(units), random >> 12), REBIAS) >> 20
-    subnormal = whole_number(tl.where(units < NORMAL, units, 0.0), 0.001953125, random)  # 2^-9
-    return tl.where(units < NORMAL, subnormal, normal)
-
-
-@triton.jit
 def e4m3_number(code):
     """Returns the number, in units, of a code."""
     # As float32, sign, exponent and mantissa are 2^-120 of it, for the exponents' biases differ by so much; also if
     # it is subnormal.
     word = (code.to(tl.int8).to(tl.int32) << 20).to(tl.uint32) & 0x87F00000
     return float_of(word) * 1.329227995784916e36  # 2^120
+
+
+# -- e2m5 --------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def e2m5_stochastic(units, random):
+    """Returns the code of a size in units, at most 252, rounded stochastically in steps of 1, 2 or 4 units."""
+    steps = tl.where(units < 64.0, 1.0, tl.where(units < 128.0, 0.5, 0.25))
+    offset = tl.where(units < 64.0, 0, tl.where(units < 128.0, 32, 64)).to(tl.uint32)
+    return plus(whole_number(units * steps, 1.0, random), offset)
+
+
+@triton.jit
+def e2m5_number(code):
+    """Returns the number, in units, of a code."""
+    size = (code & 0x7F).to(tl.float32)
+    size = tl.where(size < 64.0, size, tl.where(size < 96.0, size * 2.0 - 64.0, size * 4.0 - 256.0))
+    return float_of(word_of(size) | ((code & 0x80).to(tl.uint32) << 24))
 
 
 # -- codes and numbers -------------------------------------------------------------------------------------------------
@@ -122,7 +127,12 @@ def byte_of(sizes, CODE: tl.constexpr):
 @triton.jit
 def decoded(code, byte, CODE: tl.constexpr):
     """Returns the numbers of codes, bytes, and of their blocks' bytes."""
-    number = e4m3_number(code) if is_e4m3(CODE) else code.to(tl.float32)
+    if CODE == M:
+        number = e4m3_number(code)
+    elif CODE == S_CODE:
+        number = e2m5_number(code)
+    else:
+        number = code.to(tl.float32)
     return number * unit(byte, CODE)
 
 
@@ -135,7 +145,7 @@ def encoded(value, random, CODE: tl.constexpr):
     if CODE == M:
         code = (e4m3_nearest(scaled) | (sign << 7)).to(tl.uint8)
     elif CODE == S_CODE:
-        code = (e4m3_stochastic(scaled, random) | (sign << 7)).to(tl.uint8)
+        code = (e2m5_stochastic(scaled, random) | (sign << 7)).to(tl.uint8)
     elif CODE == ROOT:
         code = tl.maximum(whole_number(scaled, 1.0, random), tl.minimum(word_of(size), 1)).to(tl.uint8)
     else:

@@ -150,11 +150,11 @@ __device__ __forceinline__ void update_block(const Arrays<Storage>& a, const Cod
   codes.roots = encode_roots(state.roots, byte_in<Code::kRoot>(scale), run);
   if (every) {
     scale = with_byte<Code::kS>(scale, block_byte<Code::kS>(state.s));
-    codes.s = encoded_floats<Code::kS>(state.s, byte_in<Code::kS>(scale), run);
+    codes.s = encoded_s(state.s, byte_in<Code::kS>(scale), run);
   }
   const std::uint32_t without_m = scale;
   scale = with_byte<Code::kM>(scale, block_byte<Code::kM>(state.m));
-  codes.m = encoded_floats<Code::kM>(state.m, byte_in<Code::kM>(scale), run);
+  codes.m = encoded_m(state.m, byte_in<Code::kM>(scale));
   const Moved<Storage> moved(a, step_of(x, numbers_of<Code::kM>(codes.m, scale), state.roots, c), run);
   if (every) {
     add_change(a, x, moved, state.delta);

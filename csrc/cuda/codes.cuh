@@ -65,12 +65,14 @@ __device__ __forceinline__ float whole_and_byte(std::uint32_t word, int which) {
 template <Code kCode>
 __device__ __forceinline__ Numbers numbers_of(const Codes& codes, std::uint32_t scale) {
   const float one = CodeTraits<kCode>::unit(byte_in<kCode>(scale));
-  const float unit = CodeTraits<kCode>::kFloats ? kE4M3Unit * one : one;  // finite, and exact
+  const float unit = kCode == Code::kM ? kE4M3Unit * one : one;  // finite, and exact
   Numbers numbers;
 #pragma unroll
   for (int e = 0; e < kLaneCodes; ++e) {
     const std::uint32_t word = codes.word[e / 4];
-    if constexpr (CodeTraits<kCode>::kFloats) {
+    if constexpr (kCode == Code::kS) {
+      numbers.value[e] = decoded<kCode>(std::int32_t(word >> e % 4 * 8 & 0xffu), unit);
+    } else if constexpr (kCode == Code::kM) {
       const Two two = widen_e4m3(word >> e % 4 / 2 * 16);
       numbers.value[e] = (e % 2 == 0 ? two.low : two.high) * unit;
     } else if constexpr (CodeTraits<kCode>::kRoot) {
@@ -90,30 +92,40 @@ __device__ __forceinline__ std::uint32_t lowest_bytes(const std::uint32_t* four)
   return __byte_perm(low, high, 0x5410);
 }
 
-// A size, in units, rounded stochastically to the number of a code: e4m3_stochastic().
-__device__ __forceinline__ float drawn_e4m3(float units, std::uint32_t random) {
-  const std::uint32_t bits = bits_as<std::uint32_t>(units);
-  const float normal = bits_as<float>((bits + (random >> 12)) & 0xfff00000u);
-  const float subnormal = (whole_above(before_whole(units * 0x1p9f, random)) - kWhole) * 0x1p-9f;
-  return bits < kE4M3Normal ? subnormal : normal;
+__device__ __forceinline__ Codes codes_of(const std::uint32_t (&words)[kLaneCodes]) {
+  Codes codes;
+#pragma unroll
+  for (int w = 0; w < Codes::kWords; ++w) codes.word[w] = lowest_bytes(words + 4 * w);
+  return codes;
 }
 
-// Of m or s. run: see RandomBits; it is for s.
-template <Code kCode>
-__device__ __forceinline__ Codes encoded_floats(const Numbers& numbers, std::int32_t byte, std::uint32_t run) {
-  const Scaling<kCode> scaling(byte);
+// Of m.
+__device__ __forceinline__ Codes encoded_m(const Numbers& numbers, std::int32_t byte) {
+  const Scaling<Code::kM> scaling(byte);
   const auto units = [&](int e) {
-    float size = scaling.units(numbers.value[e]);
-    if constexpr (kCode == Code::kS) size = drawn_e4m3(size, third(run * power(e)));
-    return with_sign(size, bits_as<std::uint32_t>(numbers.value[e]));
-  };
-  const auto pair = [&](int e) {
-    return kCode == Code::kS ? exact_e4m3_pair(units(e), units(e + 1)) : e4m3_pair(units(e), units(e + 1));
+    return with_sign(scaling.units(numbers.value[e]), bits_as<std::uint32_t>(numbers.value[e]));
   };
   Codes codes;
 #pragma unroll
-  for (int e = 0; e < kLaneCodes; e += 4) codes.word[e / 4] = pair(e) | pair(e + 2) << 16;
+  for (int e = 0; e < kLaneCodes; e += 4) {
+    codes.word[e / 4] = e4m3_pair(units(e), units(e + 1)) | e4m3_pair(units(e + 2), units(e + 3)) << 16;
+  }
   return codes;
+}
+
+// Of s: e2m5_stochastic(). run: see RandomBits.
+__device__ __forceinline__ Codes encoded_s(const Numbers& numbers, std::int32_t byte, std::uint32_t run) {
+  const Scaling<Code::kS> scaling(byte);
+  std::uint32_t words[kLaneCodes];
+#pragma unroll
+  for (int e = 0; e < kLaneCodes; ++e) {
+    const float units = scaling.units(numbers.value[e]);
+    const int exponent = int(bits_as<std::uint32_t>(units) >> 23) - (127 + 5), doublings = exponent > 0 ? exponent : 0;
+    const float parts = units * bits_as<float>(std::uint32_t(127 - doublings) << 23);
+    const auto whole = bits_as<std::uint32_t>(whole_above(before_whole(parts, third(run * power(e)))));
+    words[e] = (whole + std::uint32_t(doublings << 5)) | (bits_as<std::uint32_t>(numbers.value[e]) & kSign) >> 24;
+  }
+  return codes_of(words);
 }
 
 // Of roots, which become the numbers of their codes.
@@ -129,10 +141,7 @@ __device__ __forceinline__ Codes encode_roots(Numbers& roots, std::int32_t byte,
     words[e] = bits_as<std::uint32_t>(whole);
     roots.value[e] = whole * unit - kWhole * unit;
   }
-  Codes codes;
-#pragma unroll
-  for (int w = 0; w < Codes::kWords; ++w) codes.word[w] = lowest_bytes(words + 4 * w);
-  return codes;
+  return codes_of(words);
 }
 
 // Of x - x0.
@@ -145,10 +154,7 @@ __device__ __forceinline__ Codes encoded_delta(const Numbers& delta, std::int32_
     const auto whole = bits_as<std::uint32_t>(whole_above(before_whole(units, fourth(run * power(e)))));
     words[e] = delta.value[e] < 0.0f ? 0u - whole : whole;
   }
-  Codes codes;
-#pragma unroll
-  for (int w = 0; w < Codes::kWords; ++w) codes.word[w] = lowest_bytes(words + 4 * w);
-  return codes;
+  return codes_of(words);
 }
 
 }  // namespace prodigy::cuda

@@ -20,9 +20,6 @@ __device__ __forceinline__ std::uint32_t e4m3_pair(float low, float high) {
   return pair;
 }
 
-// Of numbers of e4m3.
-__device__ __forceinline__ std::uint32_t exact_e4m3_pair(float low, float high) { return e4m3_pair(low, high); }
-
 // The numbers of the lowest two bytes are these, times kE4M3Unit.
 constexpr float kE4M3Unit = 1.0f;
 __device__ __forceinline__ Two widen_e4m3(std::uint32_t pair) {
@@ -38,6 +35,7 @@ __device__ __forceinline__ Two widen_e4m3(std::uint32_t pair) {
 constexpr float kE4M3Unit = 256.0f;
 constexpr std::uint32_t kSigns = 0x80008000u;  // of two halves
 
+// Of numbers of e4m3.
 __device__ __forceinline__ std::uint32_t exact_e4m3_pair(float low, float high) {
   const std::uint32_t halves = nearest_pair<Type::kFloat16>(low * (1 / kE4M3Unit), high * (1 / kE4M3Unit));
   return __byte_perm((halves & kSigns) | (halves << 1 & 0x7f007f00u), 0u, 0x4431u);

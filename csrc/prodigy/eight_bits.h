@@ -21,9 +21,13 @@ PRODIGY_INLINE float with_sign(float size, std::uint32_t sign) {
 // What blocks of a code have in common.
 template <Code kCode>
 struct CodeTraits {
-  static constexpr bool kRoot = kCode == Code::kRoot, kIsDelta = kCode == Code::kDelta, kFloats = !kRoot && !kIsDelta;
-  // As bits of float32: the number of the largest code, 448, 255 or 127; and the largest size that a number may have.
-  static constexpr std::uint32_t kLargest = kFloats ? 0x43e00000u : kRoot ? 0x437f0000u : 0x42fe0000u;
+  static constexpr bool kRoot = kCode == Code::kRoot;
+  // As bits of float32: the number of the largest code, 448, 255, 252 or 127; and the largest size that a number may
+  // have.
+  static constexpr std::uint32_t kLargest = kCode == Code::kM   ? 0x43e00000u
+                                            : kRoot             ? 0x437f0000u
+                                            : kCode == Code::kS ? 0x437c0000u
+                                                                : 0x42fe0000u;
   static constexpr std::uint32_t kLargestSize = kRoot ? 0x5f7f0000u : 254u << 23;
   // Byte b is a unit of 2^(b - kBias).
   static constexpr int kBias = kRoot ? 74 : 126;
@@ -82,18 +86,28 @@ PRODIGY_INLINE Coded e4m3_nearest(float units) {
   return {std::int32_t(bits_as<std::uint32_t>(sum) + (at_least >> 20)), sum - high};
 }
 
-PRODIGY_INLINE std::uint32_t e4m3_stochastic(float units, std::uint32_t random) {
-  const std::uint32_t bits = bits_as<std::uint32_t>(units);
-  const std::uint32_t normal = ((bits + (random >> 12)) >> 20) - kE4M3Rebias;
-  const std::uint32_t is_small = bits < kE4M3Normal ? ~0u : 0u;  // a mask: choices would be compiled to a branch
-  const float subnormal = bits_as<float>(bits & is_small) * 0x1p9f;
-  return std::uint32_t(whole_number(subnormal, random)) | (normal & ~is_small);
-}
-
 PRODIGY_INLINE float e4m3_size(std::uint32_t code) {
   const std::uint32_t size = code << 20 & 0x7f00000u;
   const float subnormal = bits_as<float>(size | kE4M3Normal) - bits_as<float>(kE4M3Normal);
   return size < 8u << 20 ? subnormal : bits_as<float>(size + (120u << 23));
+}
+
+// -- e2m5 -------------------------------------------------------------------------------------------------------------
+
+// Of a size in units, at most 252, in steps of 1, 2 or 4 units: from 64 units on the steps are twice as long, from 128
+// on once more.
+PRODIGY_INLINE Coded e2m5_stochastic(float units, std::uint32_t random) {
+  const std::int32_t exponent = std::int32_t(bits_as<std::uint32_t>(units) >> 23) - (127 + 5);
+  const std::int32_t doublings = exponent > 0 ? exponent : 0;
+  const std::int32_t whole = whole_number(units * bits_as<float>(std::uint32_t(127 - doublings) << 23), random);
+  return {whole + 32 * doublings, float(whole) * bits_as<float>(std::uint32_t(127 + doublings) << 23)};
+}
+
+// Of the lower 7 bits of a code.
+PRODIGY_INLINE float e2m5_size(std::uint32_t code) {
+  const std::int32_t size = std::int32_t(code & 0x7fu), exponent = (size >> 5) - 1;
+  const std::int32_t doublings = exponent > 0 ? exponent : 0;
+  return float(size - 32 * doublings) * bits_as<float>(std::uint32_t(127 + doublings) << 23);
 }
 
 // -- codes and numbers ------------------------------------------------------------------------------------------------
@@ -102,7 +116,8 @@ PRODIGY_INLINE float e4m3_size(std::uint32_t code) {
 template <Code kCode>
 PRODIGY_INLINE float decoded(std::int32_t code, float unit) {
   if constexpr (kCode == Code::kRoot || kCode == Code::kDelta) return float(code) * unit;
-  return with_sign(e4m3_size(std::uint32_t(code)) * unit, std::uint32_t(code) << 24);
+  const float size = kCode == Code::kM ? e4m3_size(std::uint32_t(code)) : e2m5_size(std::uint32_t(code));
+  return with_sign(size * unit, std::uint32_t(code) << 24);
 }
 
 // A number whose size is at most kLargestSize, rounded. unit, units: of its block, units_per_one. random: 32 bits, not
@@ -111,13 +126,9 @@ template <Code kCode>
 PRODIGY_INLINE Coded coded(float value, float unit, float units, std::uint32_t random) {
   const std::uint32_t sign = bits_as<std::uint32_t>(value) & kSign;
   const float scaled = (kCode == Code::kRoot ? value : std::fabs(value)) * units;
-  if constexpr (kCode == Code::kM) {
-    const Coded nearest = e4m3_nearest(scaled);
-    return {nearest.code | std::int32_t(sign >> 24), with_sign(nearest.number * unit, sign)};
-  }
-  if constexpr (kCode == Code::kS) {
-    const auto code = std::int32_t(e4m3_stochastic(scaled, random) | sign >> 24);
-    return {code, decoded<kCode>(code, unit)};
+  if constexpr (kCode == Code::kM || kCode == Code::kS) {
+    const Coded size = kCode == Code::kM ? e4m3_nearest(scaled) : e2m5_stochastic(scaled, random);
+    return {size.code | std::int32_t(sign >> 24), with_sign(size.number * unit, sign)};
   }
   const std::int32_t whole = whole_number(scaled, random);
   if constexpr (kCode == Code::kRoot) {

@@ -92,7 +92,8 @@ void code_kernel(CodeArguments a) {
   const auto codes = [&] {
     if constexpr (kCode == Code::kRoot) return encode_roots(numbers, byte, run);
     if constexpr (kCode == Code::kDelta) return encoded_delta(numbers, byte, run);
-    if constexpr (CodeTraits<kCode>::kFloats) return encoded_floats<kCode>(numbers, byte, run);
+    if constexpr (kCode == Code::kM) return encoded_m(numbers, byte);
+    if constexpr (kCode == Code::kS) return encoded_s(numbers, byte, run);
   }();
   const Numbers decoded = numbers_of<kCode>(codes, with_byte<kCode>(0, byte));
   std::copy_n(decoded.value, count, a.decoded + i);
