@@ -23,10 +23,10 @@ def in_codes(state: State) -> bool:
 
 
 def with_codes(group: Group) -> Group:
-    """Returns a group whose parameters, but those of float64, have their state in codes."""
+    """Returns a group whose parameters all have their state in codes."""
     mode = group["low_precision"]
     own = None if mode == "displacement" else mode
-    return {**group, "state_dtype": "8bit", "min_8bit_size": 1, "low_precision": own}
+    return {**group, "state_dtype": "8bit", "min_8bit_size": 0, "low_precision": own}
 
 
 def with_numbers(p: Tensor, group: Group) -> Group:

@@ -76,8 +76,8 @@ CODES = {
 
 def is_coded(p: Tensor, group: Group) -> bool:
     """Returns whether the state of ``p`` (of a DTensor, of this rank's tensor) is in 8 bits."""
-    if group["state_dtype"] != "8bit" or p.dtype == torch.float64:
-        return False
+    if group["state_dtype"] != "8bit" or (p.dtype == torch.float64 and group["min_8bit_size"] > 0):
+        return False  # 0: of a state that is in codes, whatever the parameter was cast to since
     return bool(local(p).numel() >= group["min_8bit_size"])
 
 

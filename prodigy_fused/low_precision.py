@@ -28,7 +28,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .eight_bits import is_coded
 from .options import SIXTEEN_BIT, Group
 from .rounding import kept_value
 from .step import Slot
@@ -46,7 +45,7 @@ def mode_of(p: Tensor, group: Group) -> str | None:
     if p.dtype == torch.bfloat16:
         return "24bit"
     # A displacement needs all of x0 and 4 bytes, which slice_p and state in 8 bits are there to save.
-    return "displacement" if group["slice_p"] == 1 and not is_coded(p, group) else "stochastic"
+    return "displacement" if group["slice_p"] == 1 and group["state_dtype"] != "8bit" else "stochastic"
 
 
 def check_mode(p: Tensor, group: Group) -> None:

@@ -203,6 +203,9 @@ def adapted(index: int, p: Tensor, state: State, group: Group, where: IndexMap |
         return codes_of(p, numbers, group, state.get("delta"), state.get("scale"))
     codes = _fitting(index, p, state, with_codes(group), where)
     if coded and all(same_layout(t, state[key]) for key, t in codes.items() if key in state and t.shape == p.shape):
+        if group["frozen"]:  # of s and delta, which are given back, no trace is left
+            codes["scale"] = codes["scale"].clone()
+            codes["scale"][:, CODES["s"].column :] = 0
         return codes
     # In another memory order, blocks have other elements.
     numbers = numbers_of(p, {key: value.to(p.device) for key, value in state.items() if key in codes}, group)
@@ -231,6 +234,8 @@ def _fitting(index: int, p: Tensor, state: State, group: Group, where: IndexMap 
         if field.key in CODES and value.is_floating_point() != dtype.is_floating_point:
             raise ValueError(f"{what} is {value.dtype}: all have to be codes, with their scale, or all numbers")
         new[field.key] = _like(value, p, dtype)
+    if "scale" in new and not is_fake(p) and new["scale"].data_ptr() % len(CODES):
+        new["scale"] = new["scale"].clone()  # kernels move a block's bytes at once
     return new
 
 

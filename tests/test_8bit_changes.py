@@ -75,3 +75,41 @@ def test_numbers_among_codes_are_refused():
     other = make()
     with refused(other, ValueError, "'exp_avg' of parameter 1", "torch.float32"):
         other.load_state_dict(state)
+
+
+@pytest.mark.parametrize("options", [{}, {"slice_p": 3}], ids=str)
+def test_a_parameter_that_becomes_float64(options):
+    """Its state does so, too: numbers, with the start."""
+    opt = make(**options)
+    x0 = [p.detach().clone() for p in parameters(opt)]
+    train(opt, steps=3)
+    state = opt.compact_state_dict()
+    for p in parameters(opt):
+        p.data = p.data.double()
+    train(opt, steps=1, start=3)
+    for p, start in zip(parameters(opt), x0, strict=True):
+        kept = opt.state[p]
+        assert kept["exp_avg"].dtype == kept["p0"].dtype == torch.float64 and "scale" not in kept
+        assert torch.allclose(kept["p0"].flatten(), start.flatten()[:: options.get("slice_p", 1)].double(), atol=D0)
+    double = make(torch.float64, **options)
+    double.load_state_dict(copy.deepcopy(state))
+    train(double, steps=1, start=3)
+    assert all(double.state[p]["exp_avg_sq"].dtype == torch.float64 for p in parameters(double))
+
+
+def test_of_what_is_given_back_no_trace_is_left():
+    opt = make(prodigy_steps=2)
+    train(opt, steps=3)
+    for p in parameters(opt):
+        assert "delta" not in opt.state[p] and not opt.state[p]["scale"][:, 2:].any()
+        assert opt.state[p]["scale"][:, :2].all()
+
+
+def test_a_scale_at_an_odd_address_is_moved():
+    opt = make()
+    train(opt, steps=1)
+    state = opt.state[parameters(opt)[0]]
+    scale = state["scale"]
+    state["scale"] = torch.empty(scale.numel() + 1, dtype=torch.uint8)[1:].view_as(scale).copy_(scale)
+    train(opt, steps=1, start=1)
+    assert state["scale"].data_ptr() % 4 == 0
