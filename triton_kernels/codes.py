@@ -91,19 +91,25 @@ def e4m3_number(code):
 
 
 @triton.jit
+def power_of_two(exponent):
+    """Returns 2 to the power of an int32."""
+    return float_of(((exponent + 127) << 23).to(tl.uint32))
+
+
+@triton.jit
 def e2m5_stochastic(units, random):
     """Returns the code of a size in units, at most 252, rounded stochastically in steps of 1, 2 or 4 units."""
-    steps = tl.where(units < 64.0, 1.0, tl.where(units < 128.0, 0.5, 0.25))
-    offset = tl.where(units < 64.0, 0, tl.where(units < 128.0, 32, 64)).to(tl.uint32)
-    return plus(whole_number(units * steps, 1.0, random), offset)
+    doublings = tl.maximum((word_of(units) >> 23).to(tl.int32) - (127 + 5), 0)
+    return plus(whole_number(units * power_of_two(-doublings), 1.0, random), (doublings * 32).to(tl.uint32))
 
 
 @triton.jit
 def e2m5_number(code):
     """Returns the number, in units, of a code."""
-    size = (code & 0x7F).to(tl.float32)
-    size = tl.where(size < 64.0, size, tl.where(size < 96.0, size * 2.0 - 64.0, size * 4.0 - 256.0))
-    return float_of(word_of(size) | ((code & 0x80).to(tl.uint32) << 24))
+    size = (code & 0x7F).to(tl.int32)
+    doublings = tl.maximum((size >> 5) - 1, 0)
+    number = (size - doublings * 32).to(tl.float32) * power_of_two(doublings)
+    return float_of(word_of(number) | ((code & 0x80).to(tl.uint32) << 24))
 
 
 # -- codes and numbers -------------------------------------------------------------------------------------------------
