@@ -51,12 +51,12 @@ def fourth(bits):
 
 
 @triton.jit
-def whole_number(value, ONE: tl.constexpr, random):
-    """Returns value / ONE, from 0 to 255, rounded to a whole number, uint32: up with the probability of its fraction.
+def whole_number(value, random):
+    """Returns a value from 0 to 255 rounded to a whole number, uint32: up with the probability of its fraction.
 
-    With f = value / ONE, it is rounded up if `(random >> 8) * 2^-24 < f - floor(f)`. ONE: a power of two.
+    That is, if `(random >> 8) * 2^-24 < value - floor(value)`.
     """
-    parts = tl.ceil(value * (16777216.0 / ONE)).to(tl.uint32)  # of 2^-24
+    parts = tl.ceil(value * 16777216.0).to(tl.uint32)  # of 2^-24
     return minus(plus(parts, 0xFFFFFF), random >> 8) >> 24
 
 
@@ -100,7 +100,7 @@ def power_of_two(exponent):
 def e2m5_stochastic(units, random):
     """Returns the code of a size in units, at most 252, rounded stochastically in steps of 1, 2 or 4 units."""
     doublings = tl.maximum((word_of(units) >> 23).to(tl.int32) - (127 + 5), 0)
-    return plus(whole_number(units * power_of_two(-doublings), 1.0, random), (doublings * 32).to(tl.uint32))
+    return plus(whole_number(units * power_of_two(-doublings), random), (doublings * 32).to(tl.uint32))
 
 
 @triton.jit
@@ -153,9 +153,9 @@ def encoded(value, random, CODE: tl.constexpr):
     elif CODE == S_CODE:
         code = (e2m5_stochastic(scaled, random) | (sign << 7)).to(tl.uint8)
     elif CODE == ROOT:
-        code = tl.maximum(whole_number(scaled, 1.0, random), tl.minimum(word_of(size), 1)).to(tl.uint8)
+        code = tl.maximum(whole_number(scaled, random), tl.minimum(word_of(size), 1)).to(tl.uint8)
     else:
-        whole = whole_number(scaled, 1.0, random).to(tl.int32)
+        whole = whole_number(scaled, random).to(tl.int32)
         code = tl.where(sign != 0, -whole, whole).to(tl.int8)
     return code, byte.to(tl.uint8)
 
