@@ -130,8 +130,6 @@ def store_position(x, delta, low, position, origin, mask, t, random, X: tl.const
         position = origin + position
         store(x, position, mask, X)
     elif KEPT == EXTENDED:
-        new_x, new_low = stochastic_24(position, random)
-        tl.store(x, new_x, mask)
-        tl.store(low, new_low, mask)
+        store_x(x, low, position, mask, t, random, X, KEPT)
     else:
         store(x, position, mask, X, t.stochastic, random)
