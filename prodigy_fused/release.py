@@ -28,25 +28,47 @@ class GradientRelease:
     """
 
     def __init__(self, optimizer: Any) -> None:
-        owner = weakref.ref(optimizer)  # a parameter does not keep its optimizer alive
+        # A parameter keeps neither its optimizer nor other parameters alive.
+        self._owner = weakref.ref(optimizer)
+        self._taken: dict[int, weakref.ref[Tensor]] = {}
+        self._hooks: list[Any] = []
+        self._take_up([p for p in _parameters(optimizer) if p.requires_grad])
+        self._after_step = optimizer.register_step_post_hook(self._free_others)
 
-        def step_and_free(p: Tensor) -> None:
-            found = owner()
-            if found is not None:
-                try:
-                    found.step_parameter(p)
-                finally:
-                    p.grad = None  # also after an error, or the next gradient would be added to it
-
-        params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    def _take_up(self, params: list[Any]) -> None:
         check_gradients_are_final(params)
-        self._hooks = [p.register_post_accumulate_grad_hook(step_and_free) for p in params]
+        self._taken |= {id(p): weakref.ref(p) for p in params}
+        self._hooks += [p.register_post_accumulate_grad_hook(self._step_and_free) for p in params]
+
+    def _step_and_free(self, p: Tensor) -> None:
+        optimizer = self._owner()
+        if optimizer is not None:
+            try:
+                optimizer.step_parameter(p)
+            finally:
+                p.grad = None  # also after an error, or the next gradient would be added to it
+
+    def _free_others(self, optimizer: Any, *_: Any) -> None:
+        """Frees the gradients that a step has found, and takes up their parameters: those of a group that was added,
+        or that did not require a gradient before."""
+        found = [p for p in _parameters(optimizer) if p.grad is not None]
+        for p in found:
+            p.grad = None
+        self._take_up([p for p in found if p.requires_grad and not self._has(p)])
+
+    def _has(self, p: Tensor) -> bool:
+        taken = self._taken.get(id(p))
+        return taken is not None and taken() is p
 
     def remove(self) -> None:
         """Ends gradient release. A step that is open is ended by ``optimizer.step()``, as ever."""
-        for hook in self._hooks:
+        for hook in (*self._hooks, self._after_step):
             hook.remove()
         self._hooks = []
+
+
+def _parameters(optimizer: Any) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def enable_gradient_release(optimizer: Any) -> GradientRelease:
@@ -55,9 +77,10 @@ def enable_gradient_release(optimizer: Any) -> GradientRelease:
     ``optimizer.step()`` ends the step, and every number is, bit for bit, that of the step without release (``foreach``
     on a CPU: to rounding). The gradients' memory then is that of the largest parameter's, not of all.
 
-    Parameters of groups that are added later are not released. Not with gradient accumulation, clipping by the norm of
-    all gradients, a gradient scaler, DistributedDataParallel (use FSDP2), or CUDA graphs; with ``betas[0] == 0`` the
-    gradients are kept until the step.
+    What has no gradient yet, in a group that is added later or because it is frozen, is released from the step after
+    its first one on; until then its gradient is freed by ``step()``. Not with gradient accumulation, clipping by the
+    norm of all gradients, a gradient scaler, DistributedDataParallel (use FSDP2), or CUDA graphs; with ``betas[0] ==
+    0`` the gradients are kept until the step.
 
     Args:
         optimizer: a :class:`prodigy_fused.Prodigy`.

@@ -415,3 +415,36 @@ def test_one_optimizer_for_each_parameter_is_noticed(monkeypatch):
     for p, opt in own.items():
         p.grad = torch.ones_like(p)
         opt.step()
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_what_gets_a_gradient_later_is_released_too(added):
+    """Nobody calls zero_grad(), so a gradient that a step left there would be added to the next one."""
+    opts = []
+    for _ in range(2):
+        params = make_params()
+        late = params.pop()
+        opts.append(Prodigy(params if added else [*params, late], d0=D0))
+        late.requires_grad_(added)
+        for opt in opts[1:]:
+            handle = prodigy_fused.enable_gradient_release(opt)
+        if added:
+            opts[-1].add_param_group({"params": [late]})
+        late.requires_grad_(False)
+    for t in range(4):
+        for opt in opts:
+            parameters(opt)[-1].requires_grad_(t > 0)
+            sum((p * gradient(p, i, t)).sum() for i, p in enumerate(parameters(opt))).backward()
+            opt.step()
+            if opt is opts[0]:
+                opt.zero_grad()
+            assert all(p.grad is None for p in parameters(opt))
+    assert frozen(parameters(opts[0])) == frozen(parameters(opts[1])) and opts[0].d == opts[1].d
+    late = parameters(opts[1])[-1]
+    late.sum().backward()
+    assert late.grad is None  # by its own hook
+    handle.remove()
+    opts[1].step()
+    late.sum().backward()
+    opts[1].step()
+    assert late.grad is not None
