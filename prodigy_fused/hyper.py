@@ -8,10 +8,11 @@ from operator import is_
 from typing import Any, NamedTuple
 
 from . import options
-from .options import LAYOUT, SETTINGS, Group, Scalar, check_lr
+from .options import LAYOUT, OPTIONS, SETTINGS, Group, Scalar, check_lr
 
-# Which all groups must have alike, also those with estimates of their own.
+# Which all groups must have alike, also those with estimates of their own; and which only those that share one.
 COMMON = ("split_groups",)
+SHARED = ("prodigy_steps", *(name for name, option in OPTIONS.items() if option.role == "estimate"))
 
 
 class Hyper(NamedTuple):

@@ -114,14 +114,15 @@ class Prodigy(Readings, Optimizer):
         if isinstance(params, (set, frozenset)):
             raise TypeError("params is a set: its order, hence that of a checkpoint, is not reproducible; give a list")
         self._runtime = Runtime(Span(process_group))
-        self._step_supports_amp_scaling = False
+        self._is_constructed = self._step_supports_amp_scaling = False
         super().__init__(params, {**options.stored(defaults), **initial(float(d0))})
+        self._is_constructed = True
         self._declare_amp_support()
 
     # -- parameters and groups ----------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group, at any time; it joins the running estimate.
+        """Adds a group, at any time; it joins the running estimate, whose options it has unless it says otherwise.
 
         Raises:
             ValueError, TypeError, RuntimeError: as the constructor, before anything is changed.
@@ -132,13 +133,15 @@ class Prodigy(Readings, Optimizer):
             param_group["params"] = list(param_group["params"])
         self._runtime.check_closed("a new group")
         own = with_its_own_choice(param_group)
-        for name in hyper.COMMON if self.param_groups else ():
-            own.setdefault(name, self.param_groups[0][name])
+        first = self.param_groups[0] if self.param_groups else None
+        if first is not None:
+            # What the others agree on now may have been written, or loaded, since the optimizer was constructed.
+            shared = hyper.SHARED if self._is_constructed and not first["split_groups"] else ()
+            own = {**{name: first[name] for name in (*hyper.COMMON, *shared)}, **own}
         merged = {**self.defaults, **own}
         options.check(merged)
         backends.check_choice(merged)
         merged.update(options.stored(merged))
-        first = self.param_groups[0] if self.param_groups else None
         if first is not None:
             hyper.check_shared(first, len(self.param_groups), {"frozen": first["frozen"], **merged})
         check_new(self.param_groups, merged)
@@ -279,6 +282,7 @@ class Prodigy(Readings, Optimizer):
         former: Runtime | None = vars(self).get("_runtime")
         span = former.span if former is not None else Span(LOST if lost else None)
         self._runtime = Runtime(span, former.captured() if former is not None else None)
+        self._is_constructed = True
         self._declare_amp_support()
 
     def _declare_amp_support(self) -> None:

@@ -1,5 +1,6 @@
 """Parameter groups: what they share, what each has for itself, how one joins, the numbers they publish."""
 
+import copy
 import json
 import math
 
@@ -295,3 +296,23 @@ def test_counters(backend):
     train(opt, steps=2, start=7)
     assert math.isfinite(opt.d)
     assert opt.nonfinite_steps == 1
+
+
+def test_a_new_group_has_the_options_of_the_estimate_that_it_joins():
+    opt = Prodigy([one()], d_coef=2.0, beta3=0.9, d_limit=3.0)
+    again = Prodigy([one()])
+    feed(opt, 0)
+    opt.step()
+    again.load_state_dict(opt.state_dict())
+    again.param_groups[0]["growth_rate"] = 1.5
+    copied = copy.deepcopy(again)
+    for opt in (again, copied):
+        opt.add_param_group({"params": [one(1)]})
+        names = ("d_coef", "beta3", "d_limit", "growth_rate", "d0", "prodigy_steps")
+        assert [opt.param_groups[1][name] for name in names] == [opt.param_groups[0][name] for name in names]
+        with refused(opt, ValueError, "0 and 2 disagree on d_coef"):
+            opt.add_param_group({"params": [one(2)], "d_coef": 1.0})
+    split = Prodigy([one()], split_groups=True)
+    split.param_groups[0]["d_coef"] = 2.0
+    split.add_param_group({"params": [one(1)]})
+    assert split.param_groups[1]["d_coef"] == 1.0
