@@ -61,8 +61,9 @@ def export(own_groups: list[Group], state_dict: StateDict, compact: bool = False
 
 
 def _flat(saved: dict[str, Any], k: int) -> dict[str, Any]:
-    """Returns one parameter's state with flat samples; the 0-dim ``p0`` of an all-zero parameter stays 0-dim."""
-    samples = {key: saved[key] for key in FLAT if key in saved}
+    """Returns one parameter's state with flat samples; the 0-dim ``p0`` of an all-zero parameter stays 0-dim,
+    and codes, whose scale goes by their order in memory, keep their shape."""
+    samples = {key: saved[key] for key in FLAT if key in saved and saved[key].is_floating_point()}
     flat = {key: v if key == "p0" and v.dim() == 0 else v.flatten() for key, v in samples.items()}
     return {"step": k, **saved, **flat}
 
@@ -138,7 +139,8 @@ def _import_state(index: int, p: Tensor, saved: dict[str, Any], group: dict[str,
     check_mode(p, group)
     coded = in_codes(saved)
     fields = state.fields_of(p, with_codes(group) if coded else with_numbers(p, group))
-    missing = [field.key for field in fields if field.in_reference and field.key not in saved]
+    required = [field.key for field in fields if field.in_reference and not field.created_late]
+    missing = [key for key in required if key not in saved]
     if missing:
         raise ValueError(f"the saved state of {describe(index, p)} lacks {missing}")
     tensors = {key: value for key, value in saved.items() if key in state.KEYS}

@@ -106,7 +106,7 @@ def codes_of(p: Tensor, numbers: State, group: Group, delta: Tensor | None, form
     former = former.to(scale) if former is not None and former.shape == scale.shape else None
     values = {key: new[key] for key in CODES if key in new and new[key].shape == p.shape}
     if group["slice_p"] > 1:
-        new["p0"] = numbers["p0"]
+        new |= {key: numbers[key] for key in ("p0",) if key in numbers}  # not once the estimate has ended
         values.pop("s", None)
     elif "p0" in numbers:
         values["delta"] = _moved(float32_weights(p, numbers, group), numbers["p0"], delta)

@@ -61,6 +61,21 @@ def check_mode(p: Tensor, group: Group) -> None:
         )
 
 
+def check_not_cast(index: int, p: Tensor, state: dict[str, Any]) -> None:
+    """Checks that what a state keeps beside a 16-bit ``x`` still belongs to it.
+
+    Raises:
+        ValueError: the parameter was cast; names it.
+    """
+    delta = state.get("delta")
+    kept = "low" in state or (isinstance(delta, Tensor) and delta.is_floating_point())
+    if kept and p.dtype not in SIXTEEN_BIT:
+        raise ValueError(
+            f"{describe(index, p)} was cast to {p.dtype}, which has lost what was kept beside its 16 bits: read the "
+            "weights before the cast (the next step goes on from the parameter as it is)"
+        )
+
+
 def float32_weights(p: Tensor, state: dict[str, Any], group: Group) -> Tensor:
     """Returns what is kept of a parameter's ``x``, a new tensor: float32, or float64 of float64.
 

@@ -129,7 +129,7 @@ class PlanSet:
             p, mine, group = self.params[index], self.locals[index], self.groups[self.owners[index]]
             own = self.states[p]
             if index in adapted:
-                state.replace(own, adapted[index], group)
+                state.replace(own, adapted[index])
             else:
                 own.update(state.create(mine, group, self.span.is_part(p, group), self.maps.get(index)))
             key = key_of(self._chosen[index], mine, group, self.span.counts(p, group))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from .dtensor import index_map, is_dtensor, local, wrap
-from .low_precision import check_mode, float32_weights
+from .low_precision import check_mode, check_not_cast, float32_weights
 from .options import Group
 from .state import adapted, is_there, unwrapped
 
@@ -65,11 +65,22 @@ class Readings:
                 continue
             check_mode(p, group)
             where, own = index_map(p), self.state.get(p, {})
+            check_not_cast(index, p, own)
             own = unwrapped(p, own, group, where) if is_dtensor(p) else own
             own = adapted(index, local(p), own, group, where) if is_there(own) else own
             mine = float32_weights(local(p), own, group)
             weights[p] = wrap(mine, p, None) if is_dtensor(p) else mine
         return weights
+
+    @property
+    def supports_memory_efficient_fp16(self) -> bool:
+        """False, as the reference says (to fairseq)."""
+        return False
+
+    @property
+    def supports_flat_params(self) -> bool:
+        """True, as the reference says (to fairseq)."""
+        return True
 
     @property
     def d(self) -> float:

@@ -3,7 +3,7 @@
 ============= ==================== ======== =====================================================================
 key           shape                dtype    meaning (docs/algorithm.md, Algorithm 4)
 ============= ==================== ======== =====================================================================
-exp_avg       the parameter's      state    ``m``; absent while beta1 is 0
+exp_avg       the parameter's      state    ``m``; absent as long as beta1 is 0
 exp_avg_sq    the parameter's      state    ``v``
 s             sampled              state    ``s``; absent once ``prodigy_steps`` have been taken, and so is p0
 p0            sampled, or 0-dim    param    ``x0``: an exact copy; a 0-dim zero stands for an all-zero parameter
@@ -65,7 +65,7 @@ class Field(NamedTuple):
     created_late: bool = False
     """Whether a state may lack it, because an option that needs it was switched on later: it is created as zeros."""
     in_reference: bool = True
-    """Whether ``prodigyopt.Prodigy`` 1.1.2 has it, so that every checkpoint must; others are created late."""
+    """Whether ``prodigyopt.Prodigy`` 1.1.2 has it, so that every checkpoint must, unless it may be created late."""
 
     def slice_p(self, group: Group) -> int:
         """Returns every which element the tensor has."""
@@ -202,7 +202,9 @@ def adapted(index: int, p: Tensor, state: State, group: Group, where: IndexMap |
         numbers = _fitting(index, p, state, with_numbers(p, group), where)
         return codes_of(p, numbers, group, state.get("delta"), state.get("scale"))
     codes = _fitting(index, p, state, with_codes(group), where)
-    if coded and all(same_layout(t, state[key]) for key, t in codes.items() if key in state and t.shape == p.shape):
+    # Of a flat s the order of memory is not known, but that of the others is.
+    known = [(t, state[key]) for key, t in codes.items() if key in state and t.shape == state[key].shape == p.shape]
+    if coded and all(same_layout(t, before) for t, before in known):
         if group["frozen"]:  # of s and delta, which are given back, no trace is left
             codes["scale"] = codes["scale"].clone()
             codes["scale"][:, CODES["s"].column :] = 0
@@ -215,7 +217,9 @@ def adapted(index: int, p: Tensor, state: State, group: Group, where: IndexMap |
 def _fitting(index: int, p: Tensor, state: State, group: Group, where: IndexMap | None) -> State:
     """Returns the tensors of the fields that the group's state has, as :func:`adapted` does."""
     new: State = {}
-    for field in fields_of(p, group):
+    # A momentum that was switched off is kept for when it is switched on again, as the reference keeps it.
+    kept = {"exp_avg"} & state.keys()
+    for field in [field for field in FIELDS if field.present(p, group) or field.key in kept]:
         value: Any = state.get(field.key)
         if value is None and field.created_late and not (field.key == "delta" and is_coded(p, group)):
             value = _zeros(field.like(p, group, where), field.dtype(p, group))
@@ -239,12 +243,10 @@ def _fitting(index: int, p: Tensor, state: State, group: Group, where: IndexMap 
     return new
 
 
-def replace(own: State, new: State, group: Group) -> None:
+def replace(own: State, new: State) -> None:
     """Puts an adapted state into the entry of its parameter, in which others may keep something, too."""
-    reformed = in_codes(own) != in_codes(new)
-    for field in FIELDS:
-        if field.key not in new and (group["frozen"] or not field.in_reference or reformed):
-            own.pop(field.key, None)  # an option has changed, or the samples are given back
+    for key in (key for key in KEYS if key not in new):
+        own.pop(key, None)  # an option has changed, or the samples are given back
     own.setdefault("step", 0)
     own.update(new)
 

@@ -288,3 +288,6 @@ def test_weights_of_a_state_that_does_not_fit_are_refused():
     p.data = torch.ones(4, dtype=torch.float16)
     with pytest.raises(ValueError, match='"24bit" for a float16 parameter'):
         opt.float32_weights()
+    p.data = torch.ones(4)
+    with pytest.raises(ValueError, match=r"parameter 0 of shape .* was cast to torch\.float32"):
+        opt.float32_weights()

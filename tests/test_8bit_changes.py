@@ -113,3 +113,44 @@ def test_a_scale_at_an_odd_address_is_moved():
     state["scale"] = torch.empty(scale.numel() + 1, dtype=torch.uint8)[1:].view_as(scale).copy_(scale)
     train(opt, steps=1, start=1)
     assert state["scale"].data_ptr() % 4 == 0
+
+
+@pytest.mark.parametrize("kept", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("loaded", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_checkpoint_of_another_order_of_memory(kept, loaded, compact):
+    """Blocks of codes go by the order in memory, and rows that differ in size would show any other order."""
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.logspace(-3, 1, 16)[:, None, None, None]
+    p = nn.Parameter(torch.randn(16, 16, 3, 3, generator=draw).to(memory_format=kept))
+    target = rows * torch.randn(p.shape, generator=draw)
+    q = nn.Parameter(p.detach().clone(memory_format=loaded))
+    opt, again = (Prodigy([t], **EIGHT, d0=0.01) for t in (p, q))
+    for _ in range(20):
+        p.grad = p.detach() - target
+        opt.step()
+    again.load_state_dict(copy.deepcopy(opt.compact_state_dict() if compact else opt.state_dict()))
+    q.data.copy_(p)
+    q.grad, again.param_groups[0]["lr"] = torch.ones_like(q), 0.0
+    again.step()  # changes nothing but the form of the state
+    before, after = opt.state_dict()["state"][0], again.state_dict()["state"][0]
+    for key in ("exp_avg", "exp_avg_sq", "s", "p0"):
+        rounded = p.detach().flatten() - before["p0"] if key == "p0" else before[key]
+        bound = 0.0 if kept == loaded else rounded.abs().max().item() / 63  # a unit, or two: the largest may be cut off
+        torch.testing.assert_close(after[key], before[key], rtol=0.07 if bound else 0.0, atol=bound)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("slice_p", [1, 3])
+def test_a_checkpoint_once_the_estimate_has_ended(slice_p, compact):
+    opt, again = (make(slice_p=slice_p, prodigy_steps=2) for _ in range(2))
+    train(opt, steps=3)
+    again.load_state_dict(copy.deepcopy(opt.compact_state_dict() if compact else opt.state_dict()))
+    for p, q in zip(parameters(opt), parameters(again), strict=True):
+        q.data.copy_(p)
+    train(opt, again, steps=1, start=3)
+    assert all(torch.equal(p, q) for p, q in zip(parameters(opt), parameters(again), strict=True))
+    for state_dtype in ("float32", "8bit"):
+        opt.param_groups[0]["state_dtype"] = state_dtype
+        train(opt, steps=1, start=4)
+        assert all("p0" not in opt.state[p] for p in parameters(opt))

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from toolbox import agree, feed, make, parameters, train, twins
+from toolbox import NHWC, agree, feed, make, parameters, train, twins
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
@@ -114,6 +114,37 @@ def test_momentum_switched_on_and_off(backend):
                 opts[1].state[p].setdefault("exp_avg", torch.zeros_like(p))
         train(*opts, steps=3, start=opts[0].step_count)
     agree(*opts)
+
+
+def test_momentum_that_is_switched_off_stays_with_its_parameter(backend):
+    """Also where the parameter changes in the meantime, and through a checkpoint."""
+    opts = twins(backend)
+    train(*opts, steps=3)
+    for opt in opts:
+        opt.param_groups[0]["betas"] = (0.0, 0.999)
+    train(*opts, steps=2, start=3)
+    p = parameters(opts[0])[NHWC]
+    p.data = p.data.contiguous()
+    train(*opts, steps=1, start=5)
+    again = make(backend)
+    again.load_state_dict(copy.deepcopy(opts[0].state_dict()))
+    for p, q in zip(parameters(opts[0]), parameters(again), strict=True):
+        q.data.copy_(p)
+    for opt in (again, opts[1]):
+        opt.param_groups[0]["betas"] = (0.9, 0.999)
+    train(again, opts[1], steps=3, start=6)
+    agree(again, opts[1])
+
+
+def test_momentum_that_was_just_switched_on_is_saved(backend):
+    opt, again = make(backend, betas=(0.0, 0.999)), make(backend)
+    train(opt, steps=2)
+    opt.param_groups[0]["betas"] = (0.9, 0.999)
+    again.load_state_dict(opt.state_dict())
+    for p, q in zip(parameters(opt), parameters(again), strict=True):
+        q.data.copy_(p)
+    train(opt, again, steps=2, start=2)
+    assert all(map(torch.equal, parameters(opt), parameters(again)))
 
 
 def test_construction_with_lr_zero(backend):

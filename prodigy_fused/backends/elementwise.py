@@ -13,6 +13,7 @@ from .. import coded_state
 from ..hyper import Hyper
 from ..options import SIXTEEN_BIT
 from ..rounding import fourth, kept_value, random_bits, second, stochastic, stochastic_24, third
+from ..state import KEYS
 from ..step import BucketKey, Slot
 from ..tensors import check_gradient
 
@@ -27,17 +28,17 @@ class TensorPlan:
         self._terms: Any = ()  # of the sums, in any order
 
     def unchanged(self) -> bool:
-        return self._layouts == [_layout(slot.param) for slot in self.slots]
+        return self._layouts == list(map(_layout, self.slots))
 
     def unchanged_at(self, at: int) -> bool:
-        return self._layouts[at] == _layout(self.slots[at].param)
+        return self._layouts[at] == _layout(self.slots[at])
 
     def mend(self) -> bool:
         return False  # addresses are not looked at: what has changed is more
 
     def extend(self, slots: Sequence[Slot]) -> None:
         self.slots = slots
-        self._layouts = [_layout(slot.param) for slot in slots]
+        self._layouts = list(map(_layout, slots))
 
     def load_gradients(self, grads: Sequence[Tensor | None]) -> None:
         for slot, grad in zip(self.slots, grads, strict=True):
@@ -55,8 +56,9 @@ class TensorPlan:
         self._terms = partials
 
 
-def _layout(p: Tensor) -> tuple[Any, ...]:
-    return p.shape, p.stride(), p.dtype, p.device, p.untyped_storage().nbytes() > 0
+def _layout(slot: Slot) -> tuple[Any, ...]:
+    p, there = slot.param, [key in slot.state for key in KEYS]
+    return p.shape, p.stride(), p.dtype, p.device, p.untyped_storage().nbytes() > 0, there
 
 
 def arithmetic(p: Tensor) -> torch.dtype:
