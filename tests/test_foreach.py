@@ -101,7 +101,7 @@ def test_operations_do_not_grow_with_the_tensors(as_on_a_gpu, dtype, more, optio
         pytest.skip("refused")
     few, many = (operations(n, dtype, **more, **options) for n in (10, 100))
     # Samples are not side by side: those of x, of the gradient and of the random bits are copied tensor by tensor.
-    of_each = (4 if more.get("state_dtype") else 3) * ("slice_p" in options)
+    of_each = (2 + (more.get("low_precision") in (None, "24bit") and dtype == torch.bfloat16) + ("state_dtype" in more)) * ("slice_p" in options)
     assert len(many) == len(few) + 90 * of_each
     assert not READS & set(many)
 

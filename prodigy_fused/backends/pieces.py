@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from .. import eight_bits
 from ..eight_bits import CODES, Code, blocks_of
 from ..hyper import Hyper
 from ..options import SIXTEEN_BIT
-from ..rounding import EIGHTS, fourth, kept_value, row_bits, second, stochastic, stochastic_24, third
+from ..rounding import EIGHTS, consecutive_bits, first, fourth, kept_value, row_bits, second, stochastic, stochastic_24, third
 from ..state import KEYS
 from ..step import Slot
 from ..sums import ROW
@@ -23,6 +23,7 @@ from .flat import Grid, Values
 
 RowTable = tuple[Tensor, Tensor]
 SAMPLED = ("s", "p0")
+DRAWS: dict[str, Callable[..., Tensor]] = {"x": first, "exp_avg_sq": second, "s": third, "delta": fourth}
 
 
 class Piece(NamedTuple):
@@ -35,6 +36,7 @@ class Piece(NamedTuple):
     begin: int = 0  # a multiple of ROW * slice_p
     loose: bool = False  # has gaps
     permuted: bool = False  # dense, with the dimensions in another order (channels_last)
+    copied: bool = False  # the gradient is a copy, which is laid out as the parameter
 
     def sampled(self, elements: Tensor) -> Tensor:
         """Returns those that are sampled among elements in the order of ``x``."""
@@ -55,7 +57,8 @@ def pieces_of(slot: Slot, grad: Tensor, most: int) -> Iterator[Piece]:
         yield Piece(slot, p, grad, slot.state)
         return
     permuted = not contiguous and is_dense(p)
-    if permuted and not same_layout(grad, p):
+    copied = permuted and not same_layout(grad, p)
+    if copied:
         grad = torch.empty_like(p, dtype=grad.dtype).copy_(grad)
     tensors = {"x": p, "grad": grad} | {key: slot.state[key] for key in KEYS if key in slot.state}
     if permuted:
@@ -63,7 +66,7 @@ def pieces_of(slot: Slot, grad: Tensor, most: int) -> Iterator[Piece]:
             if t.shape == p.shape:
                 tensors[key] = t.as_strided((t.numel(),), (1,))
     if p.numel() <= most or not (contiguous or (permuted and slot.slice_p == 1)):
-        yield Piece(slot, tensors["x"], tensors["grad"], tensors, 0, not (contiguous or permuted), permuted)
+        yield Piece(slot, tensors["x"], tensors["grad"], tensors, 0, not (contiguous or permuted), permuted, copied)
         return
     unit = ROW * slot.slice_p
     size = max(most // unit, 1) * unit
@@ -75,7 +78,7 @@ def pieces_of(slot: Slot, grad: Tensor, most: int) -> Iterator[Piece]:
         t = t if key == "scale" or t.dim() == 0 else t.reshape(-1)
         cut[key] = [t[n * own : (n + 1) * own] if t.dim() > 0 else t for n in pieces]
     for i, (x, grad, *state) in enumerate(zip(*cut.values(), strict=True)):
-        yield Piece(slot, x, grad, dict(zip(list(cut)[2:], state, strict=True)), i * size, False, permuted)
+        yield Piece(slot, x, grad, dict(zip(list(cut)[2:], state, strict=True)), i * size, False, permuted, copied)
 
 
 def row_table(pieces: list[Piece], rows: list[int], device: torch.device) -> RowTable:
@@ -112,7 +115,10 @@ class Run:
         self.extended = self.slot.low_precision == "24bit"
         self.on_host, self._tables = on_host, tables
         self._copies = (copies and len(pieces) > 1) or any(piece.loose for piece in pieces)
+        self.has_copies = any(piece.copied for piece in pieces)
         self.xs = [piece.x for piece in pieces]
+        self._stored = {"x": self.xs, "grad": [piece.grad for piece in pieces]}
+        self._own: dict[str, Values] = {}
         self.grid = Grid(self.xs, not on_host)
         self._bits: Tensor | None = None
         if not self.slot.frozen:
@@ -128,18 +134,17 @@ class Run:
 
     def stored(self, key: str) -> list[Tensor]:
         """Returns tensors themselves: "x", "grad", or the state's."""
-        if key == "x":
-            return self.xs
-        if key == "grad":
-            return [piece.grad for piece in self.pieces]
-        found = [piece.state[key] for piece in self.pieces]
-        if key == "p0":  # a number if x0 is zero everywhere
-            likes = self.xs if self.displaced else self._samples
-            found = [t if t.dim() else t.expand(like.shape) for t, like in zip(found, likes, strict=True)]
-        return found
+        if key not in self._stored:
+            self._stored[key] = found = [piece.state[key] for piece in self.pieces]
+            if key == "p0":  # a number if x0 is zero everywhere
+                likes = self.xs if self.displaced else self._samples
+                found[:] = [t if t.dim() else t.expand(like.shape) for t, like in zip(found, likes, strict=True)]
+        return self._stored[key]
 
     def values(self, key: str) -> Values:
         """Returns values that may be changed, and then are to be stored: where possible the tensors themselves."""
+        if key in self._own:
+            return self._own[key]
         grid = self.sample_grid if key in SAMPLED and not self.displaced else self.grid
         tensors = self.stored(key)
         if self.slot.has_codes_of(key):
@@ -152,34 +157,50 @@ class Run:
             return Values(grid, grid.flat(tensors, self.dtype))
         if len(tensors) == 1:
             # Of these only a gradient, which is not written to, may be laid out otherwise.
-            return Values(grid, first.reshape(-1) if key == "grad" else first.view(-1))
-        return Values(grid, parts=tensors)
+            own = Values(grid, first.reshape(-1) if key == "grad" else first.view(-1))
+        else:
+            own = Values(grid, parts=tensors)
+        self._own[key] = own
+        return own
 
     def flat(self, key: str) -> Tensor:
         """Returns a copy; of 24 bits, the kept value."""
         if key == "x" and self.extended:
-            x, low = self.stored("x"), self.stored("low")
-            return kept_value(self.grid.flat(x, x[0].dtype), self.grid.flat(low, torch.int8))
+            return self._kept(self.grid, self.xs, self.stored("low"))
         return self.grid.flat(self.stored(key), self.dtype)
+
+    @staticmethod
+    def _kept(grid: Grid, xs: list[Tensor], lows: list[Tensor]) -> Tensor:
+        if len(xs) == 1:
+            return kept_value(xs[0].reshape(-1), lows[0].reshape(-1))
+        return kept_value(grid.flat(xs, xs[0].dtype), grid.flat(lows, torch.int8))
 
     def store(self, key: str, values: Values, k: Any) -> None:
         """Stores what :meth:`values` returned and was changed since."""
+        if key in self._own:
+            return
         if self.slot.has_codes_of(key):
             self._store_codes(key, values.joined(), k)
             return
         tensors = self.stored(key)
         dtype = tensors[0].dtype
-        if dtype == self.dtype and not self._copies:
-            return
         flat = values.joined()
         if key == "x" and self.extended:
-            flat, low = stochastic_24(flat, self._bits_for(key, k))
-            torch._foreach_copy_(self.stored("low"), values.grid.parts(low))
+            flat, low = stochastic_24(flat, self._bits_of(k))
+            self._put("low", low, values)
         if dtype in SIXTEEN_BIT and (
             key in ("exp_avg_sq", "s") or (key, self.slot.low_precision) == ("x", "stochastic")
         ):
-            flat = stochastic(flat, dtype, self._bits_for(key, k))
-        flat = flat.to(dtype)
+            flat = stochastic(flat, dtype, self._bits_for(key, k), DRAWS[key])
+        self._put(key, flat, values)
+
+    def _put(self, key: str, flat: Tensor, values: Values) -> None:
+        """Copies a flat tensor to those of the state, or x."""
+        tensors = self.stored(key)
+        if len(tensors) == 1:
+            tensors[0].copy_(flat.view(tensors[0].shape))
+            return
+        flat = flat.to(tensors[0].dtype)
         torch._foreach_copy_(tensors, values.parts if flat is values.flat else values.grid.parts(flat))
 
     def _codes(self, key: str) -> tuple[Code, Tensor, Tensor]:
@@ -190,22 +211,42 @@ class Run:
     def _store_codes(self, key: str, flat: Tensor, k: Any) -> None:
         code, codes, scale = self._codes(key)
         flat = flat.sqrt() if key == "exp_avg_sq" else flat
-        bits = None if key == "exp_avg" else self._bits_for(key, k)
+        bits = None if key == "exp_avg" else DRAWS[key](self._bits_for(key, k))
         for to, value in zip((codes, scale), eight_bits.encode(code, flat, bits), strict=True):
             to.copy_(value)
 
     def _bits_for(self, key: str, k: Any) -> Tensor:
-        """Returns random bits for what is stored under a key."""
+        """Returns the random bits of the elements that a tensor has."""
+        bits = self._bits_of(k)
+        return self.sampled(Values(self.grid, bits)).joined() if key == "s" else bits
+
+    def _bits_of(self, k: Any) -> Tensor:
         if self._bits is None:
-            device = self.slot.param.device
-            pieces = tuple((piece.slot.index, piece.begin) for piece in self.pieces)
-            table = self._tables.get(pieces) or row_table(self.pieces, self.grid.rows, device)
-            if device.type != "cpu":
-                self._tables[pieces] = table
-            self._bits = self.grid.of_rows(row_bits(k, *table, lead=self.slot.random_base % 8))
-        if key == "s":
-            return third(self.sampled(Values(self.grid, self._bits)).joined())
-        return self._bits if key == "x" else fourth(self._bits) if key == "delta" else second(self._bits)
+            slot, device = self.slot, self.slot.param.device
+            if len(self.pieces) == 1:
+                at = slot.random_base + self.pieces[0].begin, self.grid.length
+                self._bits = consecutive_bits(k, slot.random_index, *at, device)
+            else:
+                names = tuple((piece.slot.index, piece.begin) for piece in self.pieces)
+                table = self._tables.get(names) or row_table(self.pieces, self.grid.rows, device)
+                if device.type != "cpu":
+                    self._tables[names] = table
+                self._bits = self.grid.of_rows(row_bits(k, *table, lead=slot.random_base % 8))
+        return self._bits
+
+    def sizes(self, s: Values) -> Tensor:
+        """Returns the absolute values, a new flat tensor."""
+        room = s.grid.room(self.dtype)
+        if room is not None:
+            return room.assign("abs", s).joined()
+        return s.joined().abs_() if s.flat is None else s.flat.abs()
+
+    def forget(self) -> None:
+        """Frees the memory of what was made for one phase."""
+        self._bits = None
+        self.grid.forget_room()
+        if not self.slot.frozen:
+            self.sample_grid.forget_room()
 
     def sampled(self, values: Values) -> Values:
         """Returns the samples among the elements of the parameters: the same values if that is all of them."""
@@ -223,22 +264,31 @@ class Run:
 
     def mend_displacement(self) -> None:
         """Has a displacement that no longer fits its parameter start anew."""
-        x0, delta, p = self.flat("p0"), self.flat("delta"), self.flat("x")
-        fits = (x0 + delta).to(self.slot.param.dtype) == p
-        mended = Values(self.grid, torch.where(fits, delta, p.sub_(x0)))
-        torch._foreach_copy_(self.stored("delta"), mended.parts)
+        x0, delta, p = self.flat("p0"), self.values("delta").joined(), self.grid.flat(self.xs, self.slot.param.dtype)
+        words, kept = ((x0 + delta).to(p.dtype).view(torch.int16), p.view(torch.int16))
+        if self.on_host and torch.equal(words, kept):
+            return
+        fits = words.view(p.dtype) == p
+        self._put("delta", torch.where(fits, delta, p.to(self.dtype).sub_(x0)), Values(self.grid))
 
     def distances(self) -> Values:
-        """Returns ``x0 - x`` at the sampled positions, new tensors."""
+        """Returns ``x0 - x`` at the sampled positions, a new flat tensor."""
+        grid = self.sample_grid
         if self.displaced or self.slot.moves_in_codes:
             return Values(self.grid, self.values("delta").joined().neg())
-        if self.sample_grid is self.grid:
-            return self.values("p0").apply("sub", self.values("x"))
-        if self.extended:
-            x = self.sampled(Values(self.grid, self.flat("x"))).joined()
-            return Values(self.sample_grid, self.sample_grid.flat(self.stored("p0"), self.dtype).sub_(x))
-        x0, x = (self.sample_grid.flat(tensors, self.dtype) for tensors in (self.stored("p0"), self._samples))
-        return Values(self.sample_grid, x0.sub_(x))
+        if grid is not self.grid:
+            if self.extended:
+                x = self._kept(grid, self._samples, self._sampled(self.stored("low")))
+            else:
+                x = grid.flat(self._samples, self.dtype)
+            return Values(grid, grid.flat(self.stored("p0"), self.dtype).sub_(x))
+        x0, now = self.values("p0"), self.values("x")
+        room = grid.room(self.dtype)
+        if room is not None:
+            return room.assign("sub", x0, now)
+        if x0.flat is not None and now.flat is not None:
+            return x0.apply("sub", now)
+        return Values(grid, x0.joined()).apply("sub_", now)
 
     def gradients(self, grad_scale: float) -> Values:
         """Returns ``g``, not to be changed: unscaled, of the minimised objective, with coupled weight decay."""
@@ -251,9 +301,11 @@ class Run:
 
     def finite(self, g: Values) -> Values:
         """Returns ``g`` with 0 where it is not finite. On a CPU it is cheaper to look whether there is such a place."""
-        if self.on_host and math.isfinite(g.joined().sum().item()):
-            return g
-        return Values(self.grid, g.joined().nan_to_num(0.0, 0.0, 0.0))
+        if self.on_host:
+            parts = g.parts if g.flat is None else [g.flat]
+            if all(math.isfinite(part.sum().item()) for part in parts):
+                return g
+        return Values(g.grid, g.joined().nan_to_num(0.0, 0.0, 0.0))
 
     def subtract(self, m: Values, denominators: Values, factor: float, decay: Any, k: Any) -> None:
         """Subtracts ``factor * m / denominators + decay * x`` from ``x``."""
