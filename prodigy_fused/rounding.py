@@ -74,8 +74,9 @@ def _mix(h: Any) -> Any:
 
 
 def row_bits(step: Any, tensors: Tensor, firsts: Tensor, lead: int = 0) -> Tensor:
-    """Returns the random bits of a step for rows of ``ROW`` elements that are consecutive in memory, see Note [Random
-    bits].
+    """Returns the random bits of a step for rows of ``ROW`` elements that are consecutive in memory.
+
+    See Note [Random bits].
 
     Args:
         step: ``k``, a number or a 0-dim tensor.
@@ -190,7 +191,9 @@ def fourth(bits: Tensor) -> Tensor:
     return bits * _signed(pow(FACTOR, 16, 1 << 32))
 
 
-def stochastic(value: Tensor, dtype: torch.dtype, bits: Tensor, draw: Callable[[Tensor, int], Tensor] = first) -> Tensor:
+def stochastic(
+    value: Tensor, dtype: torch.dtype, bits: Tensor, draw: Callable[[Tensor, int], Tensor] = first
+) -> Tensor:
     """Returns ``value`` (float32) rounded to ``dtype`` (bfloat16 or float16): away from zero with probability equal to
     the fractional part (in units of the last place), else towards zero. Values that ``dtype`` can represent, infinities
     and NaN stay.

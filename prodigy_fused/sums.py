@@ -8,7 +8,7 @@ from torch import Tensor
 ROW = 1024  # elements that are summed in one go, and in their own precision
 # On a GPU torch shapes the blocks of a reduction by the number of its results, up to this many.
 _LEAST_ROWS = 32
-_LEAST_EXPONENT = -900  # so that a unit is no subnormal number
+_LEAST_EXPONENT = -960  # so that a unit is no subnormal number
 
 
 def stable_sum(t: Tensor) -> Tensor:
@@ -46,6 +46,6 @@ def sum_of_any_order(parts: list[Tensor]) -> Tensor:
     size = t.abs().amax()
     # Of the units of a fixed-point number, which is good to 2^-62 of the sum's bound, every order has the same sum.
     bits = 62 - len(t).bit_length()
-    unit = torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent.clamp_(min=_LEAST_EXPONENT) - bits)
+    unit = torch.exp2((torch.frexp(size).exponent.clamp_(min=_LEAST_EXPONENT) - bits).double())
     total = (t / unit).round_().to(torch.int64).sum() * unit
     return torch.where(size.isfinite(), total, t.sum())
