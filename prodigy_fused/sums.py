@@ -40,12 +40,11 @@ def row_sums(t: Tensor) -> Tensor:
     return (torch.constant_pad_nd(t, (0, missing)) if missing else t).view(-1, ROW).sum(1).double()
 
 
-def sum_of_any_order(parts: list[Tensor]) -> Tensor:
-    """Returns the sum of all elements of float64 vectors, 0-dim, which does not depend on their order."""
-    t = torch.cat(parts)
-    size = t.abs().amax()
+def sums_of_any_order(rows: Tensor) -> Tensor:
+    """Returns the sum of each row of a float64 matrix, which does not depend on the order of its elements."""
+    size = rows.abs().amax(1, keepdim=True)
     # Of the units of a fixed-point number, which is good to 2^-62 of the sum's bound, every order has the same sum.
-    bits = 62 - len(t).bit_length()
+    bits = 62 - rows.shape[1].bit_length()
     unit = torch.exp2((torch.frexp(size).exponent.clamp_(min=_LEAST_EXPONENT) - bits).double())
-    total = (t / unit).round_().to(torch.int64).sum() * unit
-    return torch.where(size.isfinite(), total, t.sum())
+    total = (rows / unit).round_().to(torch.int64).sum(1, keepdim=True) * unit
+    return torch.where(size.isfinite(), total, rows.sum(1, keepdim=True)).squeeze(1)

@@ -20,7 +20,7 @@ from ..estimate import FIELDS
 from ..options import SIXTEEN_BIT, Group
 from ..state import KEYS
 from ..step import BucketKey, Slot, Step
-from ..sums import sum_of_any_order
+from ..sums import sums_of_any_order
 from ..tensors import are_apart, check_gradient, is_fake
 from .elementwise import TensorPlan
 from .flat import Values
@@ -184,7 +184,8 @@ class ForeachPlan(TensorPlan):
             self.update_run(run, numbers(run.slot.group), *self._terms[run.slot.estimate])
 
     def add_up(self, step: Step) -> None:
-        self.sums.copy_(torch.stack([torch.stack([*map(sum_of_any_order, both)]) for both in self._terms]))
+        both = (torch.stack([torch.cat(dots), torch.cat(norms)]) for dots, norms in self._terms)
+        self.sums.copy_(torch.stack([*map(sums_of_any_order, both)]))
 
     def finish(self, step: Step, last: bool) -> None:
         new_rows = step.advanced()
