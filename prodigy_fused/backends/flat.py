@@ -58,7 +58,7 @@ class Grid:
     def room(self, dtype: torch.dtype) -> Values | None:
         """Returns values that may be overwritten, on a CPU where :meth:`row_sums` then needs no copy; they are the same
         ones until :meth:`forget_room`."""
-        if self._room is None and not self._fills and (self._is_filled or len(self._like) == 1):
+        if self._room is None and not self._fills and (self._is_filled or not self._has_gaps):
             rows = torch.zeros(ROW * sum(self.rows), dtype=dtype, device=self._like[0].device)
             self._room = rows, Values(self, rows[: self.length])
         return self._room[1] if self._room is not None else None
