@@ -183,7 +183,11 @@ def second(bits: Tensor, count: int = 32) -> Tensor:
 
 def third(bits: Tensor, count: int = 32) -> Tensor:
     """Returns random bits for a third value (``s``) of the elements, the upper ``count`` of them."""
-    return first(bits * _signed(pow(FACTOR, 8, 1 << 32)), count)
+    words = bits * _signed(pow(FACTOR, 8, 1 << 32))
+    if count < 32:
+        words >>= 32 - count
+        words &= (1 << count) - 1
+    return words
 
 
 def fourth(bits: Tensor) -> Tensor:
