@@ -44,7 +44,7 @@ from torch import Tensor
 
 from .dtensor import local
 from .options import Group
-from .rounding import whole_numbers
+from .rounding import first, whole_numbers
 
 BLOCK = 256
 _TWO_TO_127 = 254 << 23  # as bits, as the next one is
@@ -113,7 +113,7 @@ def _codes(code: Code, sizes: Tensor, negative: Tensor, scale: Tensor, bits: Ten
     floats = code.format == "e2m5"
     halvings = (units >= 64).to(torch.int32) + (units >= 128) if floats else torch.zeros((), dtype=torch.int32)
     parts = units * _power(-halvings)
-    whole = (parts + 0.5).floor() if bits is None else whole_numbers(parts, bits)
+    whole = (parts + 0.5).floor() if bits is None else whole_numbers(parts, first(bits, 24))
     if floats:
         return (whole + (32 * halvings + 0x80 * negative)).to(torch.uint8)
     if code.format == "whole":

@@ -41,6 +41,7 @@ within half a unit of its own last place, zeros exactly.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -72,22 +73,41 @@ def _mix(h: Any) -> Any:
     return h ^ h >> 16
 
 
-def row_bits(step: Any, tensors: Any, firsts: Tensor, stream: int = 0, lead: int = 0) -> Tensor:
-    """Returns the random bits of rows of ``ROW`` elements that are consecutive in memory, see Note [Random bits].
+def row_bits(step: Any, tensors: Tensor, firsts: Tensor, lead: int = 0) -> Tensor:
+    """Returns the random bits of a step for rows of ``ROW`` elements that are consecutive in memory.
+
+    See Note [Random bits].
 
     Args:
         step: ``k``, a number or a 0-dim tensor.
-        tensors: the index of each row's parameter, int64, or one number.
+        tensors: the index of each row's parameter, int64.
         firsts: the position of each row's first element, divided by 8, rounded down, int64.
-        stream: 0 for a step, 1 for a correction.
         lead: what the positions of the rows' first elements are modulo 8.
 
     Returns:
         int32, flat.
     """
-    hashes = _hashes(step, tensors, firsts, stream, EIGHTS + bool(lead))
-    bits = hashes.view(-1, 1) * _powers(firsts.device)
-    return bits.view(len(hashes), 8 * hashes.shape[1])[:, lead : lead + ROW].reshape(-1)
+    hashes = _hashes(step, tensors, firsts, 0, EIGHTS + bool(lead))
+    return _of_eights(hashes).view(len(hashes), -1)[:, lead : lead + ROW].reshape(-1)
+
+
+def consecutive_bits(step: Any, tensor: int, begin: int, count: int, device: torch.device, stream: int = 0) -> Tensor:
+    """Returns the random bits of ``count`` elements of one tensor that are consecutive in memory, the first of which is
+    at ``begin``; otherwise as :func:`row_bits`."""
+    eight, lead = divmod(begin, 8)
+    left = 8 * ((1 << 32) - eight % (1 << 32)) - lead  # elements with the same word
+    if count > left:
+        counts = {begin: left, begin + left: count - left}
+        return torch.cat([consecutive_bits(step, tensor, at, n, device, stream) for at, n in counts.items()])
+    h = torch.arange(-(-(lead + count) // 8), dtype=torch.int32, device=device).add_(_signed(eight & _WORD))
+    a, b = _keys(_word_of(step), tensor, 2 * (eight >> 32) + stream)
+    a, b = (t.to(torch.int32) if isinstance(t, Tensor) else _signed(t) for t in (a, b))
+    return _of_eights(_hash(h, a, b))[lead : lead + count]
+
+
+def _of_eights(hashes: Tensor) -> Tensor:
+    """Returns the bits of the eight elements of each hash, flat."""
+    return (hashes.view(-1, 1) * _powers(hashes.device)).view(-1)
 
 
 def _powers(device: torch.device) -> Tensor:
@@ -95,17 +115,18 @@ def _powers(device: torch.device) -> Tensor:
     return torch.full((8,), _signed(FACTOR), dtype=torch.int32, device=device).cumprod(0, dtype=torch.int32)
 
 
-def _hashes(step: Any, tensors: Any, firsts: Tensor, stream: int, count: int) -> Tensor:
-    """Returns the hashes of rows of ``count`` times 8 elements, int32[rows, count]; otherwise as :func:`row_bits`.
+def _word_of(step: Any) -> Any:
+    return step.to(torch.int64) & _WORD if isinstance(step, Tensor) else int(step) & _WORD
 
-    A hash is computed with 64-bit integers where there is one per row, else with 32-bit ones, which wrap around.
-    """
-    step = step.to(torch.int64) & _WORD if isinstance(step, Tensor) else int(step) & _WORD
-    word = 2 * (firsts >> 32) + stream
-    a = _mix(_mix(_mix(SEED + step & _WORD) + tensors & _WORD) + word & _WORD)
-    b = _mix(_mix(_mix((~SEED & _WORD) + tensors & _WORD) + word & _WORD) + step & _WORD)
-    a, b, firsts = (t.to(torch.int32)[:, None] for t in (a, b, firsts))  # the lower halves
-    h = torch.arange(count, dtype=torch.int32, device=firsts.device) + firsts
+
+def _keys(step: Any, tensor: Any, word: Any) -> tuple[Any, Any]:
+    """Returns a and b of Note [Random bits]: integers, or int64 if one of the arguments is a tensor."""
+    a = _mix(_mix(_mix(SEED + step & _WORD) + tensor & _WORD) + word & _WORD)
+    return a, _mix(_mix(_mix((~SEED & _WORD) + tensor & _WORD) + word & _WORD) + step & _WORD)
+
+
+def _hash(h: Tensor, a: Any, b: Any) -> Tensor:
+    """Returns the hashes of eights, given in int32, which are overwritten; a and b may be signed numbers."""
     h ^= a
     h ^= shifted(h, 16)
     h *= 0x7FEB352D
@@ -114,6 +135,16 @@ def _hashes(step: Any, tensors: Any, firsts: Tensor, stream: int, count: int) ->
     h *= _signed(0x846CA68B)
     h ^= shifted(h, 16)
     return h
+
+
+def _hashes(step: Any, tensors: Any, firsts: Tensor, stream: int, count: int) -> Tensor:
+    """Returns the hashes of rows of ``count`` times 8 elements, int32[rows, count]; otherwise as :func:`row_bits`.
+
+    Computed with 64-bit integers where there is one per row, else with 32-bit ones, which wrap around.
+    """
+    a, b = _keys(_word_of(step), tensors, 2 * (firsts >> 32) + stream)
+    a, b, firsts = (t.to(torch.int32)[:, None] for t in (a, b, firsts))  # the lower halves
+    return _hash(torch.arange(count, dtype=torch.int32, device=firsts.device) + firsts, a, b)
 
 
 def random_bits(p: Tensor, step: Any, tensor: int, stream: int = 0, where: IndexMap | None = None) -> Tensor:
@@ -132,21 +163,31 @@ def random_bits(p: Tensor, step: Any, tensor: int, stream: int = 0, where: Index
     if where is not None:  # a hash for each: how many eights of the whole are in one piece depends on the shard
         g = where.indices(p.device).flatten()
         return (_hashes(step, tensor, g >> 3, stream, 1).view(-1) * _powers(p.device)[g & 7]).view(p.shape)
-    firsts = torch.arange(0, -(-p.numel() // 8), EIGHTS, device=p.device)
-    bits = row_bits(step, tensor, firsts, stream)[: p.numel()]
+    bits = consecutive_bits(step, tensor, 0, p.numel(), p.device, stream)
     return bits.as_strided(p.shape, p.stride()) if is_dense(p) and p.numel() else bits.view(p.shape)
 
 
-def second(bits: Tensor) -> Tensor:
+def first(bits: Tensor, count: int = 32) -> Tensor:
+    """Returns the upper ``count`` of random bits, as int32: to round the first value (``x``) of the elements."""
+    return bits if count == 32 else shifted(bits, 32 - count)
+
+
+def second(bits: Tensor, count: int = 32) -> Tensor:
     """Returns random bits for a second value (``exp_avg_sq``) of the elements: the halves, the lower one improved by
-    the upper one, exchanged."""
-    mixed = bits ^ shifted(bits, 16)
-    return shifted(mixed, 16).bitwise_or_(mixed << 16)
+    the upper one, exchanged; as int32, the upper ``count`` of them."""
+    mixed = (bits >> 16).bitwise_xor_(bits)  # the lower half; above it is nothing that is used
+    if count <= 16:
+        return (mixed >> (16 - count) if count < 16 else mixed).bitwise_and_((1 << count) - 1)
+    return first(shifted(bits, 16).bitwise_or_(mixed << 16), count)
 
 
-def third(bits: Tensor) -> Tensor:
-    """Returns random bits for a third value (``s``) of the elements."""
-    return bits * _signed(pow(FACTOR, 8, 1 << 32))
+def third(bits: Tensor, count: int = 32) -> Tensor:
+    """Returns random bits for a third value (``s``) of the elements, the upper ``count`` of them."""
+    words = bits * _signed(pow(FACTOR, 8, 1 << 32))
+    if count < 32:
+        words >>= 32 - count
+        words &= (1 << count) - 1
+    return words
 
 
 def fourth(bits: Tensor) -> Tensor:
@@ -154,38 +195,47 @@ def fourth(bits: Tensor) -> Tensor:
     return bits * _signed(pow(FACTOR, 16, 1 << 32))
 
 
-def stochastic(value: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
+def stochastic(
+    value: Tensor, dtype: torch.dtype, bits: Tensor, draw: Callable[[Tensor, int], Tensor] = first
+) -> Tensor:
     """Returns ``value`` (float32) rounded to ``dtype`` (bfloat16 or float16): away from zero with probability equal to
     the fractional part (in units of the last place), else towards zero. Values that ``dtype`` can represent, infinities
     and NaN stay.
 
     Args:
         bits: int32, from :func:`random_bits`.
+        draw: what takes from them as many as are needed.
     """
     dropped = 16 if dtype == torch.bfloat16 else 13
     words = value.nan_to_num(math.nan, math.inf, -math.inf).view(torch.int32)  # a copy; NaN has a zero at the end
-    words += shifted(bits, 32 - dropped)
+    words += draw(bits, dropped)
     words &= -1 << dropped
     rounded = words.view(torch.float32)
     if dtype == torch.float16:
         # Subnormal: in units of 2^-24, which are the same for all.
         size = value.abs()
-        subnormal = (whole_numbers(size * 2.0**24, bits) * 2.0**-24).copysign(value)
+        subnormal = (whole_numbers(size * 2.0**24, draw(bits, 24)) * 2.0**-24).copysign(value)
         rounded = torch.where(size < 2.0**-14, subnormal, rounded)
     return rounded.to(dtype)
 
 
 def whole_numbers(values: Tensor, bits: Tensor) -> Tensor:
     """Returns float32 ``values``, none negative, rounded to whole numbers: up with a probability that is the fractional
-    part."""
+    part.
+
+    Args:
+        bits: the upper 24 of random bits.
+    """
     whole = values.floor()
-    return whole + (shifted(bits, 8).to(torch.float32) * 2.0**-24 < values - whole)
+    # On a CPU a comparison is ten times as fast if it need not make booleans, and `where` is slower still.
+    is_up = bits.to(torch.float32).mul_(2.0**-24).lt_(values - whole)
+    return whole.add_(is_up)
 
 
-def _counts(words: Tensor) -> Tensor:
-    """Returns beside which bfloat16 numbers, given as int32, a byte counts."""
-    size = words & 0x7FFF
-    return (size > 0) & (size < 0x7F80)
+def _counts(x: Tensor) -> Tensor:
+    """Returns 1 beside the bfloat16 numbers, given as int16, beside which a byte counts, else 0, as int16."""
+    sizes = x & 0x7FFF
+    return sizes.add_(0x7FFF).lt_(-0x81)  # the sum wraps around: of 1 to 0x7F7F it is below those of 0 and the others
 
 
 def kept_value(x: Tensor, low: Tensor) -> Tensor:
@@ -195,9 +245,8 @@ def kept_value(x: Tensor, low: Tensor) -> Tensor:
         x: bfloat16.
         low: int8, of the same shape.
     """
-    words = x.view(torch.int16).to(torch.int32)
-    offset = torch.where(_counts(words), low.to(torch.int32) << 8, 0)
-    return (words << 16).add_(offset).view(torch.float32)
+    offsets = _counts(x.view(torch.int16)).mul_(low)
+    return x.float().view(torch.int32).add_(offsets, alpha=1 << 8).view(torch.float32)
 
 
 def stochastic_24(value: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,7 +257,10 @@ def stochastic_24(value: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
         bits: int32, from :func:`random_bits`.
     """
     words = value.nan_to_num(math.nan, math.inf, -math.inf).view(torch.int32)  # a copy; NaN has a zero at the end
-    words += shifted(bits, 24)
-    upper = (words + 0x8000) >> 16
-    low = torch.where(_counts(upper), (words >> 8) - (upper << 8), 0)
-    return upper.to(torch.int16).view(torch.bfloat16), low.to(torch.int8)
+    words += first(bits, 8)
+    upper = words + 0x8000
+    upper >>= 16
+    x = upper.to(torch.int16)
+    words >>= 8  # the last byte of which is that of kept - (x << 16)
+    low = _counts(x).mul_(words.to(torch.int8))
+    return x.view(torch.bfloat16), low.to(torch.int8)

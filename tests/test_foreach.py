@@ -1,5 +1,9 @@
 """What foreach asks of a device: as many operations for many tensors as for a few, and nothing read back."""
 
+import gc
+import math
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +13,7 @@ from prodigy_fused import Prodigy, plans
 from prodigy_fused.backends.foreach import ForeachPlan
 from prodigy_fused.dtensor import IndexMap
 from prodigy_fused.step import Step
+from prodigy_fused.sums import sums_of_any_order
 
 READS = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.masked_select.default", "aten.equal.default"}
 VIEWS = {
@@ -100,8 +105,9 @@ def test_operations_do_not_grow_with_the_tensors(as_on_a_gpu, dtype, more, optio
     if more.get("low_precision") == "displacement" and "slice_p" in options:
         pytest.skip("refused")
     few, many = (operations(n, dtype, **more, **options) for n in (10, 100))
-    # Samples are not side by side: those of x, of the gradient and of the random bits are copied tensor by tensor.
-    of_each = (4 if more.get("state_dtype") else 3) * ("slice_p" in options)
+    # Samples are not side by side: those of x, of its further 8 bits, of the gradient and of the random bits are copied
+    # tensor by tensor.
+    of_each = 2 + (dtype == torch.bfloat16) + ("state_dtype" in more) if "slice_p" in options else 0
     assert len(many) == len(few) + 90 * of_each
     assert not READS & set(many)
 
@@ -192,3 +198,55 @@ def test_parameters_that_share_memory_are_stepped_one_after_the_other(dtype):
 
     ours, theirs = compared(params, grads, d0=0.1)
     assert ours == pytest.approx(theirs, rel=1e-5) and abs(ours[1] - 10) > 1
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_runs_that_hold_copies_of_gradients_are_not_kept_until_the_second_phase(copied):
+    """They would need as much memory as all gradients."""
+    params = [nn.Parameter(torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last)) for _ in range(3)]
+    opt = Prodigy(params, backend="foreach")
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.ones(2, 3, 4, 5) if copied else torch.ones_like(p)
+        opt.step()
+    plan = opt._runtime.plans.plans[0].plan
+    assert plan._runs is None  # nor from step to step
+    for p in params:
+        p.grad = torch.ones(2, 3, 4, 5) if copied else torch.ones_like(p)
+    opt._runtime.plans.load_gradients()
+    plan.update(last_step(opt))
+    assert (plan._runs is None) == copied
+
+
+def test_state_that_is_replaced_is_not_kept():
+    """As by offloading, which does so for the memory; tensors of the same layout need no new plan."""
+    opt, draw = optimizer(3, torch.float32)
+    step(opt, draw)
+    before = opt._runtime.plans.plans[0].plan
+    old = [weakref.ref(state["exp_avg"]) for state in opt.state.values()]
+    for state in opt.state.values():
+        state["exp_avg"] = state["exp_avg"].clone()
+    gc.collect()
+    assert [r() for r in old] == [None] * 3
+    step(opt, draw)
+    assert opt._runtime.plans.plans[0].plan is before
+    opt.state[opt.param_groups[0]["params"][0]]["exp_avg"] = torch.zeros(50, 3).T
+    step(opt, draw)
+    assert opt._runtime.plans.plans[0].plan is not before
+
+
+def test_a_sum_that_does_not_depend_on_the_order():
+    draw = torch.Generator().manual_seed(0)
+    terms = torch.randn(30_000, generator=draw, dtype=torch.float64)
+    terms *= 10.0 ** torch.randint(-9, 9, terms.shape, generator=draw)
+    exact = math.fsum(terms.tolist())
+    for scale in (1.0, 2.0**-800, 2.0**900):
+        orders = [terms * scale, (terms * scale).flip(0), terms[torch.randperm(len(terms), generator=draw)] * scale]
+        sums = {sums_of_any_order(torch.stack([order, -order])) for order in orders}
+        found = torch.stack([*sums]) / scale
+        assert torch.equal(found, found[:1].expand(3, 2)) and found[0, 0] == -found[0, 1]
+        assert found[0, 0] == pytest.approx(exact, rel=1e-9)
+    others = torch.tensor([[0.0, 0.0], [1.0, math.nan], [1.0, math.inf]]).double()
+    assert torch.equal(
+        sums_of_any_order(others).nan_to_num(7.0), torch.tensor([0.0, 7.0, math.inf]).double().nan_to_num()
+    )

@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "options", "hyper", "dtensor", "tensors", "sums", "rounding", "eight_bits", "record", "estimate", "step",
     "low_precision", "coded_state", "nonfinite", "sampling", "state", "sharding", "redistribute", "backends.native",
-    "backends.gpu", "backends.tensor_list", "backends.elementwise", "backends.flat", "backends.pieces", "backends.cpu",
+    "backends.gpu", "backends.tensor_list", "backends.elementwise", "backends.flat", "backends.pieces", "backends.runs",
+    "backends.numbers", "backends.cpu",
     "backends.cuda", "backends.triton_tables", "backends.triton", "backends.foreach", "backends.reference", "backends",
     "buckets", "plans", "open_step", "groups", "scalars", "release", "runtime", "readings", "checkpoint",
     "convex.vectors", "convex.base", "convex.subgradient", "convex.prodigy", "convex.distance", "convex.adam",

@@ -9,7 +9,7 @@ import torch
 from toolbox import device_of
 from torch import nn
 
-from prodigy_fused.rounding import random_bits, second, stochastic, third
+from prodigy_fused.rounding import consecutive_bits, first, random_bits, row_bits, second, shifted, stochastic, third
 
 HALVES = [torch.bfloat16, torch.float16]
 each_half = pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -101,6 +101,23 @@ def test_random_bits_go_by_the_position_in_memory():
     assert torch.equal(random_bits(torch.empty(4, 6).T, 5, 1), rows.view(4, 6).T)
     assert torch.equal(random_bits(torch.empty(6, 8)[:, ::2], 5, 1), rows)
     assert torch.equal(random_bits(torch.empty(4), torch.tensor(5.0, dtype=torch.float64), 1), rows.flatten()[:4])
+
+
+@pytest.mark.parametrize("begin", [0, 3, (1 << 35) - 40, (1 << 35) - 43, 1 << 35, 5 << 40])
+def test_random_bits_from_any_position(begin):
+    """As a hash for each element has them, across the place where the upper half of the counter changes."""
+    ours = consecutive_bits(7, 2, begin, 100, torch.device("cpu"))
+    eights = [(begin + i) // 8 for i in range(100)]
+    single = torch.tensor([2] * 100), torch.tensor(eights)
+    of_each = row_bits(7, *single).view(100, -1)
+    assert torch.equal(ours, torch.stack([of_each[i, (begin + i) % 8] for i in range(100)]))
+
+
+@pytest.mark.parametrize("draw", [first, second, third])
+def test_the_upper_bits_alone(draw):
+    bits = random_bits(torch.empty(5000), 3, 1)
+    for count in (8, 13, 16, 24):
+        assert torch.equal(draw(bits, count), shifted(draw(bits), 32 - count))
 
 
 # -- the functions in C++ and in Triton --------------------------------------------------------------------------------

@@ -10,13 +10,15 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from ..sums import ROW, row_sums
 
+MANY_ROWS = 8  # of a tensor: zeros that fill the last one are few then
+
 
 class Grid:
     """How the elements of some tensors lie in a flat one: one after the other, or each from the beginning of a row.
 
     Args:
         like: tensors of their shapes.
-        fills: whether zeros fill the last row of each tensor.
+        fills: whether zeros fill the last row of each tensor; else they do where that is little.
     """
 
     def __init__(self, like: list[Tensor], fills: bool) -> None:
@@ -24,8 +26,11 @@ class Grid:
         self.sizes = [t.numel() for t in like]
         self.rows = [-(-size // ROW) for size in self.sizes]
         self._gaps = [rows * ROW - size for rows, size in zip(self.rows, self.sizes, strict=True)]
+        self._fills = fills
+        self._room: tuple[Tensor, Values] | None = None
         self._has_gaps = len(like) > 1 and any(self._gaps)
-        self._is_filled = fills and self._has_gaps
+        self._is_filled = self._has_gaps and (fills or sum(self.rows) >= MANY_ROWS * len(like))
+        self.length = ROW * sum(self.rows) if self._is_filled else sum(self.sizes)
         if self._is_filled:
             self._like = self._filled(like)
 
@@ -50,8 +55,22 @@ class Grid:
         views = list(_unflatten_dense_tensors(flat, self._like))  # type: ignore[no-untyped-call]
         return views[::2] if self._is_filled else views
 
+    def room(self, dtype: torch.dtype) -> Values | None:
+        """Returns values that may be overwritten, on a CPU where :meth:`row_sums` then needs no copy; they are the same
+        ones until :meth:`forget_room`."""
+        if self._room is None and not self._fills and (self._is_filled or not self._has_gaps):
+            rows = torch.zeros(ROW * sum(self.rows), dtype=dtype, device=self._like[0].device)
+            self._room = rows, Values(self, rows[: self.length])
+        return self._room[1] if self._room is not None else None
+
+    def forget_room(self) -> None:
+        """Frees the memory of :meth:`room`."""
+        self._room = None
+
     def row_sums(self, flat: Tensor) -> Tensor:
         """Returns the sums of rows of a flat tensor, each tensor beginning a row."""
+        if self._room is not None and flat is self._room[1].flat:
+            return row_sums(self._room[0])
         if self._has_gaps and not self._is_filled:
             flat = torch.cat(self._filled(torch.split(flat, self.sizes)))
         return row_sums(flat)
@@ -63,7 +82,7 @@ class Grid:
         if self._has_gaps:
             sizes_and_gaps = [n for pair in zip(self.sizes, self._gaps, strict=True) for n in pair]
             return torch.cat(torch.split(rows, sizes_and_gaps)[::2])
-        return rows[: sum(self.sizes)]
+        return rows[: self.length]
 
 
 class Values:
@@ -91,11 +110,31 @@ class Values:
         Returns:
             What it returns; itself if it works in place.
         """
-        others = [value for value in operands if isinstance(value, Values)]
-        if self.flat is None or any([value.flat is None for value in others]):
+        flats = self._flats(operands)
+        if self.flat is None or flats is None:
             lists = [value.parts if isinstance(value, Values) else value for value in operands]
             parts = getattr(torch, f"_foreach_{name}")(self.parts, *lists, **options)
-            return Values(self.grid, parts=parts) if parts else self
-        flats = [value.flat if isinstance(value, Values) else value for value in operands]
+            return self if name.endswith("_") else Values(self.grid, parts=parts)
         flat = getattr(self.flat, name)(*flats, **options)
         return self if flat is self.flat else Values(self.grid, flat)
+
+    def assign(self, name: str, *operands: Values) -> Values:
+        """Sets itself to the result of an operation of ``torch``; on a CPU."""
+        flats = self._flats(operands)
+        function = getattr(torch, name)
+        if flats is not None:
+            function(*flats, out=self.flat)
+        else:
+            for out, *tensors in zip(self.parts, *(value.parts for value in operands), strict=True):
+                function(*tensors, out=out)
+        return self
+
+    @staticmethod
+    def _flats(operands: Sequence[Values | float]) -> list[Tensor | float] | None:
+        flats: list[Tensor | float] = []
+        for value in operands:
+            flat = value.flat if isinstance(value, Values) else value
+            if flat is None:
+                return None
+            flats.append(flat)
+        return flats

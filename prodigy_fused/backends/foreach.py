@@ -8,28 +8,33 @@ one step only is one flat tensor, in which each parameter begins a new row (see 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
 
 from ..estimate import FIELDS
-from ..hyper import EstimateOptions, Hyper
 from ..options import SIXTEEN_BIT, Group
 from ..state import KEYS
 from ..step import BucketKey, Slot, Step
-from ..sums import sum_of_any_order
+from ..sums import sums_of_any_order
 from ..tensors import are_apart, check_gradient, is_fake
-from .elementwise import TensorPlan, bias_correction
+from .elementwise import TensorPlan
 from .flat import Values
-from .pieces import Piece, RowTable, Run, pieces_of
+from .numbers import Numbers, numbers_of, with_new_estimate
+from .pieces import Piece, RowTable, pieces_of
+from .runs import Run
 
 COMPILED = ONE_PASS = READS_DEVICE = False
 # A run has at most this many elements, so that its temporaries do not grow with the model; on a CPU they fit a cache.
 RUN_ELEMENTS, RUN_ELEMENTS_PER_THREAD = 1 << 23, 1 << 18
 # On a CPU torch takes the tensors of a list one by one; smaller ones are copied to a flat one and back.
 SMALL = 1 << 13
+# Others are stepped one by one, where flat tensors are the tensors themselves.
+LARGE = 1 << 16
 
 
 def missing(device: torch.device) -> str | None:
@@ -40,44 +45,6 @@ def missing(device: torch.device) -> str | None:
 def unsupported(p: Tensor, group: Group) -> str | None:
     """Returns None: takes every tensor the optimizer takes."""
     return None
-
-
-LEAST_DLR = 1e-30  # whose reciprocal float32 can hold
-
-
-class Numbers(NamedTuple):
-    """The scalars of a run: numbers on a CPU, elsewhere 0-dim tensors, which nobody waits for."""
-
-    k: Any
-    d: Any
-    lr: Any  # with the bias correction
-    weight: Any  # of g in s, divided by 1 - beta3
-    beta3: float
-    grad_scale: float
-    d_new: Any = None
-    decay: Any = None
-    shrink: Any = None  # m is multiplied by dlr and divided by shrink * sqrt(v) + shift
-    shift: Any = None
-    dlr: float = 1.0  # or it is in the last two
-
-
-def numbers_of(h: Hyper, options: EstimateOptions, old: Any, grad_scale: float) -> Numbers:
-    """Returns the scalars of the first phase."""
-    d, lr = old["d"], float(h.lr) * bias_correction(h, old["k"])
-    weight = d / options.d0 * (d if h.safeguard_warmup else d * lr) / (1 - options.beta3)
-    return Numbers(old["k"], d, lr, weight, options.beta3, grad_scale)
-
-
-def with_new_estimate(numbers: Numbers, h: Hyper, new: Any) -> Numbers:
-    """Adds the scalars of the second phase."""
-    dlr, d_new = numbers.d * numbers.lr, new["d"]
-    numbers = numbers._replace(d_new=d_new, decay=h.weight_decay * dlr)
-    if not isinstance(dlr, Tensor):
-        return numbers._replace(shift=d_new * h.eps, dlr=dlr)
-    is_step = new["k"] != numbers.k  # else every gradient has been zero, and x stays
-    dlr = dlr.clamp(min=LEAST_DLR)
-    shrink, shift = torch.where(is_step, 1 / dlr, 0.0), torch.where(is_step, d_new * h.eps / dlr, math.inf)
-    return numbers._replace(decay=numbers.decay * is_step, shrink=shrink, shift=shift)
 
 
 def product(values: Values, factor: Any) -> tuple[Values, float]:
@@ -95,6 +62,10 @@ def average(old: Values, new: Values, beta: float, factor: float) -> None:
         old.apply("mul_", beta).apply("add_", new, alpha=(1 - beta) * factor)
 
 
+def _order(t: Tensor | None) -> Any:
+    return t if t is None else (t.shape, t.stride(), t.dtype)
+
+
 class ForeachPlan(TensorPlan):
     """A plan, as :class:`prodigy_fused.step.Plan` describes it."""
 
@@ -103,24 +74,42 @@ class ForeachPlan(TensorPlan):
         names = [str(dtype).removeprefix("torch.") for dtype in SIXTEEN_BIT]
         self._rounds = key.dtype in names or key.state_format in names
         self._tables: dict[Any, RowTable] = {}
-        self._orders = self._orders_now()
+        self._runs: list[Run] | None = None  # of this step, from update to finish
         self._apart = True  # else each tensor is a run of its own, or one's new values would be another's old ones
 
-    def _orders_now(self) -> list[Any]:
-        found = (slot.state.get(key) for slot in self.slots for key in KEYS)
-        return [t if t is None else (t.shape, t.stride(), t.dtype) for t in found]
+    def _state_tensors(self) -> list[Any]:
+        return [slot.state.get(key) for slot in self.slots for key in KEYS]
+
+    def _look_at_state(self) -> None:
+        tensors = self._state_tensors()
+        # Not the tensors: it may be to free their memory that others are put in their place.
+        self._objects = [t if t is None else ref(t) for t in tensors]
+        self._orders = list(map(_order, tensors))
 
     def unchanged(self) -> bool:
         # Pieces take state in the order of memory, and a tensor that was put in its place may have another one.
-        return super().unchanged() and self._orders == self._orders_now()
+        if not super().unchanged():
+            return False
+        tensors = self._state_tensors()
+        pairs = zip(tensors, self._objects, strict=True)
+        if all([t is (known and known()) for t, known in pairs]) and not self._has_orders:
+            return True
+        former = self._orders
+        self._look_at_state()
+        return former == self._orders
 
     def extend(self, slots: Sequence[Slot]) -> None:
         super().extend(slots)
-        self._orders = self._orders_now()
+        self._has_orders = not all(slot.param.is_contiguous() for slot in slots)
+        self._look_at_state()
 
     def load_gradients(self, grads: Sequence[Tensor | None]) -> None:
         super().load_gradients(grads)
         self._apart = are_apart([slot.param for slot in self.slots])
+
+    def release_gradients(self) -> None:
+        super().release_gradients()
+        self._runs = None
 
     def on_host(self, step: Step) -> bool:
         """Returns whether the estimates are numbers that can be read without waiting."""
@@ -141,7 +130,8 @@ class ForeachPlan(TensorPlan):
             h = step.hypers[slot.group]
             if grad is None or h.lr == 0 or grad.numel() == 0:
                 continue
-            if not self._apart or slot.coded:  # codes, of large tensors only, are in blocks of each by itself
+            # Codes, of large tensors only, are in blocks of each by itself.
+            if not self._apart or slot.coded or (on_host and grad.numel() >= LARGE):
                 for piece in pieces_of(slot, grad, most):
                     yield Run([piece], h, on_host, False, self._tables)
                 continue
@@ -168,34 +158,58 @@ class ForeachPlan(TensorPlan):
 
     def update(self, step: Step) -> None:
         self.begin(step)
-        self._update(step, self.slots, self._grads)
+        self._update(step, self._kept_runs(step))
         self.add_up(step)
 
     def update_one(self, step: Step, at: int, grad: Tensor) -> None:
         slot = self.slots[at]
         check_gradient(slot.index, slot.param, grad)
-        self._update(step, [slot], [grad])
+        self._update(step, self.runs(step, [slot], [grad]))
 
-    def _update(self, step: Step, slots: Sequence[Slot], grads: Sequence[Tensor | None]) -> None:
-        olds = self._rows(step, step.rows)
-        for run in self.runs(step, slots, grads):
-            slot = run.slot
-            numbers = numbers_of(run.h, step.options[slot.group], olds[slot.estimate], float(step.grad_scale))
-            self.update_run(run, numbers, *self._terms[slot.estimate])
+    def _kept_runs(self, step: Step) -> Iterator[Run]:
+        """Yields the runs, and keeps them for ``finish``, unless that would keep copies of gradients alive."""
+        kept: list[Run] | None = []
+        for run in self.runs(step, self.slots, self._grads):
+            yield run
+            run.forget()
+            if kept is not None and not run.has_copies:
+                kept.append(run)
+            else:
+                kept = None
+        self._runs = kept
+
+    def _update(self, step: Step, runs: Iterable[Run]) -> None:
+        numbers = self._numbers(step)
+        for run in runs:
+            self.update_run(run, numbers(run.slot.group), *self._terms[run.slot.estimate])
 
     def add_up(self, step: Step) -> None:
-        self.sums.copy_(torch.stack([torch.stack([*map(sum_of_any_order, both)]) for both in self._terms]))
+        both = (torch.stack([torch.cat(dots), torch.cat(norms)]) for dots, norms in self._terms)
+        self.sums.copy_(torch.stack([*map(sums_of_any_order, both)]))
 
     def finish(self, step: Step, last: bool) -> None:
         new_rows = step.advanced()
-        olds, news = self._rows(step, step.rows), self._rows(step, new_rows)
-        for run in self.runs(step, self.slots, self._grads):
-            slot = run.slot
-            numbers = numbers_of(run.h, step.options[slot.group], olds[slot.estimate], float(step.grad_scale))
-            if not self.on_host(step) or news[slot.estimate]["k"] != numbers.k:
-                self.step_run(run, with_new_estimate(numbers, run.h, news[slot.estimate]))
+        news = self._rows(step, new_rows)
+        numbers = self._numbers(step, news)
+        for run in self._runs if self._runs is not None else self.runs(step, self.slots, self._grads):
+            own = numbers(run.slot.group)
+            if not self.on_host(step) or news[run.slot.estimate]["k"] != own.k:
+                self.step_run(run, own)
+                run.forget()
         if last:
             step.new_rows.copy_(new_rows)
+
+    def _numbers(self, step: Step, news: list[dict[str, Any]] | None = None) -> Callable[[int], Numbers]:
+        """Returns what gives the numbers of a group, for the second phase if there are new estimates."""
+        olds, owners = self._rows(step, step.rows), step.owners
+
+        @cache
+        def numbers(group: int) -> Numbers:
+            h, estimate = step.hypers[group], owners[group]
+            found = numbers_of(h, step.options[group], olds[estimate], float(step.grad_scale))
+            return with_new_estimate(found, h, news[estimate]) if news is not None else found
+
+        return numbers
 
     def _rows(self, step: Step, rows: Tensor) -> list[dict[str, Any]]:
         return [dict(zip(FIELDS, row, strict=True)) for row in (rows.tolist() if self.on_host(step) else rows)]
@@ -207,21 +221,23 @@ class ForeachPlan(TensorPlan):
         if run.displaced:
             run.mend_displacement()
         g = run.gradients(numbers.grad_scale)
-        clean = False
-        if not run.slot.frozen:
+        if run.slot.frozen:
+            g = run.finite(g)
+        else:
             samples = run.sampled(g)
+            all_of_them = samples is g
             sums, clean = _products(run, samples)
             dots.append(sums * numbers.lr)
-            clean = clean and samples is g
-        if not clean:
-            g = run.finite(g)  # the sum above still carries the NaN; the state must stay finite
-        if not run.slot.frozen:
+            if not clean:
+                samples = run.finite(samples)  # the sum above still carries the NaN; the state must stay finite
+            g = samples if all_of_them else run.finite(g)
             s = run.values("s")
-            terms, factor = product(run.sampled(g), numbers.weight)
+            terms, factor = product(samples, numbers.weight)
+            del samples
             average(s, terms, numbers.beta3, factor)
             del terms
             run.store("s", s, k)
-            norms.append(s.grid.row_sums(s.apply("abs").joined()))
+            norms.append(s.grid.row_sums(run.sizes(s)))
             del s
 
         g, factor = product(g, numbers.d)
