@@ -116,7 +116,7 @@ def same_objects(a: Sequence[Any], b: list[Any]) -> bool:
 
 def same_entries(entries: dict[Any, Any], keys: list[Any], values: list[Any]) -> bool:
     """Returns whether the keys and values of a dictionary are, in its order, the very objects of two lists."""
-    if not MISSING:
+    if not MISSING and isinstance(entries, dict):  # a caller may have put what he likes in its place
         return _C.same_entries(entries, keys, values)
     return same_objects(list(entries.keys()), keys) and same_objects(list(entries.values()), values)
 
