@@ -182,8 +182,8 @@ class Plan(Protocol):
         parameters. Afterwards the plan is as if it had been built for all of them."""
 
     def load_gradients(self, grads: list[Tensor | None]) -> None:
-        """Checks the gradients of a step, one or None per tensor, and keeps them for :meth:`update` and
-        :meth:`finish`. Changes nothing else.
+        """Checks the gradients of a step, one or None per tensor, and keeps the list for :meth:`update` and
+        :meth:`finish`; it may put copies into it. Changes nothing else.
 
         Raises:
             ValueError, RuntimeError: a bad gradient (see :func:`prodigy_fused.tensors.check_gradient`).

@@ -79,6 +79,19 @@ def test_state_that_was_taken_away_is_there_again(backend, key):
     assert all(key in state for state in states)
 
 
+def test_dictionaries_of_the_state_may_be_replaced(backend):
+    """By others with tensors that are other ones, or not at all: a parameter then starts again."""
+    opt, twin = make(backend), make(backend)
+    train(opt, twin, steps=3)
+    p = parameters(opt)[1]
+    opt.state[p] = {key: t.clone() if key != "step" else t for key, t in opt.state[p].items()}
+    train(opt, twin, steps=2, start=3)
+    assert bits(opt) == bits(twin)
+    del opt.state[p]
+    train(opt, steps=1, start=5)
+    assert [opt.state[q]["step"] for q in parameters(opt)] == [6, 1, 6, 6]
+
+
 @pytest.mark.parametrize("backend", COMPILED)
 def test_what_cannot_be_mended_is_built_anew(backend):
     opt, twin = make(backend, make_params(torch.float32)), make("reference", make_params(torch.float32))

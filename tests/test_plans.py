@@ -93,6 +93,13 @@ def test_numbers_are_packed_anew_only_where_one_may_have_changed(backend, monkey
     records(2, lambda: group.update(lr=torch.tensor(0.125, dtype=torch.float64)))
     group["lr"].mul_(0.5)  # in place
     records(2)
+    group["lr"] = 1.0
+    records(1)
+    scaled = replace(opt._runtime._last, grad_scale=torch.tensor(2.0))
+    again = replace(scaled)
+    again.take_record_of(scaled)
+    scaled.grad_scale.data = torch.tensor(2.0)  # at another address
+    assert again.record == replace(scaled).record
 
 
 def test_gradients_are_let_go_of_after_a_step(backend):

@@ -180,12 +180,9 @@ class NativePlan:
         self.slots = slots
 
     def load_gradients(self, grads: list[Tensor | None]) -> None:
-        loaded = grads
-        while (i := self._native.load_gradients(loaded)) >= 0:
-            if loaded is grads:
-                loaded = list(grads)
-            loaded[i] = self._laid_out(i, loaded[i])
-        self._grads = loaded  # see Note [Who keeps gradients alive]
+        while (i := self._native.load_gradients(grads)) >= 0:
+            grads[i] = self._laid_out(i, grads[i])
+        self._grads = grads  # see Note [Who keeps gradients alive]
 
     def _laid_out(self, at: int, grad: Any) -> Tensor:
         """Returns a gradient that the kernels cannot read as one that they can."""
