@@ -13,7 +13,7 @@
 // - prodigy_fused/backends/native.py changes a tensor in every way there is, when it is imported, and lets images be
 //   trusted only if each change shows.
 // Addresses are compared as they are. The digest is the words' sum, each times an odd number of its own, modulo 2^64:
-// of one word it shows every change, and of several all but one in 2^64. (A copy of the words would be six times as
+// of one word it shows every change, and of several all but one in 2^64. (A copy of the words would be five times as
 // long, and what takes the time is memory that is in no cache.) What an image refers to is alive as long as its words
 // are the same: each object holds the next one.
 //
