@@ -74,6 +74,13 @@ class Runtime:
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("this optimizer's step() is running in another thread")
         try:
+            self._step_or_close(groups, states, grad_scale, found_inf)
+        finally:
+            self._lock.release()
+
+    @torch._disable_dynamo  # type: ignore[attr-defined] # in a compiled function a step runs as it is
+    def _step_or_close(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
+        try:
             if self._open is None:
                 self._step(groups, states, grad_scale, found_inf)
             else:
@@ -81,9 +88,7 @@ class Runtime:
         finally:
             if self.plans is not None:
                 self.plans.release_gradients()
-            self._lock.release()
 
-    @torch._disable_dynamo  # type: ignore[attr-defined] # in a compiled function a step runs as it is
     def _step(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
         begun = self._begin(groups, states, grad_scale, found_inf)
         if begun is not None:
@@ -169,7 +174,6 @@ class Runtime:
                 self._open = begun, OpenStep(begun.plans, begun.step, begun.hypers)
             self._open[1].take(p, grad)
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]
     def _close(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
         assert self._open is not None
         begun, gradients = self._open
