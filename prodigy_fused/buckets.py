@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from itertools import compress
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .backends.native import count_steps
+from .backends.native import clear, count_steps, read_gradients
 from .dtensor import is_dtensor, local
 from .hyper import Hyper
 from .low_precision import mode_of
@@ -34,14 +35,25 @@ class Bucket(NamedTuple):
     """A plan and the parameters that it steps."""
 
     plan: Plan
-    slots: list[Slot]  # in the order of the optimizer's parameters, as the next two are
+    slots: list[Slot]  # in the order of the optimizer's parameters, as the next ones are
     params: list[Tensor]  # the optimizer's own
     states: list[dict[str, Any]]
+    grads: list[Tensor | None]  # of the parameters, in a step; see Note [No new lists] in csrc/python/objects.h
 
     @classmethod
     def of(cls, plan: Plan, slots: list[Slot]) -> Bucket:
         """Returns the bucket of a plan with these slots."""
-        return cls(plan, slots, [slot.parameter for slot in slots], [slot.state for slot in slots])
+        params, states = [slot.parameter for slot in slots], [slot.state for slot in slots]
+        return cls(plan, slots, params, states, [None] * len(slots))
+
+    def read_gradients(self) -> Gradients:
+        """Returns the gradients that the parameters have now, in ``grads``."""
+        return self.grads, read_gradients(self.params, self.grads)
+
+    def release_gradients(self) -> None:
+        """Lets go of the gradients."""
+        self.plan.release_gradients()
+        clear(self.grads)
 
     def extend(self, new: list[Slot]) -> None:
         """Takes up more parameters."""
@@ -50,6 +62,7 @@ class Bucket(NamedTuple):
             self.slots.insert(at, slot)
             self.params.insert(at, slot.parameter)
             self.states.insert(at, slot.state)
+            self.grads.insert(at, None)
         self.plan.extend(self.slots)
 
 
@@ -71,15 +84,14 @@ def key_of(backend: str, p: Tensor, group: Group, counted: bool) -> BucketKey:
 def mark(taken: Iterable[tuple[Bucket, Gradients]], hypers: Sequence[Hyper], has_dtensors: bool) -> None:
     """Counts a step in the state of each parameter that took it, and tells autograd what was written."""
     active = [isinstance(h.lr, Tensor) or h.lr > 0 for h in hypers]
-    params: list[Tensor] = []
-    states: list[dict[str, Any]] = []
     for bucket, (grads, missing) in taken:
-        taking = bucket
+        params, states = bucket.params, bucket.states
         if missing or not all(active):
-            pairs = zip(bucket.slots, grads, strict=True)
-            taking = Bucket.of(bucket.plan, [slot for slot, g in pairs if g is not None and active[slot.group]])
-        params += taking.params
-        states += taking.states
-    count_steps(states)
-    parts = [local(p) for p in params if is_dtensor(p)] if has_dtensors else []
-    torch.autograd.graph.increment_version([*params, *parts])
+            taking = [grad is not None for grad in grads]
+            if not all(active):
+                taking = [took and active[slot.group] for took, slot in zip(taking, bucket.slots, strict=True)]
+            params, states = list(compress(params, taking)), list(compress(states, taking))
+        count_steps(states)
+        torch.autograd.graph.increment_version(params)
+        if has_dtensors:
+            torch.autograd.graph.increment_version([local(p) for p in params if is_dtensor(p)])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import backends, state
 from .backends.gpu import GpuPlan, capturing
-from .backends.native import read_gradients, same_objects
+from .backends.native import same_entries, same_objects, with_gradients
 from .buckets import Bucket, Gradients, key_of, mark, merged
 from .dtensor import index_map, is_dtensor, local
 from .eight_bits import is_coded
@@ -54,10 +54,10 @@ class PlanSet:
         self, groups: list[Group], states: dict[Tensor, Any], span: Span, gradients_to_come: bool = False
     ) -> None:
         self.groups, self.states, self.span = groups, states, span
-        self.params = parameters(groups)
-        self.sizes = [len(group["params"]) for group in groups]
-        self.owners = list(chain.from_iterable([i] * size for i, size in enumerate(self.sizes)))
-        self.firsts = list(accumulate(self.sizes, initial=0))
+        self.members = [list(group["params"]) for group in groups]
+        self.params = list(chain.from_iterable(self.members))
+        self.owners = list(chain.from_iterable([i] * len(own) for i, own in enumerate(self.members)))
+        self.firsts = list(accumulate(map(len, self.members), initial=0))
         self.estimates = len(members(groups))
         self.locals = list(map(local, self.params))
         self.maps = {i: index_map(p) for i, p in enumerate(self.params) if is_dtensor(p)}
@@ -140,7 +140,8 @@ class PlanSet:
         self.slots = merged(self.slots, list(chain.from_iterable(buckets.values())))
         self._new = []
         self.built = True
-        warn_of_columns(self.slots, self.created)
+        if any(group["slice_p"] > 1 for group in self.groups):
+            warn_of_columns(self.slots, self.created)
 
     def _slot(self, index: int) -> Slot:
         p, owner, where = self.params[index], self.owners[index], self.maps.get(index)
@@ -179,15 +180,14 @@ class PlanSet:
         """
         if not self.built or not self.has(groups, states) or not self.mend(self.moved()):
             return False
-        if gradients_to_come:
-            return True
-        arrived = [index for index in self.waiting if self.params[index].grad is not None]
+        arrived = [] if gradients_to_come else with_gradients(self.params, self.waiting)
         if arrived and self.maps:
             return False  # the gradients below would be redistributed, which all ranks have to do equally often
         if arrived:
             self.take_up(arrived)
             self.load_gradients()  # which checks those of the others, before state is created
-            self.waiting = [index for index in self.waiting if index not in self._chosen]
+            for index in arrived:
+                del self.waiting[bisect_left(self.waiting, index)]
             self.built = False
         return True
 
@@ -198,12 +198,11 @@ class PlanSet:
     def has(self, groups: list[Group], states: dict[Tensor, Any]) -> bool:
         """Returns whether these are the very parameters and dictionaries. (Looking a tensor up in one is slow.)"""
         return (
-            self.sizes == [len(group["params"]) for group in groups]
-            and same_objects(parameters(groups), self.params)
+            len(groups) == len(self.members)
+            and all(same_objects(group["params"], own) for group, own in zip(groups, self.members, strict=True))
             and all(local(self.params[i]) is self.locals[i] for i in self.maps)
             and states is self.states
-            and same_objects(list(states.keys()), self.state_keys)
-            and same_objects(list(states.values()), self.state_values)
+            and same_entries(states, self.state_keys, self.state_values)
         )
 
     def mend(self, buckets: list[Bucket]) -> bool:
@@ -252,7 +251,7 @@ class PlanSet:
 
     def _read_gradients(self) -> list[Gradients]:
         if not self.maps:
-            return [read_gradients(bucket.params) for bucket in self.plans]
+            return [bucket.read_gradients() for bucket in self.plans]
         grads = local_gradients(self.params)  # in this order, since ranks may have other buckets
         own = [[grads[slot.index] for slot in bucket.slots] for bucket in self.plans]
         return [(some, sum(grad is None for grad in some)) for some in own]
@@ -293,7 +292,7 @@ class PlanSet:
         """Lets go of the gradients."""
         self._gradients = []
         for bucket in self.plans:
-            bucket.plan.release_gradients()
+            bucket.release_gradients()
 
     def captured(self) -> list[Any]:
         """Returns what CUDA graphs, in which the plans take steps, read and write."""

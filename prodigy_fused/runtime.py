@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import backends, hyper, options, state
+from . import options, state
 from .backends.gpu import capturing
 from .estimate import Estimates, Published, all_changes, members, same_changes
 from .groups import check_all_are_stepped
@@ -17,10 +17,11 @@ from .hyper import EstimateOptions, Hyper
 from .low_precision import STUCK_AFTER_STEPS, warn_if_stuck
 from .nonfinite import NonfiniteWatch
 from .open_step import OpenStep, not_ours
-from .options import OPTIONS, Group
+from .options import Group
 from .plans import PlanSet, parameters
 from .release import SCALED, check_gradients_are_final
 from .scalars import scalars_of
+from .settings import Settings
 from .sharding import Span
 from .step import Slot, Step
 from .tensors import check_gradient, is_fake
@@ -42,10 +43,9 @@ class Runtime:
         self.plans: PlanSet | None = None
         self._captured = captured or []  # what CUDA graphs read and write of plans that are no more
         self._estimates: Estimates | None = None
-        self._estimate_options: list[EstimateOptions] | None = None
         self._most_steps: list[int] | None = None  # of each estimate, an upper bound of k
-        self._settings: list[tuple[Any, ...]] = []
-        self._layouts: list[tuple[Any, ...]] = []
+        self._settings = Settings()
+        self._last: Step | None = None
         self._lock = threading.Lock()
         self._open: tuple[_Begun, OpenStep] | None = None
         self._steps_watched = 0
@@ -74,6 +74,13 @@ class Runtime:
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("this optimizer's step() is running in another thread")
         try:
+            self._step_or_close(groups, states, grad_scale, found_inf)
+        finally:
+            self._lock.release()
+
+    @torch._disable_dynamo  # type: ignore[attr-defined] # in a compiled function a step runs as it is
+    def _step_or_close(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
+        try:
             if self._open is None:
                 self._step(groups, states, grad_scale, found_inf)
             else:
@@ -81,9 +88,7 @@ class Runtime:
         finally:
             if self.plans is not None:
                 self.plans.release_gradients()
-            self._lock.release()
 
-    @torch._disable_dynamo  # type: ignore[attr-defined] # in a compiled function a step runs as it is
     def _step(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
         begun = self._begin(groups, states, grad_scale, found_inf)
         if begun is not None:
@@ -120,6 +125,9 @@ class Runtime:
         in_place = rows.is_cpu or plans.capturing() or self.captured()
         new_rows = rows if in_place else torch.empty_like(rows)
         step = Step(scalars.hypers, estimate_options, rows, new_rows, scalars.grad_scale, scalars.found_inf)
+        if self._last is not None:
+            step.take_record_of(self._last)
+        self._last = step
         return _Begun(plans, step, hypers, estimates, written)
 
     def _end(self, groups: list[Group], begun: _Begun) -> None:
@@ -166,7 +174,6 @@ class Runtime:
                 self._open = begun, OpenStep(begun.plans, begun.step, begun.hypers)
             self._open[1].take(p, grad)
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]
     def _close(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
         assert self._open is not None
         begun, gradients = self._open
@@ -225,29 +232,14 @@ class Runtime:
             self._most_steps[e] += 1
         if found:
             self.forget_plans()
-            self._estimate_options = None
+            self._settings.forget()
         return found
 
     def _read_options(self, groups: list[Group]) -> tuple[list[Hyper], list[EstimateOptions]]:
         """Returns the numbers of the groups and of their estimates. Checks the options where one was changed."""
-        settings = list(map(hyper.settings_of, groups))
-        if self._estimate_options is None or not hyper.identical(settings, self._settings):
-            for group in groups:
-                options.check(group)
-                backends.check_choice(group)
-            plain = list(map(options.stored, groups))
-            self._estimate_options = hyper.estimate_options_of([{**g, **p} for g, p in zip(groups, plain, strict=True)])
-            for group, values in zip(groups, plain, strict=True):
-                group.update(values)
-            layouts = list(map(hyper.layout_of, groups))
-            if layouts != self._layouts:
-                self.forget_plans()
-            self._settings, self._layouts = list(map(hyper.settings_of, groups)), layouts
-        hypers = list(map(hyper.hyper_of, groups))
-        for group in groups:
-            if type(group["lr"]) not in (float, int):  # as NumPy's, from a schedule
-                group["lr"] = OPTIONS["lr"].stored(group["lr"])
-        return hypers, self._estimate_options
+        if self._settings.read(groups):
+            self.forget_plans()
+        return self._settings.hypers, self._settings.estimates
 
     def _current_plans(self, groups: list[Group], states: dict[Tensor, Any], gradients_to_come: bool) -> PlanSet:
         """Returns the plans, built anew if they cannot keep up with what was done to their tensors."""
@@ -269,7 +261,8 @@ class Runtime:
         if estimates is None or estimates.rows.device != plans.device or len(estimates.rows) != plans.estimates:
             self._estimates = estimates = Estimates(plans.device, plans.estimates)
             written = all_changes(groups, [])
-        estimates.pull(written)
+        if any(written):
+            estimates.pull(written)
         return estimates
 
     def _watch(self, plans: PlanSet, hypers: list[Hyper]) -> None:

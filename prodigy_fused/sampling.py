@@ -57,9 +57,7 @@ def warn_of_columns(slots: Collection[Slot], created: Iterable[int]) -> None:
         created: the indices of those whose state is new.
     """
     new = {*created}
-    if not new or all(slot.slice_p == 1 for slot in slots):
-        return
-    found = in_columns(slots)
+    found = in_columns(slots) if new else []
     if not found or in_columns([slot for slot in slots if slot.index not in new]):
         return
     slot, more = found[0], f" and {len(found) - 1} more" if len(found) > 1 else ""

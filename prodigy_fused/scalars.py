@@ -31,9 +31,9 @@ def scalars_of(
     scale = 1.0 if grad_scale is None else grad_scale
     inf = 0.0 if found_inf is None else found_inf
     if not reads_device:
-        lrs = [options.check_lr(g) if isinstance(h.lr, Tensor) else h.lr for g, h in zip(groups, hypers, strict=True)]
-        read = [h._replace(lr=lr) for h, lr in zip(hypers, lrs, strict=True)]
-        return Scalars(read, float(scale), float(inf))
+        if any(isinstance(h.lr, Tensor) for h in hypers):
+            hypers = [h._replace(lr=options.check_lr(g)) for g, h in zip(groups, hypers, strict=True)]
+        return Scalars(hypers, float(scale), float(inf))
     scale, inf = (value if options.on_device(value) else float(value) for value in (scale, inf))
     for name, value in (("grad_scale", scale), ("found_inf", inf), *(("lr", h.lr) for h in hypers)):
         record.place(name, value)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
+from operator import is_
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -117,6 +118,14 @@ class Step:
         """The numbers as the kernels read them."""
         return pack(self.hypers, self.options, self.owners, self.grad_scale, self.found_inf)
 
+    def take_record_of(self, former: Step) -> None:
+        """Takes over the record of a former step, if that has the very same numbers, so that none is packed."""
+        mine, its = ((s.hypers, s.options, s.grad_scale, s.found_inf) for s in (self, former))
+        scalars = (self.grad_scale, self.found_inf, *(h.lr for h in self.hypers))
+        in_tensors = any(isinstance(value, Tensor) for value in scalars)  # which may have moved
+        if all(map(is_, mine, its)) and not in_tensors and "record" in vars(former):
+            vars(self)["record"] = former.record
+
     def advanced(self) -> Tensor:
         """Returns the estimates after the step, float64[E, 8], from ``sums``; a new tensor."""
         done, parts = 0, []
@@ -172,9 +181,9 @@ class Plan(Protocol):
         """Takes up more tensors of the bucket: ``slots`` are those of the plan and new ones, in the order of the
         parameters. Afterwards the plan is as if it had been built for all of them."""
 
-    def load_gradients(self, grads: Sequence[Tensor | None]) -> None:
-        """Checks the gradients of a step, one or None per tensor, and keeps them for :meth:`update` and
-        :meth:`finish`. Changes nothing else.
+    def load_gradients(self, grads: list[Tensor | None]) -> None:
+        """Checks the gradients of a step, one or None per tensor, and keeps the list for :meth:`update` and
+        :meth:`finish`; it may put copies into it. Changes nothing else.
 
         Raises:
             ValueError, RuntimeError: a bad gradient (see :func:`prodigy_fused.tensors.check_gradient`).

@@ -25,7 +25,7 @@ ORDER = (
     "backends.gpu", "backends.tensor_list", "backends.elementwise", "backends.flat", "backends.pieces", "backends.runs",
     "backends.numbers", "backends.cpu",
     "backends.cuda", "backends.triton_tables", "backends.triton", "backends.foreach", "backends.reference", "backends",
-    "buckets", "plans", "open_step", "groups", "scalars", "release", "runtime", "readings", "checkpoint",
+    "buckets", "plans", "open_step", "groups", "scalars", "settings", "release", "runtime", "readings", "checkpoint",
     "convex.vectors", "convex.base", "convex.subgradient", "convex.prodigy", "convex.distance", "convex.adam",
     "convex", "prodigy", "install", "", "report", "run", "__main__", "stand_in.package.prodigyopt.prodigy",
     "stand_in.package.prodigyopt",

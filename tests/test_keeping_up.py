@@ -79,6 +79,19 @@ def test_state_that_was_taken_away_is_there_again(backend, key):
     assert all(key in state for state in states)
 
 
+def test_dictionaries_of_the_state_may_be_replaced(backend):
+    """By others with tensors that are other ones, or not at all: a parameter then starts again."""
+    opt, twin = make(backend), make(backend)
+    train(opt, twin, steps=3)
+    p = parameters(opt)[1]
+    opt.state[p] = {key: t.clone() if key != "step" else t for key, t in opt.state[p].items()}
+    train(opt, twin, steps=2, start=3)
+    assert bits(opt) == bits(twin)
+    del opt.state[p]
+    train(opt, steps=1, start=5)
+    assert [opt.state[q]["step"] for q in parameters(opt)] == [6, 1, 6, 6]
+
+
 @pytest.mark.parametrize("backend", COMPILED)
 def test_what_cannot_be_mended_is_built_anew(backend):
     opt, twin = make(backend, make_params(torch.float32)), make("reference", make_params(torch.float32))
@@ -264,9 +277,16 @@ def by_hand(monkeypatch, function, *arguments):
 def test_what_a_step_asks_of_all_tensors(monkeypatch):
     params = make_params()
     feed(make(params=params), 0, without=(1,))
-    for reading in (native.read_gradients(params), by_hand(monkeypatch, native.read_gradients, params)):
-        grads, missing = reading
-        assert missing == 1 and all(g is p.grad for g, p in zip(grads, params, strict=True))
+    in_cpp, in_python = [None] * 4, [None] * 4
+    assert native.read_gradients(params, in_cpp) == by_hand(monkeypatch, native.read_gradients, params, in_python) == 1
+    for grads in (in_cpp, in_python):
+        assert all(g is p.grad for g, p in zip(grads, params, strict=True))
+    native.clear(in_cpp)
+    by_hand(monkeypatch, native.clear, in_python)
+    assert in_cpp == in_python == [None] * 4
+    for indices in ([0, 1, 2, 3], [3, 1], []):
+        found = native.with_gradients(params, indices)
+        assert found == by_hand(monkeypatch, native.with_gradients, params, indices) == [i for i in indices if i != 1]
     states = [{"step": 300}, {"step": 300}, {"step": 7}, {"step": torch.ones(())}]
     native.count_steps(states)
     by_hand(monkeypatch, native.count_steps, states)
@@ -276,8 +296,21 @@ def test_what_a_step_asks_of_all_tensors(monkeypatch):
         count(taken_away)
         assert taken_away == [{"step": 1}]
     for other, expected in ((list(params), True), (params[:3], False), ([*params[:3], nn.Parameter(params[3])], False)):
-        found = native.same_objects(params, other), by_hand(monkeypatch, native.same_objects, params, other)
-        assert found == (expected, expected)
+        for now in (params, tuple(params)):
+            found = native.same_objects(now, other), by_hand(monkeypatch, native.same_objects, now, other)
+            assert found == (expected, expected)
+    entries = dict(zip(params, states, strict=True))
+    twin = dict(states[2])
+    for keys, values, expected in (
+        (params, states, True),
+        (params[:3], states[:3], False),
+        (params[:3], states, False),
+        (params[::-1], states[::-1], False),
+        (params, [*states[:2], twin, states[3]], False),
+        ([*params[:3], nn.Parameter(params[3])], states, False),
+    ):
+        found = native.same_entries(entries, keys, values)
+        assert found == by_hand(monkeypatch, native.same_entries, entries, keys, values) == expected
 
 
 @needs_cpp

@@ -9,24 +9,56 @@ namespace {
 
 py::str interned(const char* text) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(text)); }
 
-bool same_objects(const py::list& a, const py::list& b) {
-  const auto *first = PySequence_Fast_ITEMS(a.ptr()), *second = PySequence_Fast_ITEMS(b.ptr());
-  return a.size() == b.size() && std::equal(first, first + a.size(), second);
+bool same_objects(const py::object& a, const py::list& b) {
+  const auto items = py::reinterpret_steal<py::object>(PySequence_Fast(a.ptr(), "not a sequence"));
+  if (!items) throw py::error_already_set();
+  const auto size = std::size_t(PySequence_Fast_GET_SIZE(items.ptr()));
+  const auto *first = PySequence_Fast_ITEMS(items.ptr()), *second = PySequence_Fast_ITEMS(b.ptr());
+  return size == b.size() && std::equal(first, first + size, second);
 }
 
-py::tuple read_gradients(const py::list& params) {
+bool same_entries(const py::dict& dict, const py::list& keys, const py::list& values) {
+  const std::size_t size = dict.size();
+  if (size != keys.size() || size != values.size()) return false;
+  Py_ssize_t position = 0;
+  PyObject *key, *value;
+  for (std::size_t i = 0; PyDict_Next(dict.ptr(), &position, &key, &value); ++i) {
+    if (PyList_GET_ITEM(keys.ptr(), i) != key || PyList_GET_ITEM(values.ptr(), i) != value) return false;
+  }
+  return true;
+}
+
+std::size_t read_gradients(const py::list& params, const py::list& grads) {
   const py::str name = interned("grad");
-  py::list grads(params.size());
   std::size_t missing = 0;
-  for (std::size_t i = 0; i < grads.size(); ++i) {
+  for (std::size_t i = 0; i < params.size(); ++i) {
     // Held, and looked for anew: an attribute may be anything, and change the list.
     const py::object param = params[i];
     PyObject* grad = PyObject_GetAttr(param.ptr(), name.ptr());
     if (grad == nullptr) throw py::error_already_set();
     missing += grad == Py_None;
-    PyList_SET_ITEM(grads.ptr(), i, grad);
+    if (PyList_SetItem(grads.ptr(), Py_ssize_t(i), grad) != 0) throw py::error_already_set();
   }
-  return py::make_tuple(grads, missing);
+  return missing;
+}
+
+py::list with_gradients(const py::list& params, const py::list& indices) {
+  const py::str name = interned("grad");
+  py::list found;
+  for (std::size_t i = 0; i < indices.size(); ++i) {
+    const py::object index = indices[i];
+    const auto param = py::reinterpret_steal<py::object>(PyObject_GetItem(params.ptr(), index.ptr()));
+    if (!param) throw py::error_already_set();
+    if (!param.attr(name).is_none()) found.append(index);
+  }
+  return found;
+}
+
+void clear(const py::list& list) {
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list.ptr()); ++i) {
+    Py_INCREF(Py_None);
+    PyList_SetItem(list.ptr(), i, Py_None);
+  }
 }
 
 void count_steps(const py::list& states) {
@@ -50,9 +82,14 @@ void count_steps(const py::list& states) {
 
 void bind_objects(py::module_& m) {
   m.def("same_objects", &same_objects, py::arg("a"), py::arg("b"),
-        "Returns whether two lists hold the very same objects.");
-  m.def("read_gradients", &read_gradients, py::arg("params"),
-        "Returns the list of the parameters' gradients, and how many of them are None.");
+        "Returns whether a sequence and a list hold the very same objects.");
+  m.def("same_entries", &same_entries, py::arg("dict"), py::arg("keys"), py::arg("values"),
+        "Returns whether a dictionary's keys and values are, in its order, the very objects of two lists.");
+  m.def("read_gradients", &read_gradients, py::arg("params"), py::arg("grads"),
+        "Puts the parameters' gradients into a list of the same length; returns how many of them are None.");
+  m.def("with_gradients", &with_gradients, py::arg("params"), py::arg("indices"),
+        "Returns those of the indices whose parameters have a gradient.");
+  m.def("clear", &clear, py::arg("list"), "Replaces all objects of a list by None.");
   m.def("count_steps", &count_steps, py::arg("states"),
         "Adds 1 to the entry \"step\" of each dictionary, 0 if there is none.");
 }

@@ -4,15 +4,16 @@
 // A step looks at thousands of tensors, to learn whether each is where and what it was. Torch takes 60 ns to answer for
 // one of them, although what it looks at are a few words of three objects: the Python object, the c10::TensorImpl it
 // refers to, and the c10::StorageImpl that this refers to. An image is the addresses of these and of the data, and a
-// digest of all words of both, and takes 20 ns to compare. Words that are the same give the same answer, whatever each
-// of them means; words that differ, for whatever reason, are no answer, and torch is asked. So no layout need be known,
-// only that the words which torch looks at are in the image:
+// digest of all words of the TensorImpl, and takes 20 ns to compare. (Of the storage only the data's address counts.)
+// Words that are the same give the same answer, whatever each of them means; words that differ, for whatever reason,
+// are no answer, and torch is asked. So no layout need be known, only that the words which torch looks at are in the
+// image:
 // - take() looks for the addresses of both objects, of the data, and of shape and strides (which lie in the TensorImpl
 //   up to five dimensions), and takes no image of a tensor where one of them is not found;
 // - prodigy_fused/backends/native.py changes a tensor in every way there is, when it is imported, and lets images be
 //   trusted only if each change shows.
 // Addresses are compared as they are. The digest is the words' sum, each times an odd number of its own, modulo 2^64:
-// of one word it shows every change, and of several all but one in 2^64. (A copy of the words would be six times as
+// of one word it shows every change, and of several all but one in 2^64. (A copy of the words would be five times as
 // long, and what takes the time is memory that is in no cache.) What an image refers to is alive as long as its words
 // are the same: each object holds the next one.
 //
@@ -57,7 +58,7 @@ class TensorImage {
   void fetch() const {
     fetch_lines(object_, 1);
     fetch_lines(impl_, 3);
-    fetch_lines(storage_, 2);
+    fetch_lines(storage_, 1);
   }
   // The same of a tensor, whose object and reference counts are in the cache already.
   static void fetch_rest(PyObject* tensor) {
@@ -69,9 +70,9 @@ class TensorImage {
 
  private:
   using Word = std::uint64_t;
-  // The words of both objects that count. The first two are a virtual table and counts of references, which change; the
-  // ends are those of torch 2.13. (Fewer words than there are would be found out, see above; more are somebody else's,
-  // which may change.)
+  // The words of both objects that are looked at. The first two are a virtual table and counts of references, which
+  // change; the ends are those of torch 2.13. (Fewer words than there are would be found out, see above; more are
+  // somebody else's, which may change.)
   static constexpr int kBegin = 2, kImplEnd = 22, kStorageEnd = 12;
 
   static Word word(const void* object, int i) {
@@ -89,14 +90,12 @@ class TensorImage {
     z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
     return (z ^ (z >> 31)) | 1;
   }
-  template <int kFirst, int... kWords>
+  template <int... kWords>
   static Word sum(const void* object, std::integer_sequence<int, kWords...>) {
-    return (... + (std::integral_constant<Word, factor(kFirst + kWords)>::value * word(object, kBegin + kWords)));
+    return (... + (std::integral_constant<Word, factor(kWords)>::value * word(object, kBegin + kWords)));
   }
   Word digest() const {
-    constexpr int kImplWords = kImplEnd - kBegin;
-    return sum<0>(impl_, std::make_integer_sequence<int, kImplWords>()) +
-           sum<kImplWords>(storage_, std::make_integer_sequence<int, kStorageEnd - kBegin>()) +
+    return sum(impl_, std::make_integer_sequence<int, kImplEnd - kBegin>()) +
            Word(reinterpret_cast<std::uintptr_t>(Py_TYPE(object_)));
   }
 

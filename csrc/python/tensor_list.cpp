@@ -44,31 +44,21 @@ TensorList::TensorList(const py::list& slots, py::type tensor_class, const std::
 }
 
 void TensorList::extend(const py::list& slots) {
-  std::vector<Entry> new_entries, entries;
-  std::vector<Tensor> new_table, table;
-  std::vector<ParameterImage> images;
+  std::vector<Entry> new_entries;
+  std::vector<Tensor> new_table;
   read_new(slots, new_entries, new_table);
   if (entries_.size() + new_entries.size() != slots.size()) throw py::value_error("a slot is missing, or moved");
   // Nothing but memory can fail from here on.
-  entries.reserve(slots.size());
-  table.reserve(slots.size());
-  images.reserve(slots.size());
-  std::size_t known = 0, added = 0;
+  std::size_t at = 0, added = 0;
   for (const py::handle slot : slots) {
-    if (known < entries_.size() && entries_[known].slot.is(slot)) {
-      entries.push_back(std::move(entries_[known]));
-      images.push_back(std::move(images_[known]));
-      table.push_back(table_[known++]);
-    } else {
-      images.emplace_back(new_entries[added].param, new_entries[added].state);
-      entries.push_back(std::move(new_entries[added]));
-      table.push_back(new_table[added++]);
+    if (at == entries_.size() || !entries_[at].slot.is(slot)) {
+      images_.emplace(images_.begin() + at, new_entries[added].param, new_entries[added].state);
+      entries_.insert(entries_.begin() + at, std::move(new_entries[added]));
+      table_.insert(table_.begin() + at, new_table[added++]);
     }
+    ++at;
   }
-  entries_ = std::move(entries);
-  table_ = std::move(table);
-  images_ = std::move(images);
-  for (const Tensor& t : table_) group_count_ = std::max(group_count_, std::size_t(t.group) + 1);
+  for (const Tensor& t : new_table) group_count_ = std::max(group_count_, std::size_t(t.group) + 1);
   release_gradients();
 }
 

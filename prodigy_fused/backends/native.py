@@ -109,17 +109,37 @@ def unfit(p: Tensor, group: Group) -> str | None:
     return None
 
 
-def same_objects(a: list[Any], b: list[Any]) -> bool:
-    """Returns whether two lists hold the very same objects."""
+def same_objects(a: Sequence[Any], b: list[Any]) -> bool:
+    """Returns whether two sequences hold the very same objects."""
     return len(a) == len(b) and all(map(is_, a, b)) if MISSING else _C.same_objects(a, b)
 
 
-def read_gradients(params: list[Tensor]) -> tuple[list[Tensor | None], int]:
-    """Returns the gradients of parameters, and how many of them are None."""
+def same_entries(entries: dict[Any, Any], keys: list[Any], values: list[Any]) -> bool:
+    """Returns whether the keys and values of a dictionary are, in its order, the very objects of two lists."""
+    if not MISSING and isinstance(entries, dict):  # a caller may have put what he likes in its place
+        return _C.same_entries(entries, keys, values)
+    return same_objects(list(entries.keys()), keys) and same_objects(list(entries.values()), values)
+
+
+def read_gradients(params: list[Tensor], grads: list[Tensor | None]) -> int:
+    """Puts the gradients of parameters into a list of the same length; returns how many of them are None."""
     if not MISSING:
-        return _C.read_gradients(params)
-    grads = [p.grad for p in params]
-    return grads, sum(grad is None for grad in grads)
+        return _C.read_gradients(params, grads)
+    grads[:] = [p.grad for p in params]
+    return sum(grad is None for grad in grads)
+
+
+def with_gradients(params: list[Tensor], indices: list[int]) -> list[int]:
+    """Returns those of some parameters, given by their indices, that have a gradient."""
+    return [i for i in indices if params[i].grad is not None] if MISSING else _C.with_gradients(params, indices)
+
+
+def clear(objects: list[Any]) -> None:
+    """Replaces all objects of a list by None."""
+    if not MISSING:
+        _C.clear(objects)
+    else:
+        objects[:] = [None] * len(objects)
 
 
 def count_steps(states: list[dict[str, Any]]) -> None:
@@ -159,11 +179,10 @@ class NativePlan:
         self._native.extend(list(slots))
         self.slots = slots
 
-    def load_gradients(self, grads: Sequence[Tensor | None]) -> None:
-        loaded = list(grads)
-        while (i := self._native.load_gradients(loaded)) >= 0:
-            loaded[i] = self._laid_out(i, loaded[i])
-        self._grads = loaded  # see Note [Who keeps gradients alive]
+    def load_gradients(self, grads: list[Tensor | None]) -> None:
+        while (i := self._native.load_gradients(grads)) >= 0:
+            grads[i] = self._laid_out(i, grads[i])
+        self._grads = grads  # see Note [Who keeps gradients alive]
 
     def _laid_out(self, at: int, grad: Any) -> Tensor:
         """Returns a gradient that the kernels cannot read as one that they can."""
