@@ -50,17 +50,20 @@ def steps(peer: peers.Peer, device: torch.device, dtype: torch.dtype, elements: 
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Takes the steps of every variant of one backend, in every dtype."""
+    """Takes the steps of the variants of one backend."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", default="cuda")
+    parser.add_argument("--dtype", choices=[str(dtype).removeprefix("torch.") for dtype in DTYPES])
+    parser.add_argument("--peer", action="append", help="only variants whose name contains this; repeatable")
     parser.add_argument("--elements", type=int, default=9001)
     parser.add_argument("--steps", type=int, default=3)
     args = parser.parse_args(argv)
     device = torch.device("cpu" if args.backend == "cpu" else "cuda")
-    for dtype in DTYPES:
+    for dtype in [getattr(torch, args.dtype)] if args.dtype else DTYPES:
         own = [peer for peer in peers.own(device, dtype) if peer.name.startswith(f"prodigy_fused({args.backend}")]
+        own = [peer for peer in own if not args.peer or any(name in peer.name for name in args.peer)]
         if not own:
-            parser.error(f"no backend {args.backend} here")
+            parser.error(f"no such backend here, or no such variant of it: {args.backend}, {args.peer}")
         for peer in own:
             d = steps(peer, device, dtype, args.elements, args.steps)
             print(f"{str(dtype).removeprefix('torch.')} {peer.name}: d {d:.3g}", flush=True)

@@ -21,6 +21,7 @@ ANCHOR = "AdamW(fused)"
 COPY, IN_PLACE = "copy", "in place"
 SAMPLED: dict[str, Any] = {"slice_p": 11}  # float16 is then rounded stochastically
 BFLOAT16: dict[str, Any] = {"state_dtype": torch.bfloat16}
+STOCHASTIC: dict[str, Any] = {"low_precision": "stochastic"}
 CODED: dict[str, Any] = {"state_dtype": "8bit"}
 # In every step d moves, by a thousandth: unbounded, it would overflow.
 MOVES: dict[str, Any] = {"growth_rate": 1.001}
@@ -123,7 +124,7 @@ def storages(dtype: torch.dtype) -> dict[str, tuple[dict[str, Any], int]]:
     if dtype == torch.bfloat16:
         found["displacement"] = {"low_precision": "displacement"}, 6
     if dtype.itemsize == 2:
-        found["stochastic"] = {"low_precision": "stochastic"}, 5
+        found["stochastic"] = STOCHASTIC, 5
     return found
 
 
@@ -144,6 +145,9 @@ def variants(name: str, dtype: torch.dtype, plain: bool) -> list[Peer]:
     half = dtype.itemsize == 2
     found = [variant("slice_p=11", SAMPLED, 4, everywhere=True)]
     found += [variant(what, how, tensors, everywhere=half) for what, (how, tensors) in storages(dtype).items()]
+    if dtype == torch.bfloat16:  # without the eight bits that are kept beside it by default
+        more = {"slice_p=11": SAMPLED, "bfloat16 state": BFLOAT16, "bfloat16 state, slice_p=11": BFLOAT16 | SAMPLED}
+        found += [variant(f"stochastic, {what}", STOCHASTIC | how) for what, how in more.items()]
     return [
         *found,
         variant("bfloat16 state, slice_p=11", BFLOAT16 | SAMPLED),

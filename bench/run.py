@@ -188,9 +188,9 @@ def main(argv: list[str] | None = None) -> None:
                 # More turns than announced if a workload needs several heats.
                 progress.update(task, completed=done, total=max(turns, done), refresh=progress.console.is_terminal)
 
-            new = [{**where, **row} for row in work(tick)]
-            rows.append(args.csv, new)
-            found += len(new)
+            for row in work(tick):  # a heat's rows are there even if the next never ends
+                rows.append(args.csv, [{**where, **row}])
+                found += 1
             progress.update(task, completed=turns, total=turns)
             if not progress.console.is_terminal:
                 print(f"{time.perf_counter() - start:5.0f} s  {name}", flush=True)

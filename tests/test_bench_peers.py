@@ -78,7 +78,8 @@ def test_the_backends_of_this_machine_are_found():
 
 def test_bfloat16_has_its_own_peers():
     names = {peer.name for peer in peers.table(CPU, torch.bfloat16)} - {peer.name for peer in peers.table(CPU)}
-    ours = {f"prodigy_fused(cpu, {what})" for what in ("stochastic", "displacement")}
+    more = ("", ", slice_p=11", ", bfloat16 state", ", bfloat16 state, slice_p=11")
+    ours = {f"prodigy_fused(cpu, {what})" for what in ("displacement", *(f"stochastic{how}" for how in more))}
     assert names == {*ours, "torchao AdamW, stochastic"}
 
 

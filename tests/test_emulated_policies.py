@@ -171,6 +171,47 @@ def test_no_momentum(policy):
     check(*both)
 
 
+def of_any_size(dtype: torch.dtype, seed: int, least: int, most: int, n: int = 3000) -> torch.Tensor:
+    """Both signs, exponents from `least` to `most`, as far as the type has them."""
+    draw = torch.Generator().manual_seed(seed)
+    x = (1 + torch.rand(n, generator=draw)) * 2.0 ** torch.randint(least, most, (n,), generator=draw)
+    return (x * torch.randint(-1, 2, (n,), generator=draw)).clamp(-6e4, 6e4).to(dtype)
+
+
+@pytest.mark.parametrize("policy", [0, 4, 10, 11, 15, 17])
+@pytest.mark.parametrize("decay", [{}, {"weight_decay": 0.01}, {"weight_decay": 0.01, "decouple": False}], ids=str)
+def test_with_float32_state_every_bit_is_that_of_a_cpu(policy, decay):
+    """Whatever the numbers: roots and quotients are exact, and x is rounded with the same bits. d stays."""
+    dtype, options = POLICIES[policy]
+    seen = []
+    for name in ("emulated", "cpu"):
+        x = of_any_size(dtype, 0, -30, 16)
+        x[::98] = float("-inf")
+        opt = Prodigy([nn.Parameter(x)], backend=name, d_coef=1e-30, eps=1e-25, **options, **decay)
+        for k in range(1, 4):
+            p = params(opt)[0]
+            if k == 3:  # what x is then is the change
+                opt.state[p]["exp_avg"].mul_(of_any_size(torch.float32, 9, -120, 1))
+                p.data[1::2] = 0
+            p.grad = of_any_size(dtype, k, *((-20, 16) if k == 2 else (-140, -30))).where(x.isfinite(), torch.zeros(()))
+            opt.step()
+        seen.append(dict(fields(opt)))
+    assert emulated.native.policy() == policy
+    assert all(same(value, seen[1][key]) for key, value in seen[0].items())
+
+
+def test_roots_of_the_smallest_numbers():
+    """Where they are approximate: v is subnormal, and eps less than its root."""
+    seen = []
+    for name in ("emulated", "cpu"):
+        opt = Prodigy([nn.Parameter(torch.ones(3000))], backend=name, d_coef=1e-30, eps=1e-15, **NARROW)
+        for k in range(4):
+            params(opt)[0].grad = of_any_size(torch.float32, k, -45, -39)
+            opt.step()
+        seen.append(params(opt)[0].detach())
+    assert torch.allclose(*seen, rtol=0, atol=2**-22) and (seen[1] - 1).abs().median() > 2**-18
+
+
 @pytest.mark.parametrize(("policy", "last"), [(4, ANY), (22, ANY_CODED), (25, ANY_CODED)])
 def test_gradients_of_another_type_run_in_the_last_policy_that_fits(policy, last):
     opt, other = (start(name, policy, *POLICIES[policy]) for name in ("emulated", "cpu"))

@@ -45,7 +45,7 @@ def test_dry_run_emulates_and_lists_the_rest(tmp_path):
     report = json.loads((folder / "report.json").read_text())
     outcomes = [(row["part"], row.get("rc"), row.get("skipped")) for row in report["parts"]]
     assert outcomes[0] == ("emulation", 0, None)
-    assert len(outcomes) == 11
+    assert len(outcomes) == 12
     assert all(skipped == "dry run" for _, _, skipped in outcomes[1:])
     assert report["machine"]["commit"] == "0ddba11"
     assert {"gpu", "torch", "driver"} <= report["machine"].keys()
@@ -105,18 +105,36 @@ def test_what_hangs_is_ended_with_all_its_children(module, tmp_path, monkeypatch
     assert not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"
 
 
+def test_commands_together_end_as_the_first_did_when_all_have(module, tmp_path):
+    code = "import sys, time; time.sleep(float(sys.argv[1])); open(sys.argv[2], 'w'); sys.exit(int(sys.argv[3]))"
+    runs = [[sys.executable, "-c", code, wait, str(tmp_path / name), rc] for wait, name, rc in
+            (("0", "first", "3"), ("0.5", "a b", "0"), ("0", "c", "1"))]  # fmt: skip
+    row = check(module, tmp_path).run("build", module.together(runs[0], runs[1:]), 50)
+    assert row["rc"] == 3
+    assert all((tmp_path / name).exists() for name in ("first", "a b", "c"))
+
+
+def test_triton_compiles_while_the_module_is_built(module, tmp_path):
+    shell, _, line = module.parts(tmp_path, has_gpu=True)["build"].commands[-1]
+    assert shell == "sh" and all(f"--backend=triton --dtype={dtype} &" in line for dtype in module.DTYPES)
+    assert "build_ext" in line and module.parts(tmp_path)["build"].commands[-1][1] == "setup.py"
+
+
 def test_the_most_valuable_parts_come_first_and_races_of_prototypes_are_run(module, tmp_path):
     (tmp_path / "race_1.py").touch()
     parts = module.parts(tmp_path, variants=tmp_path)
     names = [name for name in parts if name not in module.DRY]
-    assert names == ["parity", "policies", "host", "ncu", "sanitizer", "variants", "suite", "bench", "large"]
+    assert " ".join(names) == "parity policies host ncu sanitizer variants suite bench geometry large"
     assert parts["variants"].commands == [[sys.executable, str(tmp_path / "race_1.py")]]
 
 
-def test_steps_for_profilers_are_of_every_variant(capsys, monkeypatch):
-    monkeypatch.setattr(gpu_steps, "DTYPES", (torch.float32,))
-    gpu_steps.main(["--backend=cpu", "--elements=100"])
+def test_steps_for_profilers_are_of_every_variant(capsys):
+    gpu_steps.main(["--backend=cpu", "--elements=100", "--dtype=float32"])
     lines = capsys.readouterr().out.splitlines()
     assert "float32 prodigy_fused(cpu, bfloat16 state, slice_p=11): d 1e-06" in lines
+    gpu_steps.main(["--backend=cpu", "--elements=100", "--dtype=bfloat16", "--peer=8-bit state)"])
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "bfloat16 prodigy_fused(cpu, 8-bit state)"
+    ]
     (moved,) = (line for line in lines if line.startswith("float32 prodigy_fused(cpu, d moves)"))
     assert not moved.endswith(" 1e-06")

@@ -16,32 +16,32 @@ X, DELTA, LOW = "AS_IT_IS", "DISPLACED", "EXTENDED"
 CODES = "8bit"
 # Parameters, state, samples, what is kept, gradients (None: some of float32); and of *update*, at most so many words
 # spilled outside of the walk over aligned elements, loads of such words within it, and its instructions per element, of
-# which about ten are the slow paths of the root and the quotient.
+# which about ten are the slow paths of an exact root and quotient, and eight those of weight decay, if there is none.
 POLICIES = {
-    (F32, F32, "ALL", X, F32): (18, 0, 70),
-    (F32, F32, "SOME", X, F32): (12, 0, 58),
-    (F32, F32, "NONE", X, F32): (0, 0, 58),
-    (F32, BF16, "ALL", X, F32): (28, 7, 97),
-    (F32, BF16, "SOME", X, F32): (18, 0, 78),
-    (BF16, F32, "ALL", X, BF16): (14, 0, 90),
-    (BF16, F32, "ALL", X, F32): (16, 0, 89),
-    (BF16, F32, "ALL", X, None): (18, 0, 94),
-    (BF16, F32, "ALL", DELTA, BF16): (18, 0, 97),
-    (BF16, F32, "SOME", X, BF16): (26, 0, 77),
-    (BF16, BF16, "ALL", X, BF16): (36, 8, 105),
-    (BF16, BF16, "SOME", X, BF16): (50, 2, 86),
-    (BF16, F32, "ALL", LOW, BF16): (30, 4, 105),
-    (BF16, BF16, "ALL", LOW, BF16): (60, 9, 124),
-    (BF16, BF16, "SOME", LOW, BF16): (60, 2, 102),
-    (F16, F32, "ALL", DELTA, F16): (18, 0, 84),
-    (F16, F32, "SOME", X, F16): (26, 0, 91),
-    (F64, F64, "ALL", X, F64): (22, 2, 107),
-    (F64, F64, "SOME", X, F64): (14, 0, 88),
-    (F32, CODES, "ALL", X, F32): (56, 20, 180),
-    (F32, CODES, "SOME", X, F32): (38, 7, 112),
-    (F32, CODES, "NONE", X, F32): (12, 0, 110),
+    (F32, F32, "ALL", X, F32): (10, 0, 72),
+    (F32, F32, "SOME", X, F32): (14, 0, 60),
+    (F32, F32, "NONE", X, F32): (0, 0, 60),
+    (F32, BF16, "ALL", X, F32): (6, 0, 76),
+    (F32, BF16, "SOME", X, F32): (24, 0, 58),
+    (BF16, F32, "ALL", X, BF16): (10, 0, 87),
+    (BF16, F32, "ALL", X, F32): (10, 0, 86),
+    (BF16, F32, "ALL", X, None): (14, 0, 91),
+    (BF16, F32, "ALL", DELTA, BF16): (14, 0, 94),
+    (BF16, F32, "SOME", X, BF16): (22, 0, 74),
+    (BF16, BF16, "ALL", X, BF16): (10, 0, 81),
+    (BF16, BF16, "SOME", X, BF16): (10, 0, 64),
+    (BF16, F32, "ALL", LOW, BF16): (30, 0, 99),
+    (BF16, BF16, "ALL", LOW, BF16): (16, 0, 94),
+    (BF16, BF16, "SOME", LOW, BF16): (18, 0, 76),
+    (F16, F32, "ALL", DELTA, F16): (14, 0, 83),
+    (F16, F32, "SOME", X, F16): (22, 0, 91),
+    (F64, F64, "ALL", X, F64): (30, 4, 112),
+    (F64, F64, "SOME", X, F64): (6, 0, 94),
+    (F32, CODES, "ALL", X, F32): (72, 20, 182),
+    (F32, CODES, "SOME", X, F32): (38, 7, 115),
+    (F32, CODES, "NONE", X, F32): (12, 0, 114),
     (BF16, CODES, "ALL", X, None): (92, 42, 196),
-    (BF16, CODES, "SOME", LOW, BF16): (40, 4, 134),
+    (BF16, CODES, "SOME", LOW, BF16): (44, 4, 134),
     (F16, CODES, "ALL", X, F16): (70, 13, 204),
 }
 FINISHES = [(26, 0, 270), (50, 8, 170)]  # of *finish*; with codes
@@ -105,7 +105,10 @@ def check(wanted):
         rounds = (SIZES[dtype] == 2 and kept != DELTA) or (SIZES[state] < 4 and kernel == UPDATE)
         rounds |= state == CODES and samples == "ALL"
         assert row["hashes"] == rounds * parts_of(policy), what  # one for elements of a thread that are side by side
-        assert row["inexact"] == 0 and row["exact"] > 0 and row["arrivals"] == 1, what
+        # Roots and quotients, and where they are not exact, nothing else: sqrt.approx, div.full, no .ftz.
+        approximate = kernel == UPDATE and SIZES[state] == 2
+        assert (row["inexact"] > 0, row["exact"] > 0) == (approximate, not approximate), what
+        assert row["arrivals"] == 1, what
 
 
 def test_kernels_keep_to_registers_and_16_byte_accesses():

@@ -131,7 +131,6 @@ def third(bits):
 
 # Bits of float32: all but the sign.
 SIZE = tl.constexpr(0x7FFFFFFF)
-INFINITY = tl.constexpr(float("inf"))
 # Of 2^-14, the smallest normal float16, and of 2^16, where float16 overflows.
 HALF_NORMAL = tl.constexpr(113 << 23)
 HALF_INFINITY = tl.constexpr(143 << 23)
@@ -143,7 +142,13 @@ HALF_INF = tl.constexpr(0x7C00)
 
 # Note [NaN]
 # What is rounded is the result of an operation: if it is a NaN, then a quiet one, which stays one when its low bits are
-# cut off.
+# cut off. But all its bits may be set, and what is added to it would overflow.
+
+
+@triton.jit
+def addable(value):
+    """Returns the bits of a float32, to which up to 0xFFFF may be added: see Note [NaN]."""
+    return tl.minimum(value.to(tl.int32, bitcast=True), 0x7FFF0000).to(tl.uint32, bitcast=True)
 
 
 @triton.jit
@@ -159,9 +164,8 @@ def widen(stored, TYPE: tl.constexpr):
 def nearest(value, TYPE: tl.constexpr):
     """Returns a float32 rounded to a 16-bit word, to nearest, ties to even."""
     if TYPE.is_bf16():
-        word = word_of(value)
-        half = tl.where(value == value, ((word >> 16) & 1) + 0x7FFF, 0).to(tl.uint32)  # see Note [NaN]
-        return (plus(word, half) >> 16).to(tl.uint16)
+        word = addable(value)
+        return (plus(word, ((word >> 16) & 1) + 0x7FFF) >> 16).to(tl.uint16)
     else:
         return value.to(tl.float16).to(tl.uint16, bitcast=True)
 
@@ -172,11 +176,10 @@ def stochastic(value, random, TYPE: tl.constexpr):
 
     Else it is rounded to `lower`, the next smaller size.
     """
-    word = word_of(value)
     if TYPE.is_bf16():
-        part = tl.where(tl.abs(value) < INFINITY, random >> 16, 0).to(tl.uint32)  # see Note [NaN]
-        return (plus(word, part) >> 16).to(tl.uint16)
+        return (plus(addable(value), random >> 16) >> 16).to(tl.uint16)
     else:
+        word = word_of(value)
         size = word & SIZE
         up = plus(size, random >> 19)
         normal = tl.where(up >= HALF_INFINITY, HALF_INF, minus(up, REBIAS) >> 13)
@@ -196,8 +199,7 @@ def stochastic(value, random, TYPE: tl.constexpr):
 @triton.jit
 def byte_counts(x):
     """Returns beside which bfloat16 numbers, given as words, a byte counts: not zero, infinity and NaN."""
-    size = x.to(tl.uint32) & 0x7FFF
-    return (size > 0) & (size < 0x7F80)
+    return minus(x.to(tl.uint32) & 0x7FFF, 1) < 0x7F7F
 
 
 @triton.jit
@@ -210,11 +212,9 @@ def kept_value(x, low):
 @triton.jit
 def stochastic_24(value, random):
     """Returns a float32 rounded to 24 bits: a word and a byte."""
-    word = plus(word_of(value), tl.where(tl.abs(value) < INFINITY, random >> 24, 0).to(tl.uint32))
-    half = tl.where(value == value, 0x8000, 0).to(tl.uint32)  # see Note [NaN]
-    x = (plus(word, half) >> 16).to(tl.uint16)
-    low = tl.where(byte_counts(x), minus(word >> 8, x.to(tl.uint32) << 8), 0).to(tl.uint32)
-    return x, low.to(tl.int8)
+    word = plus(addable(value), random >> 24)
+    x = (plus(word, 0x8000) >> 16).to(tl.uint16)
+    return x, tl.where(byte_counts(x), word >> 8, 0).to(tl.int8)  # x has no bits in the byte: it is the difference's
 
 
 @triton.jit

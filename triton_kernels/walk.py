@@ -30,9 +30,11 @@ from .rule import (
     finite_or_zero,
     gradient,
     moments,
+    quotient,
     sample,
     square_root,
     step,
+    step_by,
     undo,
     without_step,
 )
@@ -104,7 +106,7 @@ def update_walk(
             norm += folded(norm_terms)
             store(s + i, new_s, mask, S, True, third(bits) if S.primitive_bitwidth == 16 else 0)
         new_m, new_v = moments(g, old_m, old_v, c)
-        position = step(position, old_x, new_m, square_root(new_v), decay, dlr, c.d_eps)
+        position = step_by(quotient(new_m, new_v, c.d_eps, S), position, old_x, decay, dlr)
         store(v + i, new_v, mask, S, True, second(bits) if S.primitive_bitwidth == 16 else 0)
         store(m + i, new_m, with_momentum, S)
         store_position(x + i, delta + i, low + i, position, origin, with_momentum, t, bits, X, KEPT)

@@ -2,9 +2,8 @@
 // addresses allow.
 #pragma once
 
-#include "cuda/intrinsics.cuh"
 #include "cuda/policy.h"
-#include "prodigy/rounding.h"
+#include "cuda/rounding.cuh"
 
 namespace prodigy::cuda {
 
@@ -46,37 +45,6 @@ struct alignas(kWordsAtATime<R> * sizeof(typename R::Word)) Access {
   typename R::Word word[kWordsAtATime<R>];
 };
 
-// -- rounding to 16 bits ---------------------------------------------------------------------------------------------
-
-struct Nearest {
-  template <Type kType>
-  __device__ __forceinline__ std::uint32_t pair(float low, float high, int) const {
-    return nearest_pair<kType>(low, high);
-  }
-};
-
-// Which values of an element are rounded stochastically: each has bits of its own.
-enum class Rounded { kX, kV, kS };
-
-// run: of the pack, see RandomBits.
-template <Rounded kWhich>
-struct Stochastic {
-  std::uint32_t run;
-
-  __device__ __forceinline__ std::uint32_t bits(int e) const {
-    const std::uint32_t bits = run * power(e);
-    return kWhich == Rounded::kX ? bits : kWhich == Rounded::kV ? second(bits) : third(bits);
-  }
-  template <Type kType>
-  __device__ __forceinline__ std::uint32_t pair(float low, float high, int e) const {
-    if constexpr (kType == Type::kBFloat16) {
-      return __byte_perm(stochastic_above(low, bits(e)), stochastic_above(high, bits(e + 1)), 0x7632);
-    } else {
-      return stochastic<kType>(low, bits(e)) | std::uint32_t(stochastic<kType>(high, bits(e + 1))) << 16;
-    }
-  }
-};
-
 // -- arrays of a known type ------------------------------------------------------------------------------------------
 
 template <class Number>
@@ -85,6 +53,14 @@ struct Array {
 
   __device__ __forceinline__ Array(const void* address, Type)
       : data(static_cast<Number*>(const_cast<void*>(address))) {}
+  // The address of element i; of one of a chunk, by arithmetic of 32 bits.
+  __device__ __forceinline__ Number* at(std::int64_t i) const { return data + i; }
+  __device__ __forceinline__ Number* at(std::uint32_t i) const {
+    return reinterpret_cast<Number*>(reinterpret_cast<char*>(data) + i * std::uint32_t(sizeof(Number)));
+  }
+  __device__ __forceinline__ void advance(std::int64_t count) {
+    if (data != nullptr) data += count;
+  }
   // Whether packs can be moved at once from element i on.
   template <int kCount>
   __device__ __forceinline__ bool aligned(std::int64_t i) const {
@@ -93,10 +69,10 @@ struct Array {
 };
 
 // kFull: all elements are there, at an aligned address. Else only the first `count`, one by one; the rest are 0.
-template <bool kFull, int kCount, class Number>
-__device__ __forceinline__ void load(const Array<Number>& from, std::int64_t i, int count, Raw<Number, kCount>& raw) {
+template <bool kFull, int kCount, class Number, class Index>
+__device__ __forceinline__ void load(const Array<Number>& from, Index i, int count, Raw<Number, kCount>& raw) {
   using R = Raw<Number, kCount>;
-  const Number* first = from.data + i;
+  const Number* first = from.at(i);
   if constexpr (kFull) {
 #pragma unroll
     for (int w = 0; w < R::kWords; w += kWordsAtATime<R>) {
@@ -123,11 +99,10 @@ __device__ __forceinline__ void load(const Array<Number>& from, std::int64_t i, 
   }
 }
 
-template <bool kFull, int kCount, class Number>
-__device__ __forceinline__ void store(const Array<Number>& to, std::int64_t i, int count,
-                                      const Raw<Number, kCount>& raw) {
+template <bool kFull, int kCount, class Number, class Index>
+__device__ __forceinline__ void store(const Array<Number>& to, Index i, int count, const Raw<Number, kCount>& raw) {
   using R = Raw<Number, kCount>;
-  Number* first = to.data + i;
+  Number* first = to.at(i);
   if constexpr (kFull) {
 #pragma unroll
     for (int w = 0; w < R::kWords; w += kWordsAtATime<R>) {
@@ -214,6 +189,9 @@ struct Array<AnyNumber> {
   __device__ __forceinline__ bool aligned(std::int64_t i) const {
     return (reinterpret_cast<std::uintptr_t>(data) + i * size_of(type)) % unsigned(kCount * size_of(type)) == 0;
   }
+  __device__ __forceinline__ void advance(std::int64_t count) {
+    if (data != nullptr) data = static_cast<char*>(data) + count * size_of(type);
+  }
   // Calls visit(array) with the array as one of its type.
   template <class Visit>
   __device__ __forceinline__ auto visit(Visit visit) const {
@@ -234,9 +212,8 @@ __device__ __forceinline__ Raw<To, kCount> raw_as(const Raw<From, kCount>& from)
   return to;
 }
 
-template <bool kFull, int kCount>
-__device__ __forceinline__ void load(const Array<AnyNumber>& from, std::int64_t i, int count,
-                                     Raw<AnyNumber, kCount>& raw) {
+template <bool kFull, int kCount, class Index>
+__device__ __forceinline__ void load(const Array<AnyNumber>& from, Index i, int count, Raw<AnyNumber, kCount>& raw) {
   from.visit([&](auto array) {
     Raw<std::decay_t<decltype(*array.data)>, kCount> typed;
     load<kFull>(array, i, count, typed);
@@ -244,8 +221,8 @@ __device__ __forceinline__ void load(const Array<AnyNumber>& from, std::int64_t 
   });
 }
 
-template <bool kFull, int kCount>
-__device__ __forceinline__ void store(const Array<AnyNumber>& to, std::int64_t i, int count,
+template <bool kFull, int kCount, class Index>
+__device__ __forceinline__ void store(const Array<AnyNumber>& to, Index i, int count,
                                       const Raw<AnyNumber, kCount>& raw) {
   to.visit([&](auto array) { store<kFull>(array, i, count, raw_as<std::decay_t<decltype(*array.data)>>(raw)); });
 }

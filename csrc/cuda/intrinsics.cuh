@@ -15,6 +15,12 @@ constexpr std::uint32_t kWholeBits = 0x4b400000u;
 #if defined(__CUDACC__)
 namespace prodigy::cuda {
 
+// A number that the compiler keeps, rather than compute it anew where it is used.
+__device__ __forceinline__ int held(int number) {
+  asm volatile("" : "+r"(number));
+  return number;
+}
+
 // To within 1 unit in the last place; of subnormal numbers, too.
 __device__ __forceinline__ float approximate_root(float value) {
   float root;
@@ -22,9 +28,18 @@ __device__ __forceinline__ float approximate_root(float value) {
   return root;
 }
 
-// To within 2 units in the last place for 2^-126 <= |divisor| <= 2^126.
-__device__ __forceinline__ float approximate_quotient(float dividend, float divisor) {
-  return __fdividef(dividend, divisor);
+// The same, but 0 for subnormal numbers.
+__device__ __forceinline__ float approximate_root_of_normal(float value) {
+  float root;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(value));
+  return root;
+}
+
+// 1 / root, infinite for subnormal numbers.
+__device__ __forceinline__ float approximate_inverse_root(float value) {
+  float inverse;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(value));
+  return inverse;
 }
 
 // Two numbers rounded to nearest, the first in the low half. As nearest<kType>() of prodigy/rounding.h, but for the
@@ -92,16 +107,23 @@ namespace prodigy::cuda {
 
 // Where m and v are stored with 16 bits, a root and a quotient that are off by at most 3 units in the last of float32's
 // places are exact: the rounding of m and v is 2^14 times as coarse. The kernel would else wait for arithmetic, not for
-// memory. A divisor is in approximate_quotient's range: a root is at least 2^-75 and less than 2^64, or 0; then m is 0,
-// too, or so is the quotient's share of a 16-bit x.
+// memory. A root is taken of 2^24 v, which is a normal number if v > 0: a divisor is then at least 2^-75. (From 2^104
+// on the root is infinite, as it would be from 2^128 on: what has such a gradient does not move.)
 struct ApproximateRoots {
-  static __device__ __forceinline__ float root(float value) { return approximate_root(value); }
+  static __device__ __forceinline__ float root(float value) {
+    return approximate_root_of_normal(value * 0x1p24f) * 0x1p-12f;
+  }
   static __device__ __forceinline__ float quotient(float dividend, float divisor) {
-    return approximate_quotient(dividend, divisor);
+    return dividend * approximate_reciprocal(divisor);
   }
 };
 
-// The same for m and v in codes of 8 bits, where v is its root.
+// For new roots, which are stored as codes of 8 bits.
+struct RootsForCodes {
+  static __device__ __forceinline__ float root(float value) { return approximate_root(value); }
+};
+
+// For m and v in codes of 8 bits, where v is its root.
 struct KnownRoots {
   static __device__ __forceinline__ float root(float root) { return root; }
   static __device__ __forceinline__ float quotient(float dividend, float divisor) {

@@ -40,10 +40,6 @@ __device__ __forceinline__ Sums<double> update_chunk(const Tensor& t, const Grad
                                                      const Coefficients<typename Policy::T>& c) {
   if constexpr (Policy::Storage::kCoded) {
     return update_codes<Policy>(t, grad, chunk, c);
-  } else if constexpr (std::is_same_v<typename Policy::Sampling, AnySampling>) {
-    if (t.s == nullptr) return update_chunk<typename Policy::template With<NoElement>>(t, grad, chunk, c);
-    if (t.slice_p == 1) return update_chunk<typename Policy::template With<EveryElement>>(t, grad, chunk, c);
-    return update_chunk<typename Policy::template With<EveryPth>>(t, grad, chunk, c);
   } else {
     return update_packs<Policy>(t, grad, chunk, c);
   }

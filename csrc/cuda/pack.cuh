@@ -14,6 +14,7 @@ struct Arrays {
   Array<std::int8_t> low;
   std::uint32_t index;
   bool stochastic;
+  std::int64_t begin = 0;  // the element from which on they are indexed, but for samples
 
   __device__ __forceinline__ Arrays(const Tensor& t, const Gradient& gradient)
       : x(t.x, t.type),
@@ -27,6 +28,19 @@ struct Arrays {
         index(t.index),
         stochastic(t.stochastic) {}
 
+  // Those of a chunk, of which all but samples are indexed from its beginning on.
+  __device__ __forceinline__ Arrays(const Tensor& t, const Gradient& gradient, const Chunk& chunk)
+      : Arrays(t, gradient) {
+    begin = chunk.begin;
+    x.advance(begin);
+    grad.advance(begin);
+    m.advance(begin);
+    v.advance(begin);
+    delta.advance(begin);
+    low.advance(begin);
+    if (t.slice_p == 1) s.advance(begin);
+    if (t.slice_p == 1 || displaced()) x0.advance(begin);
+  }
   __device__ __forceinline__ bool displaced() const {
     if (Storage::kCoded) return false;
     return Storage::kBeside == Beside::kDelta || (Storage::kBeside == Beside::kAsked && delta.data != nullptr);
@@ -52,21 +66,23 @@ struct Arrays {
 template <class Storage>
 struct ChunkBits {
   RandomBits bits;
-  std::int64_t shift;
-  std::uint32_t eights;   // from i / 8, where a pack begins, to the eight in the whole tensor
+  std::int64_t shift, begin;  // begin: of the chunk, in the whole tensor
+  std::uint32_t eights;
   std::uint32_t skipped;  // the factor for what the chunk lacks of its first eight
 
   __device__ __forceinline__ ChunkBits(std::uint32_t step, std::uint32_t tensor, Stream stream, const Chunk& chunk)
       : bits(step, tensor, stream, chunk.begin + chunk.shift),
         shift(chunk.shift),
-        eights(std::uint32_t((chunk.begin + chunk.shift) >> 3) - std::uint32_t(chunk.begin >> 3)),
+        begin(chunk.begin + chunk.shift),
+        eights(std::uint32_t(begin >> 3)),
         skipped(skip(std::uint32_t(chunk.begin + chunk.shift) % kEight)) {}
 
-  // bits.run of the pack from element i on.
-  __device__ __forceinline__ std::uint32_t run(std::int64_t i) const {
-    if constexpr (Storage::kPerThread < kEight) return bits.run(i + shift);
-    return bits.shared(std::uint32_t(i >> 3) + eights) * skipped;
+  // bits.run of the pack from element i of the chunk on.
+  __device__ __forceinline__ std::uint32_t run(std::uint32_t i) const {
+    if constexpr (Storage::kPerThread < kEight) return bits.run(begin + i);
+    return bits.shared((i >> 3) + eights) * skipped;
   }
+  // Of element i of the tensor.
   __device__ __forceinline__ std::uint32_t of(std::int64_t i) const { return bits.of(i + shift); }
 };
 
@@ -93,10 +109,7 @@ __device__ __forceinline__ auto kept_values(const Arrays<Storage>& a, const Word
   if constexpr (Storage::kBeside == Beside::kLow || Storage::kBeside == Beside::kAsked) {
     if (!a.extended()) return x;
 #pragma unroll
-    for (int e = 0; e < Storage::kPerThread; ++e) {
-      x.value[e] =
-          kept_value(std::uint16_t(in.x.word[e / 2] >> (e % 2 * 16)), std::int8_t(in.low.word[e / 4] >> (e % 4 * 8)));
-    }
+    for (int e = 0; e < Storage::kPerThread; ++e) x.value[e] = kept(x.value[e], in.low.word[e / 4], e % 4);
   }
   return x;
 }
@@ -154,32 +167,35 @@ struct Moved {
   }
   // To 24 bits.
   __device__ __forceinline__ void round(const Pack<float, kCount>& at, const Stochastic<Rounded::kX>& random) {
-    x = {};
-    low = {};
 #pragma unroll
-    for (int e = 0; e < kCount; ++e) {
-      const Kept kept = stochastic_24(at.value[e], random.bits(e));
-      x.word[e / 2] |= std::uint32_t(kept.x) << (e % 2 * 16);
-      low.word[e / 4] |= std::uint32_t(std::uint8_t(kept.low)) << (e % 4 * 8);
+    for (int e = 0; e < kCount; e += 4) {
+      const KeptWords k[] = {{at.value[e], random.bits(e)},
+                             {at.value[e + 1], random.bits(e + 1)},
+                             {at.value[e + 2], random.bits(e + 2)},
+                             {at.value[e + 3], random.bits(e + 3)}};
+      x.word[e / 2] = __byte_perm(k[0].x, k[1].x, 0x7632);
+      x.word[e / 2 + 1] = __byte_perm(k[2].x, k[3].x, 0x7632);
+      low.word[e / 4] =
+          __byte_perm(__byte_perm(k[0].low, k[1].low, 0x51), __byte_perm(k[2].low, k[3].low, 0x51), 0x5410);
     }
   }
-  template <bool kFull>
-  __device__ __forceinline__ void write(const Arrays<Storage>& a, std::int64_t i, int count) const {
+  template <bool kFull, class Index>
+  __device__ __forceinline__ void write(const Arrays<Storage>& a, Index i, int count) const {
     store<kFull>(a.x, i, count, x);
     if (a.displaced()) store<kFull>(a.delta, i, count, delta);
     if (a.extended()) store<kFull>(a.low, i, count, low);
   }
 };
 
-// Calls visit(i, count, full) for this thread's packs of the elements [begin, end); full: all elements are there, at
-// aligned addresses. Which thread gets which elements does not depend on addresses, so neither do the sums.
+// Calls visit(i, count, full) for this thread's packs of the elements [begin, end) of a chunk; full: all elements are
+// there, at aligned addresses; else the first `count` are, or all if it is larger. Which thread gets which elements
+// does not depend on addresses, so neither do the sums.
 template <class Policy, class Visit>
-__device__ __forceinline__ void each_pack(std::int64_t begin, std::int64_t end, bool aligned, Visit visit) {
+__device__ __forceinline__ void each_pack(int begin, int end, bool aligned, Visit visit) {
   constexpr int kCount = Policy::Storage::kPerThread;
-  const int size = int(end - begin);
-  for (int offset = int(threadIdx.x) * kCount; offset < size; offset += Policy::kThreads * kCount) {
-    const int count = size - offset < kCount ? size - offset : kCount;
-    visit(begin + offset, count, aligned && count == kCount);
+  const int last = held(aligned ? end - kCount : -1);
+  for (int i = begin + int(threadIdx.x) * kCount; i < end; i += Policy::kThreads * kCount) {
+    visit(std::uint32_t(i), end - i, i <= last);
   }
 }
 

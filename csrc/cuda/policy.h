@@ -24,7 +24,8 @@ struct Float16 {
 // A number of any of these types but double: which one is asked at run time.
 struct AnyNumber {};
 
-struct ApproximateRoots;  // see intrinsics.cuh
+struct ApproximateRoots;  // see intrinsics.cuh, as of the next
+struct RootsForCodes;
 
 template <class Number>
 constexpr Type kTypeOf = Type::kOther;
@@ -70,7 +71,7 @@ struct Coded : Stored<X, float, kWith> {
   static constexpr bool kCoded = true;
   static constexpr bool kRounds = true;
   static constexpr int kPerThread = 8;
-  using Roots = ApproximateRoots;
+  using Roots = RootsForCodes;
 };
 
 using ExtendedCoded = Coded<BFloat16, Beside::kLow>;
@@ -137,8 +138,6 @@ struct Policy {
   static constexpr int kMinBlocks = blocks;
   static constexpr int kChunk = std::min(chunk, kLongestChunk) << 10;
   static constexpr int kTile = std::min((tile << 10) / kShorterTiles, kChunk);
-  template <class Other>
-  using With = Policy<Storage, Other, threads, blocks, chunk, tile>;
 };
 
 template <class... Policies>

@@ -70,8 +70,8 @@ template <class Storage, int kThreads, class T, class Bits>
 __device__ __forceinline__ void take_samples(const Arrays<Storage>& a, Samples<kThreads>& samples, int end,
                                              const Coefficients<T>& c, const Bits& random, Sums<T>& sums) {
   for (; samples.now.at < end; samples.next()) {
-    const std::int64_t i = samples.begin + samples.now.at, index = samples.now.index;
-    const T grad = load_one<T>(a.grad, i), x = a.load_x(i);
+    const std::int64_t i = samples.begin + samples.now.at, index = samples.now.index, place = i - a.begin;
+    const T grad = load_one<T>(a.grad, place), x = a.load_x(place);
     T s = load_one<T>(a.s, index);
     const T x0 = a.x0.data != nullptr ? load_one<T>(a.x0, index) : T(0);
     const Sums<T> term = sample(gradient(grad, x, c), x0 - x, s, c);

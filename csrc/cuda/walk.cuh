@@ -2,6 +2,7 @@
 // them.
 #pragma once
 
+#include "cuda/roots.cuh"
 #include "cuda/samples.cuh"
 
 namespace prodigy::cuda {
@@ -11,6 +12,7 @@ template <class T, int kLanes>
 struct LaneSums {
   Sums<T> lane[kLanes]{};
 
+  __device__ __forceinline__ Sums<T>& of(int e) { return lane[e % kLanes]; }
   __device__ __forceinline__ void add(int e, const Sums<T>& term) {
     lane[e % kLanes].dot += term.dot;
     lane[e % kLanes].norm += term.norm;
@@ -26,12 +28,42 @@ struct LaneSums {
   }
 };
 
+// Of all elements of a pack. Whether there is weight decay, and which, is asked once for all.
+template <class T, int kCount>
+__device__ __forceinline__ Pack<T, kCount> gradients(const Pack<T, kCount>& grad, const Pack<T, kCount>& x,
+                                                     const Coefficients<T>& c) {
+  Pack<T, kCount> g;
+  if (c.l2 == T(0)) {
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) g.value[e] = gradient(grad.value[e], c);
+  } else {
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) g.value[e] = gradient(grad.value[e], x.value[e], c);
+  }
+  return g;
+}
+
+template <class T, int kCount>
+__device__ __forceinline__ void take_step(Positions<T, kCount>& p, const Pack<T, kCount>& quotient,
+                                          const Coefficients<T>& c) {
+  if (c.decay == T(0)) {
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) {
+      p.at.value[e] = step_by<false>(quotient.value[e], p.at.value[e], p.x.value[e], c);
+    }
+  } else {
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) {
+      p.at.value[e] = step_by<true>(quotient.value[e], p.at.value[e], p.x.value[e], c);
+    }
+  }
+}
+
 // m, v, x, and s if every element is sampled, of one pack; and its part of the sums. All loads come before the first
 // use of one.
-template <bool kEvery, class Storage, class T, class Lanes>
-__device__ __forceinline__ void update_pack(const Arrays<Storage>& a, std::int64_t i, int count, bool full,
+template <class Storage, class T, class Lanes>
+__device__ __forceinline__ void update_pack(const Arrays<Storage>& a, std::uint32_t i, int count, bool full, bool every,
                                             const Coefficients<T>& c, const ChunkBits<Storage>& random, Lanes& sums) {
-  using Roots = typename Storage::Roots;
   constexpr int kCount = Storage::kPerThread;
   Loaded<Storage> in;
   const auto read = [&](auto whole) {
@@ -40,24 +72,24 @@ __device__ __forceinline__ void update_pack(const Arrays<Storage>& a, std::int64
     load<kFull>(a.x, i, count, in.x);
     load<kFull>(a.v, i, count, in.v);
     if (c.momentum) load<kFull>(a.m, i, count, in.m);
-    if (kEvery) load<kFull>(a.s, i, count, in.s);
+    if (every) load<kFull>(a.s, i, count, in.s);
     if (a.displaced()) load<kFull>(a.delta, i, count, in.delta);
     if (a.extended()) load<kFull>(a.low, i, count, in.low);
-    if ((kEvery || a.displaced()) && a.x0.data != nullptr) load<kFull>(a.x0, i, count, in.x0);
+    if ((every || a.displaced()) && a.x0.data != nullptr) load<kFull>(a.x0, i, count, in.x0);
   };
   full ? read(std::true_type()) : read(std::false_type());
 
   const auto grad = widened<T>(a.grad, in.grad), x0 = widened<T>(a.x0, in.x0);
   auto m = widened<T>(a.m, in.m), v = widened<T>(a.v, in.v), s = widened<T>(a.s, in.s);
   auto p = positions(a, in);
+  const auto g = gradients(grad, p.x, c);
 #pragma unroll
   for (int e = 0; e < kCount; ++e) {
-    const T g = gradient(grad.value[e], p.x.value[e], c);
     const T distance = a.displaced() ? -p.at.value[e] : x0.value[e] - p.x.value[e];
-    if (kEvery) sums.add(e, sample(g, distance, s.value[e], c));
-    moments(g, m.value[e], v.value[e], c);
-    p.at.value[e] = step<Roots>(p.at.value[e], p.x.value[e], m.value[e], v.value[e], c);
+    if (every) add_sample(g.value[e], distance, s.value[e], c, sums.of(e));
+    moments(g.value[e], m.value[e], v.value[e], c);
   }
+  take_step(p, quotients<typename Storage::Roots>(m, v, c.d_eps), c);
 
   const std::uint32_t run = Storage::kRounds ? random.run(i) : 0;
   const auto new_s = narrowed(a.s, s, Stochastic<Rounded::kS>{run});
@@ -66,7 +98,7 @@ __device__ __forceinline__ void update_pack(const Arrays<Storage>& a, std::int64
   const Moved<Storage> moved(a, p, run);
   const auto write = [&](auto whole) {
     constexpr bool kFull = decltype(whole)::value;
-    if (kEvery) store<kFull>(a.s, i, count, new_s);
+    if (every) store<kFull>(a.s, i, count, new_s);
     store<kFull>(a.v, i, count, new_v);
     if (!c.momentum) return;  // there is no m, and x is left to finish
     store<kFull>(a.m, i, count, new_m);
@@ -75,32 +107,39 @@ __device__ __forceinline__ void update_pack(const Arrays<Storage>& a, std::int64
   full ? write(std::true_type()) : write(std::false_type());
 }
 
-// Phase 1. Returns this thread's part of the sums, unweighted.
+// Phase 1. Returns this thread's part of the sums, unweighted. Any sampling is asked for here, so that there is no code
+// for each.
 template <class Policy>
 __device__ __forceinline__ Sums<double> update_packs(const Tensor& t, const Gradient& grad, const Chunk& chunk,
                                                      const Coefficients<typename Policy::T>& c) {
   using Storage = typename Policy::Storage;
-  using T = typename Policy::T;
-  constexpr bool kEvery = std::is_same_v<typename Policy::Sampling, EveryElement>;
-  constexpr bool kPth = std::is_same_v<typename Policy::Sampling, EveryPth>;
-  const Arrays<Storage> a(t, grad);
-  const bool aligned = a.aligned(chunk.begin, kPth);
+  using Sampling = typename Policy::Sampling;
+  constexpr bool kAsk = std::is_same_v<Sampling, AnySampling>, kPth = std::is_same_v<Sampling, EveryPth>;
+  constexpr bool kEvery = std::is_same_v<Sampling, EveryElement>, kMany = (kAsk || kEvery) && Storage::kPerThread < 8;
+  const bool every = kAsk ? t.s != nullptr && t.slice_p == 1 : kEvery;
+  const bool sampled = kAsk ? t.s != nullptr && t.slice_p > 1 : kPth;
+  const Arrays<Storage> a(t, grad, chunk);
+  const int size = int(chunk.end - chunk.begin);
+  const bool aligned = a.aligned(0, sampled);
   const ChunkBits<Storage> random(c.k, a.index, kStepStream, chunk);
-  LaneSums < T, kEvery&& Storage::kPerThread<8 ? Storage::kPerThread : 2> sums;
-  if constexpr (kPth) {
+  LaneSums<typename Policy::T, kMany ? Storage::kPerThread : 2> sums;
+  const auto walk = [&](int begin, int end) {
+    each_pack<Policy>(begin, end, aligned, [&](std::uint32_t i, int count, bool full) {
+      update_pack(a, i, count, full, every, c, random, sums);
+    });
+  };
+  if constexpr (kAsk || kPth) {
     Samples<Policy::kThreads> samples(t, chunk);
-    for (std::int64_t begin = chunk.begin; begin < chunk.end; begin += Policy::kTile) {
-      const std::int64_t end = begin + Policy::kTile < chunk.end ? begin + Policy::kTile : chunk.end;
-      take_samples(a, samples, int(end - chunk.begin), c, random, sums.lane[0]);
-      __syncthreads();  // their x has been read
-      each_pack<Policy>(begin, end, aligned, [&](std::int64_t i, int count, bool full) {
-        update_pack<false>(a, i, count, full, c, random, sums);
-      });
+    for (int begin = 0; begin < size; begin += Policy::kTile) {
+      const int end = held(begin + Policy::kTile < size ? begin + Policy::kTile : size);
+      if (sampled) {
+        take_samples(a, samples, end, c, random, sums.of(0));
+        __syncthreads();  // their x has been read
+      }
+      walk(begin, end);
     }
   } else {
-    each_pack<Policy>(chunk.begin, chunk.end, aligned, [&](std::int64_t i, int count, bool full) {
-      update_pack<kEvery>(a, i, count, full, c, random, sums);
-    });
+    walk(0, size);
   }
   return sums.total();
 }
@@ -120,11 +159,12 @@ __device__ __forceinline__ void finish_packs(const Tensor& t, const Gradient& gr
                                              const GroupRow<typename Policy::T>& group) {
   using Storage = typename Policy::Storage;
   using T = typename Policy::T;
-  const Arrays<Storage> a(t, grad);
+  const Arrays<Storage> a(t, grad, chunk);
   const bool momentum = group.c.momentum;
-  const bool aligned = a.aligned(chunk.begin, !a.displaced());
+  const int size = int(chunk.end - chunk.begin);
+  const bool aligned = a.aligned(0, !a.displaced());
   const ChunkBits<Storage> random(group.c.k, a.index, stream_of(group.how), chunk);
-  each_pack<Policy>(chunk.begin, chunk.end, aligned, [&](std::int64_t i, int count, bool full) {
+  each_pack<Policy>(0, size, aligned, [&](std::uint32_t i, int count, bool full) {
     Loaded<Storage> in;
     const auto read = [&](auto whole) {
       constexpr bool kFull = decltype(whole)::value;

@@ -140,12 +140,6 @@ PRODIGY_INLINE std::uint16_t nearest(float value) {
   return std::uint16_t((bits >> 16 & 0x8000u) | rounded);
 }
 
-// In the upper half, a number rounded to bfloat16 as stochastic() does, if it is the result of an operation: a NaN is
-// then a quiet one, which needs no care.
-PRODIGY_INLINE std::uint32_t stochastic_above(float value, std::uint32_t random) {
-  return bits_as<std::uint32_t>(value) + (std::fabs(value) < INFINITY ? random >> 16 : 0u);
-}
-
 // Rounds away from zero with probability (|value| - lower) / ulp, where `lower` is the next smaller size, else towards
 // zero.
 template <Type kType>

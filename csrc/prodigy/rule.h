@@ -106,12 +106,26 @@ PRODIGY_INLINE T gradient(T grad, T x, const Coefficients<T>& c) {
   return c.gradient_scale * grad + c.l2 * finite_or_zero(x);
 }
 
+// The same where there is no coupled weight decay.
+template <class T>
+PRODIGY_INLINE T gradient(T grad, const Coefficients<T>& c) {
+  return c.gradient_scale * grad;
+}
+
 // num and s, for the sampled positions. distance: x0 - x. Returns this element's part of the sums. A gradient that is
 // not finite shows in the sums, which then leave the estimate alone, but does not enter the state.
 template <class T>
 PRODIGY_INLINE Sums<T> sample(T g, T distance, T& s, const Coefficients<T>& c) {
   s = c.beta3 * s + c.s_weight * finite_or_zero(g);
   return {g == T(0) ? T(0) : g * distance, std::fabs(s)};
+}
+
+// The same, with its own sums: fewer instructions where an operation can depend on a condition.
+template <class T>
+PRODIGY_INLINE void add_sample(T g, T distance, T& s, const Coefficients<T>& c, Sums<T>& sums) {
+  s = c.beta3 * s + c.s_weight * finite_or_zero(g);
+  if (g != T(0)) sums.dot += g * distance;
+  sums.norm += std::fabs(s);
 }
 
 // m and v: Adam's, of the gradient d * g.
@@ -141,6 +155,18 @@ struct ExactRoots {
 template <class Roots = ExactRoots, class T>
 PRODIGY_INLINE T step(T at, T x, T m, T v, const Coefficients<T>& c) {
   return at - (c.decay * finite_or_zero(x) + c.dlr * Roots::quotient(m, Roots::root(v) + c.d_eps));
+}
+
+// The same, with its quotient given, in the form for such operations. kDecays: whether c.decay is not 0.
+template <class Roots, class T>
+PRODIGY_INLINE T quotient(T m, T v, T d_eps) {
+  return Roots::quotient(m, Roots::root(v) + d_eps);
+}
+template <bool kDecays, class T>
+PRODIGY_INLINE T step_by(T quotient, T at, T x, const Coefficients<T>& c) {
+  T change = c.dlr * quotient;
+  if (kDecays && std::fabs(x) < T(INFINITY)) change = c.decay * x + change;
+  return at - change;
 }
 
 // Replaces old_d*eps by d_new*eps in the step that `update` took.

@@ -186,6 +186,8 @@ inline unsigned atomicAdd(unsigned* to, unsigned term) {
 
 inline void __threadfence() {}
 
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+
 template <class T>
 T __ldcg(const T* from) {
   return *from;

@@ -15,13 +15,14 @@ inline float off_by(float value, int units) {
   return bits_as<float>(bits_as<std::uint32_t>(value) + std::uint32_t(units));
 }
 
+inline int held(int number) { return number; }
+
 // In a way that depends on the argument, so that errors do not cancel.
 inline float approximate_root(float value) {
   return off_by(std::sqrt(value), int(bits_as<std::uint32_t>(value) % 3) - 1);
 }
-inline float approximate_quotient(float dividend, float divisor) {
-  return off_by(dividend / divisor, int(bits_as<std::uint32_t>(dividend) % 5) - 2);
-}
+inline float approximate_root_of_normal(float value) { return value < 0x1p-126f ? 0.0f : approximate_root(value); }
+inline float approximate_inverse_root(float value) { return value < 0x1p-126f ? INFINITY : 1.0f / std::sqrt(value); }
 
 template <Type kType>
 std::uint32_t nearest_pair(float low, float high) {
@@ -37,13 +38,16 @@ float widen_high(std::uint32_t pair) {
 }
 
 inline float approximate_reciprocal(float value) {
+  if (value < 0x1p-126f) return INFINITY;
   return off_by(1.0f / value, int(bits_as<std::uint32_t>(value) % 3) - 1);
 }
 
 inline float larger(float a, float b) {
   return bits_as<float>(std::max(bits_as<std::uint32_t>(a), bits_as<std::uint32_t>(b)));
 }
-inline float before_whole(float value, std::uint32_t random) { return float(whole_number(value, random)); }
+inline float before_whole(float value, std::uint32_t random) {
+  return value < 0x1p22f ? float(whole_number(value, random)) : value;
+}
 inline float whole_above(float value) { return kWhole + std::ceil(value); }
 
 }  // namespace prodigy::cuda
