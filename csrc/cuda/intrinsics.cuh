@@ -75,14 +75,6 @@ __device__ __forceinline__ float larger(float a, float b) {
   return size;
 }
 
-// A number that, rounded up to a whole one, is whole_number(value, random); at most `value`, which is less than 2^22.
-__device__ __forceinline__ float before_whole(float value, std::uint32_t random) {
-  return __fmaf_ru(float(std::int32_t(random >> 8)), -0x1p-24f, value);
-}
-
-// kWhole plus the number, rounded up to a whole one.
-__device__ __forceinline__ float whole_above(float value) { return __fadd_ru(value, kWhole); }
-
 }  // namespace prodigy::cuda
 #else
 #include "intrinsics.h"

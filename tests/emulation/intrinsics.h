@@ -43,7 +43,5 @@ inline float approximate_reciprocal(float value) {
 inline float larger(float a, float b) {
   return bits_as<float>(std::max(bits_as<std::uint32_t>(a), bits_as<std::uint32_t>(b)));
 }
-inline float before_whole(float value, std::uint32_t random) { return float(whole_number(value, random)); }
-inline float whole_above(float value) { return kWhole + std::ceil(value); }
 
 }  // namespace prodigy::cuda
