@@ -37,14 +37,14 @@ POLICIES = {
     (F16, F32, "SOME", X, F16): (26, 0, 91),
     (F64, F64, "ALL", X, F64): (22, 2, 107),
     (F64, F64, "SOME", X, F64): (14, 0, 88),
-    (F32, CODES, "ALL", X, F32): (56, 20, 180),
+    (F32, CODES, "ALL", X, F32): (56, 24, 180),
     (F32, CODES, "SOME", X, F32): (38, 7, 112),
     (F32, CODES, "NONE", X, F32): (12, 0, 110),
-    (BF16, CODES, "ALL", X, None): (92, 42, 196),
+    (BF16, CODES, "ALL", X, None): (92, 46, 196),
     (BF16, CODES, "SOME", LOW, BF16): (40, 4, 134),
-    (F16, CODES, "ALL", X, F16): (70, 13, 204),
+    (F16, CODES, "ALL", X, F16): (70, 24, 204),
 }
-FINISHES = [(26, 0, 270), (50, 8, 170)]  # of *finish*; with codes
+FINISHES = [(26, 0, 270), (50, 12, 170)]  # of *finish*; with codes
 SIZES = {F32: 4, F64: 8, BF16: 2, F16: 2, CODES: 1}
 FLOAT32, SAMPLED, BFLOAT16, MIXED, DISPLACED, SMALL, SMALL_SAMPLED, EXTENDED, CODED, CODED_SAMPLED = (
     list(POLICIES)[i] for i in (0, 1, 5, 7, 8, 10, 11, 13, 19, 23)

@@ -104,12 +104,6 @@ def e4m3_number(code):
 
 
 @triton.jit
-def power_of_two(exponent):
-    """Returns 2 to the power of an int32."""
-    return float_of(((exponent + 127) << 23).to(tl.uint32))
-
-
-@triton.jit
 def e2m5_stochastic(units, random):
     """Returns the code of a size in units, at most 252, rounded stochastically in steps of 1, 2 or 4 units."""
     steps = tl.minimum(units + 128.0, tl.minimum(units * 0.5 + 160.0, units * 0.25 + 192.0))
@@ -119,10 +113,11 @@ def e2m5_stochastic(units, random):
 @triton.jit
 def e2m5_number(code):
     """Returns the number, in units, of a code."""
-    size = (code & 0x7F).to(tl.int32)
-    doublings = tl.maximum((size >> 5) - 1, 0)
-    number = (size - doublings * 32).to(tl.float32) * power_of_two(doublings)
-    return float_of(word_of(number) | ((code & 0x80).to(tl.uint32) << 24))
+    word = (code.to(tl.int8).to(tl.int32) << 18).to(tl.uint32)
+    # Half of it if it is normal; of a subnormal one, the smallest normal number is still to be taken from twice this.
+    half = plus(word & 0x01FC0000, 131 << 23)
+    size = float_of(plus(half, 1 << 23)) - float_of(tl.maximum(half, 132 << 23))
+    return float_of(word_of(size) | (word & 0x80000000))
 
 
 # -- codes and numbers -------------------------------------------------------------------------------------------------
@@ -158,17 +153,17 @@ def decoded(code, byte, CODE: tl.constexpr):
 @triton.jit
 def encoded(value, random, CODE: tl.constexpr):
     """Returns the codes of numbers, as they are stored, and the bytes of their blocks. random: not used for M."""
-    size, sign = tl.minimum(tl.abs(value), largest_size(CODE)), word_of(value) >> 31
+    size, sign = tl.minimum(tl.abs(value), largest_size(CODE)), word_of(value) & 0x80000000
     byte = byte_of(size, CODE)
     scaled = size * float_of(minus(127 + bias(CODE), byte) << 23)
     if CODE == M:
-        code = (e4m3_nearest(scaled) | (sign << 7)).to(tl.uint8)
+        code = (e4m3_nearest(scaled) | (sign >> 24)).to(tl.uint8)
     elif CODE == S_CODE:
-        code = (e2m5_stochastic(scaled, random) | (sign << 7)).to(tl.uint8)
+        code = (e2m5_stochastic(scaled, random) | (sign >> 24)).to(tl.uint8)
     elif CODE == ROOT:
         code = tl.maximum(rounded(scaled + 256.0, random, ROOT) & 0xFF, tl.minimum(word_of(size), 1)).to(tl.uint8)
     else:
-        signed = tl.where(sign != 0, -scaled, scaled)
+        signed = float_of(word_of(scaled) | sign)
         code = (rounded(signed + 384.0, random, DELTA) ^ 0x80).to(tl.int8)
     return code, byte.to(tl.uint8)
 
