@@ -19,11 +19,17 @@ bits of exponent and five of mantissa: a size is 0 to 63 units in steps of one, 
 steps of four. Its steps are that short because ``s`` is a sum over some thousand steps, each of which rounds it anew:
 with steps longer than what is added, as those of e4m3 are, ``|s|`` becomes 20 % too large where gradients are noise.
 
-The unit is the least with which no size in the block is above *largest* (sizes are at most 2^127, also those that are
-not finite; those of roots 255 * 2^56, so that ``v`` is finite). *largest* is the number of a code, so rounding never
-goes beyond it, and nothing has to be cut off: what grows by little in a step does grow. A root that is not 0 is at
-least one unit, for the step of an element whose ``v`` is rounded to 0 would have any size. Fresh state is zeros, codes
-and scale.
+The unit is the least with which no size in the block is above *largest*. That is the number of a code, so rounding
+never goes beyond it, and nothing has to be cut off: what grows by little in a step does grow. Sizes, also those that
+are not finite, are at most *largest* times 2^98, 2^56, 2^119 and 2^119: so ``v`` is finite, and so are the sums that
+kernels make with numbers that they have not scaled. For these, the byte of m is at least 7, but in fresh state, which
+is zeros, codes and scale. A root that is not 0 is at least one unit, for the step of an element whose ``v`` is
+rounded to 0 would have any size.
+
+What is rounded stochastically is first put into the steps between codes, in fixed point: its fraction has 16 bits for s
+and 15 for the others, rounded to nearest, and as many random bits are added to it. These are bits of a float32, for
+that of a root is the sum with 256 units, that of delta with 384; of s, 128 units added to the size, 160 to half of it,
+or 192 to a quarter, whichever is least.
 
 The step of ``x`` is made of the numbers that are stored for m and v, and ``delta`` grows by what ``x`` does change, so
 that ``x - delta`` remains ``x0``, on average. What other code writes to ``x`` moves the start as well.
@@ -44,10 +50,9 @@ from torch import Tensor
 
 from .dtensor import local
 from .options import Group
-from .rounding import first, whole_numbers
+from .rounding import shifted
 
 BLOCK = 256
-_TWO_TO_127 = 254 << 23  # as bits, as the next one is
 _MANTISSA = 0x7FFFFF
 
 
@@ -58,7 +63,9 @@ class Code(NamedTuple):
     largest: float
     bias: int  # byte b is a unit of 2^(b - bias)
     format: Literal["e4m3", "e2m5", "whole", "signed"]
-    largest_size: int = _TWO_TO_127  # of a number, as bits
+    largest_unit: int  # its exponent
+    least_byte: int = 0
+    places: int = 15  # of the fraction, for the rounding
 
     @property
     def storage(self) -> torch.dtype:
@@ -67,10 +74,10 @@ class Code(NamedTuple):
 
 
 CODES = {
-    "exp_avg": Code(0, 448, 126, "e4m3"),
-    "exp_avg_sq": Code(1, 255, 74, "whole", (127 + 63 << 23) + 0x7F0000),
-    "s": Code(2, 252, 126, "e2m5"),
-    "delta": Code(3, 127, 126, "signed"),
+    "exp_avg": Code(0, 448, 126, "e4m3", 98, least_byte=7),
+    "exp_avg_sq": Code(1, 255, 74, "whole", 56),
+    "s": Code(2, 252, 126, "e2m5", 119, places=16),
+    "delta": Code(3, 127, 126, "signed", 119),
 }
 
 
@@ -96,12 +103,18 @@ def _power(exponents: Tensor) -> Tensor:
     return ((exponents.to(torch.int32) + 127) << 23).view(torch.float32)
 
 
+def _word(number: float) -> int:
+    """Returns the bits of a float32."""
+    (word,) = struct.unpack("<i", struct.pack("<f", number))
+    return int(word)
+
+
 def _bytes(code: Code, sizes: Tensor) -> Tensor:
     """Returns the byte of each block, int32, from the sizes of its elements, as bits."""
-    (largest,) = struct.unpack("<i", struct.pack("<f", code.largest))
+    largest = _word(code.largest)
     carry = _MANTISSA - (largest & _MANTISSA)  # into the exponent of what is above a power of two times `largest`
     least = (largest >> 23) - code.bias  # the exponent that is byte 0
-    found: Tensor = (((sizes.amax(1) + carry) >> 23) - least).clamp_(min=0)
+    found: Tensor = (((sizes.amax(1) + carry) >> 23) - least).clamp_(min=code.least_byte)
     return found
 
 
@@ -110,15 +123,20 @@ def _codes(code: Code, sizes: Tensor, negative: Tensor, scale: Tensor, bits: Ten
     units = sizes.view(torch.float32) * _power(code.bias - scale)[:, None]
     if code.format == "e4m3":  # to nearest, always
         return units.to(torch.float8_e4m3fn).view(torch.uint8) + (negative * 0x80).to(torch.uint8)
-    floats = code.format == "e2m5"
-    halvings = (units >= 64).to(torch.int32) + (units >= 128) if floats else torch.zeros((), dtype=torch.int32)
-    parts = units * _power(-halvings)
-    whole = (parts + 0.5).floor() if bits is None else whole_numbers(parts, first(bits, 24))
-    if floats:
-        return (whole + (32 * halvings + 0x80 * negative)).to(torch.uint8)
+    # In steps of the code: the fraction is the lowest bits of the float32.
+    if code.format == "e2m5":
+        steps = torch.minimum(units + 128, torch.minimum(units * 0.5 + 160, units * 0.25 + 192))
+    elif code.format == "whole":
+        steps = units + 256
+    else:
+        steps = torch.where(negative, -units, units) + 384
+    draws = 1 << code.places - 1 if bits is None else shifted(bits, 16) & (1 << code.places) - 1
+    whole = (steps.view(torch.int32) + draws) >> code.places
+    if code.format == "e2m5":
+        return (whole & 0x7F | 0x80 * negative).to(torch.uint8)
     if code.format == "whole":
-        return torch.maximum(whole, (sizes > 0).to(whole.dtype)).to(torch.uint8)
-    return torch.where(negative, -whole, whole).to(torch.int8)
+        return torch.maximum(whole & 0xFF, (sizes > 0).to(whole.dtype)).to(torch.uint8)
+    return ((whole & 0xFF) - 128).to(torch.int8)
 
 
 def _numbers(code: Code, codes: Tensor, scale: Tensor) -> Tensor:
@@ -143,7 +161,7 @@ def encode(code: Code, flat: Tensor, bits: Tensor | None = None, scale: Tensor |
         Flat, in the storage dtype of the code; and uint8, one for each block.
     """
     words = _in_blocks(flat).view(torch.int32)
-    negative, sizes = words < 0, (words & 0x7FFFFFFF).clamp_(max=code.largest_size)
+    negative, sizes = words < 0, (words & 0x7FFFFFFF).clamp_(max=_word(code.largest * 2.0**code.largest_unit))
     least = _bytes(code, sizes)
     draws = None if bits is None or code.column == 0 else _in_blocks(bits)
     codes = _codes(code, sizes, negative, least, draws)

@@ -19,8 +19,9 @@ congruential pseudorandom number generators", 2021). With 32-bit integers that w
     bits    = h * 0xadb4a92d ** (1 + element % 8)
 
 ``x`` is rounded with these; in stream 0, ``exp_avg_sq`` with ``second(bits)`` and ``s`` with ``third(bits)``, the
-number eight places further on; a ``delta`` of 8 bits with ``fourth(bits)``, sixteen places further on. The rounding
-takes as many of the bits as it needs from the top: the lowest ones are alike in all eight, as in every such generator.
+number eight places further on; a ``delta`` of 8 bits with ``fourth(bits)``, which is ``second(third(bits))``. The
+rounding takes as many of the bits as it needs from the top (one that needs 15 for a code, those below the uppermost):
+the lowest ones are alike in all eight, as in every such generator.
 
 Note [24 bits]
 A kept value has the sign and the exponent of a float32 and the upper 15 bits of its mantissa, and lies in memory as a
@@ -192,7 +193,7 @@ def third(bits: Tensor, count: int = 32) -> Tensor:
 
 def fourth(bits: Tensor) -> Tensor:
     """Returns random bits for a fourth value (``delta`` in 8 bits) of the elements."""
-    return bits * _signed(pow(FACTOR, 16, 1 << 32))
+    return second(third(bits))
 
 
 def stochastic(

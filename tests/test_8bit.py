@@ -130,6 +130,20 @@ def test_what_grows_by_little_grows(key):
     assert numbers.double().mean() == pytest.approx(1.005**150, rel=0.01)
 
 
+@pytest.mark.parametrize("key", ROUNDED)
+def test_what_decays_by_little_decays(key):
+    """By less than a tenth of a unit, in a step, of which no part is lost."""
+    n = 100 * BLOCK
+    numbers = torch.linspace(2, 60, BLOCK).repeat(n // BLOCK)
+    start, steps = numbers.double().mean(), 200
+    for k in range(steps):
+        numbers = numbers * 0.9995
+        numbers[::BLOCK] = 0.9 * CODES[key].largest  # so that the unit is 1
+        numbers = decode(CODES[key], *encode(CODES[key], numbers, random_bits(numbers, k, 0)))
+    numbers[::BLOCK] = 2 * 0.9995**steps
+    assert numbers.double().mean() / start == pytest.approx(0.9995**steps, rel=0.002)
+
+
 def test_what_is_not_finite_stays_finite():
     for key, code in CODES.items():
         numbers = torch.tensor([math.inf, -math.inf, math.nan, 3.4e38, 1e-45, 0.0, -0.0])

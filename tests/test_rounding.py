@@ -9,7 +9,17 @@ import torch
 from toolbox import device_of
 from torch import nn
 
-from prodigy_fused.rounding import consecutive_bits, first, random_bits, row_bits, second, shifted, stochastic, third
+from prodigy_fused.rounding import (
+    consecutive_bits,
+    first,
+    fourth,
+    random_bits,
+    row_bits,
+    second,
+    shifted,
+    stochastic,
+    third,
+)
 
 HALVES = [torch.bfloat16, torch.float16]
 each_half = pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -82,17 +92,19 @@ def test_random_bits():
     p = torch.empty(1 << 18)
     keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 0, 1), (2, 0, 0)]
     drawn = [random_bits(p, *key) for key in keys]
-    drawn += [second(drawn[0]), third(drawn[0])]
+    drawn += [second(drawn[0]), third(drawn[0]), fourth(drawn[0])]
     drawn = [bits.long() & 0xFFFFFFFF for bits in drawn]
     for bits in drawn:
         assert abs(bits.double().mean() / 2**32 - 0.5) < 5 * math.sqrt(1 / 12 / p.numel())
         each_bit = torch.stack([bits >> i & 1 for i in range(32)]).double()
         errors = (each_bit.mean(1) - 0.5).abs() / 0.5 * 512
         assert errors[16:].max() < 5 and errors.max() < 5 * math.sqrt(8)
-    rolled = [drawn[i].roll(n) for i in (0, -2, -1) for n in (1, 2, 3, 4, 5, 6, 7, 8, 1024)]
-    uniform = torch.stack([*drawn, *rolled]).double() / 2**32 - 0.5
-    correlation = (uniform @ uniform.T) / p.numel() * 12 - torch.eye(len(uniform))
-    assert correlation.abs().max() < 6 / 512
+    below = [drawn[i] << 1 & 0xFFFFFFFF for i in (-3, -1)]  # the uppermost: for codes
+    rolled = [drawn[i].roll(n) for i in (0, -3, -2, -1) for n in (1, 2, 3, 4, 5, 6, 7, 8, 1024)]
+    for some in [*drawn, *rolled], [*drawn[:-3], drawn[-2], *below]:
+        uniform = torch.stack(some).double() / 2**32 - 0.5
+        correlation = (uniform @ uniform.T) / p.numel() * 12 - torch.eye(len(uniform))
+        assert correlation.abs().max() < 6 / 512
 
 
 def test_random_bits_go_by_the_position_in_memory():

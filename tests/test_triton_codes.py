@@ -59,15 +59,13 @@ def test_the_same_codes_as_in_python(key, x):
 
 @pytest.mark.parametrize("key", ["exp_avg_sq", "s", "delta"])
 def test_random_bits_count_to_the_last(key):
-    """A fraction that they are equal to is not rounded up, the next one is."""
-    random = shifted(fourth(random_bits(torch.empty(4 * BLOCK), STEP, 0)), 8).float() * 2.0**-24
-    up = torch.arange(len(random)) % 2 == 1
-    values = torch.where(up, random.nextafter(torch.ones(())), random)
-    if key == "exp_avg_sq":  # of which small ones are not rounded to 0
-        up = random * 2.0**23 % 1 > 0
-        values = 1 + (random + up * 2.0**-24)
+    """A fraction that makes one with them is rounded up, the one before it is not."""
+    whole = 1 << CODES[key].places
+    random = shifted(fourth(random_bits(torch.empty(4 * BLOCK), STEP, 0)), 16) & whole - 1
+    up = torch.arange(len(random)) % 2
+    least = int(key == "exp_avg_sq")  # of which small ones are not rounded to 0
+    values = least + (whole - random - 1 + up).float() / whole
     values[::BLOCK] = 0.9 * CODES[key].largest  # so that the unit is 1
-    least = int(key == "exp_avg_sq")
     assert torch.equal(encoded(CODES[key], values)[1:BLOCK] - least, up[1:BLOCK].to(CODES[key].storage))
 
 

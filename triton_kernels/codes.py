@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .elements import masked
-from .rounding import FACTOR, array, float_of, minus, plus, times, word_of
+from .rounding import array, float_of, minus, plus, second, third, word_of
 
 CODE_BLOCK = tl.constexpr(256)  # elements
 # The kinds of codes, each with its byte of a block's scale.
@@ -35,7 +35,8 @@ def largest_code(code):
 @triton.constexpr_function
 def largest_size(code):
     """Returns the largest size that a number may have."""
-    return 255.0 * 2.0**56 if code == ROOT.value else 2.0**127
+    largest = {M.value: 448 * 2.0**98, ROOT.value: 255 * 2.0**56, S_CODE.value: 252 * 2.0**119}
+    return largest.get(code, 127 * 2.0**119)
 
 
 @triton.constexpr_function
@@ -44,20 +45,32 @@ def bias(code):
     return 74 if code == ROOT.value else 126
 
 
+@triton.constexpr_function
+def least_byte(code):
+    """Returns the least byte that a block is given."""
+    return 7 if code == M.value else 0
+
+
+@triton.constexpr_function
+def fraction_bits(code):
+    """Returns of how many bits the fraction is, for the rounding."""
+    return 16 if code == S_CODE.value else 15
+
+
 @triton.jit
 def fourth(bits):
     """Returns random bits for a fourth value of the same element (delta), next to x, v and s."""
-    return times(bits, FACTOR**16 % 2**32)
+    return second(third(bits))
 
 
 @triton.jit
-def whole_number(value, random):
-    """Returns a value from 0 to 255 rounded to a whole number, uint32: up with the probability of its fraction.
+def rounded(steps, random, CODE: tl.constexpr):
+    """Returns numbers in steps of their codes, rounded, uint32.
 
-    That is, if `(random >> 8) * 2^-24 < value - floor(value)`.
+    steps: the lowest bits of the word are those of fixed point, see Note [8 bits].
     """
-    parts = tl.ceil(value * 16777216.0).to(tl.uint32)  # of 2^-24
-    return minus(plus(parts, 0xFFFFFF), random >> 8) >> 24
+    fraction: tl.constexpr = (1 << fraction_bits(CODE)) - 1
+    return plus(word_of(steps), (random >> 16) & fraction) >> fraction_bits(CODE)
 
 
 # -- e4m3 --------------------------------------------------------------------------------------------------------------
@@ -91,25 +104,20 @@ def e4m3_number(code):
 
 
 @triton.jit
-def power_of_two(exponent):
-    """Returns 2 to the power of an int32."""
-    return float_of(((exponent + 127) << 23).to(tl.uint32))
-
-
-@triton.jit
 def e2m5_stochastic(units, random):
     """Returns the code of a size in units, at most 252, rounded stochastically in steps of 1, 2 or 4 units."""
-    doublings = tl.maximum((word_of(units) >> 23).to(tl.int32) - (127 + 5), 0)
-    return plus(whole_number(units * power_of_two(-doublings), random), (doublings * 32).to(tl.uint32))
+    steps = tl.minimum(units + 128.0, tl.minimum(units * 0.5 + 160.0, units * 0.25 + 192.0))
+    return rounded(steps, random, S_CODE) & 0x7F
 
 
 @triton.jit
 def e2m5_number(code):
     """Returns the number, in units, of a code."""
-    size = (code & 0x7F).to(tl.int32)
-    doublings = tl.maximum((size >> 5) - 1, 0)
-    number = (size - doublings * 32).to(tl.float32) * power_of_two(doublings)
-    return float_of(word_of(number) | ((code & 0x80).to(tl.uint32) << 24))
+    word = (code.to(tl.int8).to(tl.int32) << 18).to(tl.uint32)
+    # Half of it if it is normal; of a subnormal one, the smallest normal number is still to be taken from twice this.
+    half = plus(word & 0x01FC0000, 131 << 23)
+    size = float_of(plus(half, 1 << 23)) - float_of(tl.maximum(half, 132 << 23))
+    return float_of(word_of(size) | (word & 0x80000000))
 
 
 # -- codes and numbers -------------------------------------------------------------------------------------------------
@@ -125,9 +133,9 @@ def unit(byte, CODE: tl.constexpr):
 def byte_of(sizes, CODE: tl.constexpr):
     """Returns the bytes of blocks, uint32, from the sizes of their numbers."""
     carry: tl.constexpr = 0x7FFFFF - (largest_code(CODE) & 0x7FFFFF)
-    least: tl.constexpr = (largest_code(CODE) >> 23) - bias(CODE)
+    zero: tl.constexpr = (largest_code(CODE) >> 23) - bias(CODE)
     largest = tl.max(tl.max(word_of(sizes), 2), 0)[None, :, None]
-    return minus(tl.maximum((largest + carry) >> 23, least), least)
+    return minus(tl.maximum((largest + carry) >> 23, zero + least_byte(CODE)), zero)
 
 
 @triton.jit
@@ -145,18 +153,18 @@ def decoded(code, byte, CODE: tl.constexpr):
 @triton.jit
 def encoded(value, random, CODE: tl.constexpr):
     """Returns the codes of numbers, as they are stored, and the bytes of their blocks. random: not used for M."""
-    size, sign = tl.minimum(tl.abs(value), largest_size(CODE)), word_of(value) >> 31
+    size, sign = tl.minimum(tl.abs(value), largest_size(CODE)), word_of(value) & 0x80000000
     byte = byte_of(size, CODE)
     scaled = size * float_of(minus(127 + bias(CODE), byte) << 23)
     if CODE == M:
-        code = (e4m3_nearest(scaled) | (sign << 7)).to(tl.uint8)
+        code = (e4m3_nearest(scaled) | (sign >> 24)).to(tl.uint8)
     elif CODE == S_CODE:
-        code = (e2m5_stochastic(scaled, random) | (sign << 7)).to(tl.uint8)
+        code = (e2m5_stochastic(scaled, random) | (sign >> 24)).to(tl.uint8)
     elif CODE == ROOT:
-        code = tl.maximum(whole_number(scaled, random), tl.minimum(word_of(size), 1)).to(tl.uint8)
+        code = tl.maximum(rounded(scaled + 256.0, random, ROOT) & 0xFF, tl.minimum(word_of(size), 1)).to(tl.uint8)
     else:
-        whole = whole_number(scaled, random).to(tl.int32)
-        code = tl.where(sign != 0, -whole, whole).to(tl.int8)
+        signed = float_of(word_of(scaled) | sign)
+        code = (rounded(signed + 384.0, random, DELTA) ^ 0x80).to(tl.int8)
     return code, byte.to(tl.uint8)
 
 

@@ -145,7 +145,7 @@ PRODIGY_INLINE void close_position(const Tensor& t, std::int64_t begin, int n, c
     } else if (is_half(t.type)) {
       widen_run(t.type, halves(t.x, begin), n, a.x);
     }
-    move_run(t, begin, n, a.before, a.x, a.random);
+    run_codes([&](auto codes) { codes.move(t, begin, n, a.before, a.x, a.random); });
   }
 }
 
@@ -207,8 +207,8 @@ PRODIGY_INLINE Arrays<T, T> open_finish(const Tensor& t, const Gradient& grad, s
   if (!momentum) a.grad = open<T>(grad.type, grad.data, begin, n, scratch.grad);
   if constexpr (std::is_same_v<T, float>) {
     if (is_coded(t.state_type)) {
-      root_run(t, begin, n, a.v = scratch.v);
-      if (momentum) m_run(t, begin, n, a.m = scratch.m);
+      run_codes([&](auto codes) { codes.root(t, begin, n, a.v = scratch.v); });
+      if (momentum) run_codes([&](auto codes) { codes.m(t, begin, n, a.m = scratch.m); });
       return a;
     }
   }

@@ -1,7 +1,10 @@
 // Loops for vector registers: one build serves every x86-64.
 #pragma once
 
+#include <cstdint>
 #include <string>
+
+#include "prodigy/inline.h"
 
 namespace prodigy::cpu {
 
@@ -55,5 +58,13 @@ auto run(Args... args) {
 #else
 #define PRODIGY_VECTORIZE
 #endif
+
+template <class Stored>
+PRODIGY_INLINE void fetch(const Stored* array, int i, bool write) {
+#if defined(__GNUC__)
+  void* at = reinterpret_cast<void*>(std::uintptr_t(array) + i * sizeof(Stored));
+  write ? __builtin_prefetch(at, 1) : __builtin_prefetch(at);
+#endif
+}
 
 }  // namespace prodigy::cpu

@@ -4,15 +4,16 @@
 
 #include "cpu/finish.h"
 #include "cpu/update.h"
-#include "cpu/update_coded.h"
 
 namespace prodigy::cpu {
 namespace {
 
 using std::int64_t;
 
-template <class Kernel, class X, class S, bool kMomentum>
-Sums<double> walk_blocks(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<Wide<X>>& c) {
+// update(arrays, begin, n, samples): phase 1 for a block.
+template <class X, class S, bool kMomentum, class Update>
+Sums<double> walk_blocks(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<Wide<X>>& c,
+                         Update update) {
   const int64_t shift = random_shift(t, chunk);
   const RandomBits random(c.k, t.index, kStepStream, chunk.begin + shift);
   const bool rounds = needs_random_bits(t);
@@ -23,7 +24,7 @@ Sums<double> walk_blocks(const Tensor& t, const Gradient& grad, const Chunk& chu
     const Samples samples(t, chunk, begin, n);
     Arrays<X, S> a = open_update<X, S>(t, grad, begin, n, kMomentum, samples, scratch);
     a.random = draw(random, begin + shift, n, rounds, scratch);
-    const Sums<double> part = run<Kernel>(a, &t, begin, n, samples, c);
+    const Sums<double> part = update(a, begin, n, samples);
     close_update(t, begin, n, kMomentum, samples, a);
     sums.dot += part.dot;
     sums.norm += part.norm;
@@ -35,21 +36,29 @@ Sums<double> walk_blocks(const Tensor& t, const Gradient& grad, const Chunk& chu
 template <class X, class S, bool kMomentum, Beside kBeside, Sampled kSampled>
 Sums<double> update_blocks(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<Wide<X>>& c) {
   using Kernel = UpdateBlock<X, S, kMomentum, kBeside, kSampled>;
-  return walk_blocks<Kernel, X, S, kMomentum>(t, grad, chunk, c);
+  return walk_blocks<X, S, kMomentum>(t, grad, chunk, c,
+                                      [&](const Arrays<X, S>& a, int64_t begin, int n, const Samples& samples) {
+                                        return run<Kernel>(a, &t, begin, n, samples, c);
+                                      });
 }
 
-template <bool kMomentum, Sampled kSampled, bool kExact = false>
+// State in codes, but for s and x0 where not all elements have samples.
+template <bool kMomentum, Sampled kSampled>
 Sums<double> coded_blocks(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<float>& c) {
-  return walk_blocks<UpdateCodedBlock<kMomentum, kSampled, kExact>, float, float, kMomentum>(t, grad, chunk, c);
+  using Samplers = SampleBlock<kMomentum, kSampled>;
+  return walk_blocks<float, float, kMomentum>(
+      t, grad, chunk, c, [&](const Arrays<float, float>& a, int64_t begin, int n, const Samples& samples) {
+        const auto update = [&](auto codes) { return codes.update(t, begin, n, a.grad, a.x, a.random, c); };
+        if (kSampled == Sampled::kAll || kSampled == Sampled::kNone) return run_codes(update);
+        const Sums<double> sums = run<Samplers>(a, &t, begin, n, samples, c);
+        run_codes(update);
+        return sums;
+      });
 }
 
 template <bool kMomentum>
 Sums<double> update_coded(const Tensor& t, const Gradient& grad, const Chunk& chunk, const Coefficients<float>& c) {
-  if (t.s == nullptr) return coded_blocks<kMomentum, Sampled::kNone>(t, grad, chunk, c);
-  if (t.slice_p == 1) {
-    return is_half(t.type) ? coded_blocks<kMomentum, Sampled::kAll, false>(t, grad, chunk, c)
-                           : coded_blocks<kMomentum, Sampled::kAll, true>(t, grad, chunk, c);
-  }
+  if (t.s == nullptr || t.slice_p == 1) return coded_blocks<kMomentum, Sampled::kAll>(t, grad, chunk, c);
   return t.order.dims > 0 ? coded_blocks<kMomentum, Sampled::kStrided>(t, grad, chunk, c)
                           : coded_blocks<kMomentum, Sampled::kPacked>(t, grad, chunk, c);
 }

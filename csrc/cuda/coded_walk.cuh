@@ -71,10 +71,10 @@ __device__ __forceinline__ void finish_delta(const Arrays<Storage>& a, const Cod
                                              const Moved<Storage>& moved, const Codes& old, std::uint32_t scale) {
   Numbers delta = numbers_of<Code::kDelta>(old, scale);
   add_change(a, x, moved, delta);
-  const std::uint32_t word = with_byte<Code::kDelta>(scale, block_byte<Code::kDelta>(delta));
-  const Codes now = encoded_delta(delta, byte_in<Code::kDelta>(word), run);
+  const float unit = renewed<Code::kDelta>(delta, scale);
+  const Codes now = encoded_delta(delta, unit, run);
   full ? store<true>(codes.moved, i, count, now) : store<false>(codes.moved, i, count, now);
-  codes.store_scale(i, word);
+  codes.store_scale(i, scale);
 }
 
 // A lane's numbers.
@@ -146,20 +146,21 @@ __device__ __forceinline__ void update_block(const Arrays<Storage>& a, const Cod
   update_numbers<typename Storage::Roots>(widened<float>(a.grad, in.grad), x, state, every, c, sums);
 
   const std::uint32_t run = lane_run(random, i);
-  std::uint32_t scale = with_byte<Code::kRoot>(before, block_byte<Code::kRoot>(state.roots));
-  codes.roots = encode_roots(state.roots, byte_in<Code::kRoot>(scale), run);
+  std::uint32_t scale = before;
+  const float root_unit = renewed<Code::kRoot>(state.roots, scale);
+  codes.roots = encode_roots(state.roots, root_unit, run);
   if (every) {
-    scale = with_byte<Code::kS>(scale, block_byte<Code::kS>(state.s));
-    codes.s = encoded_s(state.s, byte_in<Code::kS>(scale), run);
+    const float unit = renewed<Code::kS>(state.s, scale);
+    codes.s = encoded_s(state.s, unit, run);
   }
   const std::uint32_t without_m = scale;
-  scale = with_byte<Code::kM>(scale, block_byte<Code::kM>(state.m));
-  codes.m = encoded_m(state.m, byte_in<Code::kM>(scale));
+  const float m_unit = renewed<Code::kM>(state.m, scale);
+  codes.m = encoded_m(state.m, m_unit);
   const Moved<Storage> moved(a, step_of(x, numbers_of<Code::kM>(codes.m, scale), state.roots, c), run);
   if (every) {
     add_change(a, x, moved, state.delta);
-    scale = with_byte<Code::kDelta>(scale, block_byte<Code::kDelta>(state.delta));
-    codes.moved = encoded_delta(state.delta, byte_in<Code::kDelta>(scale), run);
+    const float unit = renewed<Code::kDelta>(state.delta, scale);
+    codes.moved = encoded_delta(state.delta, unit, run);
   }
   const auto write = [&](auto whole) {
     constexpr bool kFull = decltype(whole)::value;

@@ -35,25 +35,24 @@ __device__ __forceinline__ std::uint32_t with_byte(std::uint32_t scale, std::int
   return (scale & ~(0xffu << 8 * int(kCode))) | std::uint32_t(byte) << 8 * int(kCode);
 }
 
-// The byte of this warp's block, from its numbers.
+// The unit of this warp's block, from its numbers, which are limited to the sizes that codes can have; its byte enters
+// the word of scale.
 template <Code kCode>
-__device__ __forceinline__ std::int32_t block_byte(const Numbers& numbers) {
+__device__ __forceinline__ float renewed(Numbers& numbers, std::uint32_t& scale) {
+  using Traits = CodeTraits<kCode>;
   float largest = 0.0f;
 #pragma unroll
   for (int e = 0; e < kLaneCodes; ++e) largest = larger(largest, std::fabs(numbers.value[e]));
-  return CodeTraits<kCode>::byte(CodeTraits<kCode>::size(bits_as<float>(warp_max(bits_as<std::uint32_t>(largest)))));
+  std::uint32_t size = warp_max(word_of(largest));
+  if (size > Traits::kLargestSize) {
+#pragma unroll
+    for (int e = 0; e < kLaneCodes; ++e) numbers.value[e] = Traits::limited(numbers.value[e]);
+    size = Traits::kLargestSize;
+  }
+  const std::int32_t byte = Traits::byte(size);
+  scale = with_byte<kCode>(scale, byte);
+  return Traits::unit(byte);
 }
-
-// The sizes of a block's numbers in units.
-template <Code kCode>
-struct Scaling {
-  float units_per_one, largest;
-
-  __device__ __forceinline__ explicit Scaling(std::int32_t byte)
-      : units_per_one(CodeTraits<kCode>::units_per_one(byte)),
-        largest(bits_as<float>(CodeTraits<kCode>::kLargestSize) * units_per_one) {}
-  __device__ __forceinline__ float units(float value) const { return fminf(std::fabs(value) * units_per_one, largest); }
-};
 
 // -- numbers of codes ------------------------------------------------------------------------------------------------
 
@@ -71,7 +70,7 @@ __device__ __forceinline__ Numbers numbers_of(const Codes& codes, std::uint32_t 
   for (int e = 0; e < kLaneCodes; ++e) {
     const std::uint32_t word = codes.word[e / 4];
     if constexpr (kCode == Code::kS) {
-      numbers.value[e] = decoded<kCode>(std::int32_t(word >> e % 4 * 8 & 0xffu), unit);
+      numbers.value[e] = decoded<kCode, float>(std::uint32_t(std::int8_t(word >> e % 4 * 8)), unit);
     } else if constexpr (kCode == Code::kM) {
       const Two two = widen_e4m3(word >> e % 4 / 2 * 16);
       numbers.value[e] = (e % 2 == 0 ? two.low : two.high) * unit;
@@ -100,60 +99,43 @@ __device__ __forceinline__ Codes codes_of(const std::uint32_t (&words)[kLaneCode
 }
 
 // Of m.
-__device__ __forceinline__ Codes encoded_m(const Numbers& numbers, std::int32_t byte) {
-  const Scaling<Code::kM> scaling(byte);
-  const auto units = [&](int e) {
-    return with_sign(scaling.units(numbers.value[e]), bits_as<std::uint32_t>(numbers.value[e]));
-  };
+__device__ __forceinline__ Codes encoded_m(const Numbers& m, float unit) {
+  const float units_per_one = float_of((254u << 23) - word_of(unit));
   Codes codes;
 #pragma unroll
-  for (int e = 0; e < kLaneCodes; e += 4) {
-    codes.word[e / 4] = e4m3_pair(units(e), units(e + 1)) | e4m3_pair(units(e + 2), units(e + 3)) << 16;
+  for (int w = 0; w < Codes::kWords; ++w) {
+    const float* four = m.value + 4 * w;
+    codes.word[w] = e4m3_pair(four[0] * units_per_one, four[1] * units_per_one) |
+                    e4m3_pair(four[2] * units_per_one, four[3] * units_per_one) << 16;
   }
   return codes;
 }
 
-// Of s: e2m5_stochastic(). run: see RandomBits.
-__device__ __forceinline__ Codes encoded_s(const Numbers& numbers, std::int32_t byte, std::uint32_t run) {
-  const Scaling<Code::kS> scaling(byte);
+// Of s. run: see RandomBits.
+__device__ __forceinline__ Codes encoded_s(const Numbers& s, float unit, std::uint32_t run) {
   std::uint32_t words[kLaneCodes];
 #pragma unroll
-  for (int e = 0; e < kLaneCodes; ++e) {
-    const float units = scaling.units(numbers.value[e]);
-    const int exponent = int(bits_as<std::uint32_t>(units) >> 23) - (127 + 5), doublings = exponent > 0 ? exponent : 0;
-    const float parts = units * bits_as<float>(std::uint32_t(127 - doublings) << 23);
-    const auto whole = bits_as<std::uint32_t>(whole_above(before_whole(parts, third(run * power(e)))));
-    words[e] = (whole + std::uint32_t(doublings << 5)) | (bits_as<std::uint32_t>(numbers.value[e]) & kSign) >> 24;
-  }
+  for (int e = 0; e < kLaneCodes; ++e) words[e] = coded_s(s.value[e], unit, third(run * power(e)));
   return codes_of(words);
 }
 
 // Of roots, which become the numbers of their codes.
-__device__ __forceinline__ Codes encode_roots(Numbers& roots, std::int32_t byte, std::uint32_t run) {
-  const Scaling<Code::kRoot> scaling(byte);
-  const float unit = CodeTraits<Code::kRoot>::unit(byte);
+__device__ __forceinline__ Codes encode_roots(Numbers& roots, float unit, std::uint32_t run) {
   std::uint32_t words[kLaneCodes];
 #pragma unroll
   for (int e = 0; e < kLaneCodes; ++e) {
-    const float units = scaling.units(roots.value[e]);
-    // What is not 0 is at least one unit. (A root is at least 2^-75: in units, too, it is not 0.)
-    const float whole = whole_above(fmaxf(before_whole(units, second(run * power(e))), fminf(units, 0.5f)));
-    words[e] = bits_as<std::uint32_t>(whole);
-    roots.value[e] = whole * unit - kWhole * unit;
+    const auto root = coded_root(roots.value[e], unit, run * power(e));
+    words[e] = root.code;
+    roots.value[e] = root.number;
   }
   return codes_of(words);
 }
 
 // Of x - x0.
-__device__ __forceinline__ Codes encoded_delta(const Numbers& delta, std::int32_t byte, std::uint32_t run) {
-  const Scaling<Code::kDelta> scaling(byte);
+__device__ __forceinline__ Codes encoded_delta(const Numbers& delta, float unit, std::uint32_t run) {
   std::uint32_t words[kLaneCodes];
 #pragma unroll
-  for (int e = 0; e < kLaneCodes; ++e) {
-    const float units = scaling.units(delta.value[e]);
-    const auto whole = bits_as<std::uint32_t>(whole_above(before_whole(units, fourth(run * power(e)))));
-    words[e] = delta.value[e] < 0.0f ? 0u - whole : whole;
-  }
+  for (int e = 0; e < kLaneCodes; ++e) words[e] = coded_delta(delta.value[e], unit, third(run * power(e)));
   return codes_of(words);
 }
 

@@ -1,5 +1,5 @@
 // e4m3 codes, two at a time: with the hardware's conversions where it has them, which is from sm_89 on; else with those
-// of float16. The same bits as e4m3_nearest() and e4m3_size() of csrc/prodigy/eight_bits.h.
+// of float16. The same bits as by coded_m() and E4M3 of csrc/prodigy/eight_bits.h.
 #pragma once
 
 #include "cuda/intrinsics.cuh"
@@ -44,9 +44,9 @@ __device__ __forceinline__ std::uint32_t exact_e4m3_pair(float low, float high) 
 // The nearest number of e4m3, ties to even. The last place of a number that is 1.5 * 2^20 times as large as a power of
 // two is an eighth of that.
 __device__ __forceinline__ float nearest_e4m3(float value) {
-  const std::uint32_t bits = bits_as<std::uint32_t>(value), exponent = bits & kInfinity;
-  const float large = bits_as<float>((exponent > kE4M3Normal ? exponent : kE4M3Normal) + (20u << 23 | 1u << 22));
-  return with_sign(std::fabs((value + large) - large), bits);
+  const std::uint32_t smallest_normal = E4M3::smallest_normal(1.0f);
+  const float large = float_of(prodigy::larger(word_of(value) & kInfinity, smallest_normal) + (20u << 23 | 1u << 22));
+  return float_of(word_of(std::fabs((value + large) - large)) | (word_of(value) & kSign));
 }
 
 __device__ __forceinline__ std::uint32_t e4m3_pair(float low, float high) {

@@ -90,7 +90,7 @@ __device__ __forceinline__ float larger(float a, float b) {
   return size;
 }
 
-// A number that, rounded up to a whole one, is whole_number(value, random); at most `value`, which is less than 2^22.
+// A number that, rounded up to a whole one, is `value`, less than 2^22, rounded stochastically; at most `value`.
 __device__ __forceinline__ float before_whole(float value, std::uint32_t random) {
   return __fmaf_ru(float(std::int32_t(random >> 8)), -0x1p-24f, value);
 }

@@ -1,5 +1,7 @@
 // State in 8 bits: Note [8 bits] of prodigy_fused/eight_bits.py, whose numbers these are. With integers, and operations
 // that are rounded exactly, so that codes are the same everywhere.
+//
+// F: float, or a vector of floats that has the same functions.
 #pragma once
 
 #include <cstdint>
@@ -13,12 +15,20 @@ constexpr int kCodeBlock = 256;
 enum class Code { kM, kRoot, kS, kDelta };
 constexpr int kCodes = 4;
 
-// sign: the uppermost bit.
-PRODIGY_INLINE float with_sign(float size, std::uint32_t sign) {
-  return bits_as<float>(bits_as<std::uint32_t>(size) | (sign & kSign));
-}
+PRODIGY_INLINE std::uint32_t word_of(float value) { return bits_as<std::uint32_t>(value); }
+PRODIGY_INLINE float float_of(std::uint32_t word) { return bits_as<float>(word); }
+// Of a whole number, that a word is with a sign.
+PRODIGY_INLINE float whole_float(std::uint32_t word) { return float(std::int32_t(word)); }
+PRODIGY_INLINE std::uint32_t larger(std::uint32_t a, std::uint32_t b) { return a > b ? a : b; }
+PRODIGY_INLINE float lesser(float a, float b) { return a < b ? a : b; }
+// Where the product is exact, so that it does not matter whether it is rounded.
+PRODIGY_INLINE float product_plus(float a, float factor, float b) { return a * factor + b; }
 
-// What blocks of a code have in common.
+template <class F>
+using WordOf = decltype(word_of(F()));
+
+// What blocks of a code have in common. The sizes of the largest numbers, and the least byte, are such that sums with
+// much larger numbers, and the differences of much smaller ones, are normal numbers.
 template <Code kCode>
 struct CodeTraits {
   static constexpr bool kRoot = kCode == Code::kRoot;
@@ -28,122 +38,135 @@ struct CodeTraits {
                                             : kRoot             ? 0x437f0000u
                                             : kCode == Code::kS ? 0x437c0000u
                                                                 : 0x42fe0000u;
-  static constexpr std::uint32_t kLargestSize = kRoot ? 0x5f7f0000u : 254u << 23;
+  static constexpr std::uint32_t kLargestSize = kCode == Code::kM   ? 0x74e00000u
+                                                : kRoot             ? 0x5f7f0000u
+                                                : kCode == Code::kS ? 0x7efc0000u
+                                                                    : 0x7e7e0000u;
   // Byte b is a unit of 2^(b - kBias).
-  static constexpr int kBias = kRoot ? 74 : 126;
+  static constexpr std::int32_t kBias = kRoot ? 74 : 126, kLeastByte = kCode == Code::kM ? 7 : 0;
 
-  // The size of a number, as bits.
-  static PRODIGY_INLINE std::uint32_t size(float value) {
-    const std::uint32_t size = bits_as<std::uint32_t>(value) & ~kSign;
-    return size < kLargestSize ? size : kLargestSize;
-  }
-  // The number next to it that has a size.
+  // The number next to one that has a size.
   static PRODIGY_INLINE float limited(float value) {
-    return with_sign(bits_as<float>(size(value)), bits_as<std::uint32_t>(value));
+    const std::uint32_t bits = word_of(value), size = bits & ~kSign;
+    return float_of((size < kLargestSize ? size : kLargestSize) | (bits & kSign));
   }
   // The byte of a block, from the largest size in it.
   static PRODIGY_INLINE std::int32_t byte(std::uint32_t largest) {
     constexpr std::uint32_t kMantissa = 0x7fffffu, kCarry = kMantissa - (kLargest & kMantissa);
     const std::int32_t byte = std::int32_t((largest + kCarry) >> 23) - (std::int32_t(kLargest >> 23) - kBias);
-    return byte > 0 ? byte : 0;
+    return byte > kLeastByte ? byte : kLeastByte;
   }
   static PRODIGY_INLINE float unit(std::int32_t byte) {
-    return bits_as<float>(std::uint32_t(byte - kBias + 127) << 23);
-  }
-  static PRODIGY_INLINE float units_per_one(std::int32_t byte) {
-    return bits_as<float>(std::uint32_t(kBias - byte + 127) << 23);
+    return float_of(std::uint32_t((byte > kLeastByte ? byte : kLeastByte) - kBias + 127) << 23);
   }
 };
 
-// Random bits for a fourth value of an element (delta), next to x, v and s.
-PRODIGY_INLINE std::uint32_t fourth(std::uint32_t bits) { return bits * power(kEight - 1) * power(kEight - 1); }
+// -- floating point of 8 bits -----------------------------------------------------------------------------------------
 
-// A number, not negative and less than 2^24, rounded to a whole one: up with the probability of its fractional part.
-PRODIGY_INLINE std::int32_t whole_number(float value, std::uint32_t random) {
-  const std::int32_t whole = std::int32_t(value);
-  return float(std::int32_t(random >> 8)) * 0x1p-24f < value - float(whole) ? whole + 1 : whole;
-}
+// kMantissa: bits; kNormal: the exponent of the smallest normal number of units.
+template <int kMantissa, int kNormal>
+struct SmallFloat {
+  static constexpr int kPlace = 23 - kMantissa;
+  static constexpr std::uint32_t kOne = 1u << 23;
 
-// -- e4m3 -------------------------------------------------------------------------------------------------------------
-
-// Bits of 2^-6, the smallest normal number; and the difference of the exponents' biases, 127 - 7, in e4m3's place.
-constexpr std::uint32_t kE4M3Normal = 121u << 23, kE4M3Rebias = 120u << 3;
-
-// A code, in the lower 8 bits, and its number.
-struct Coded {
-  std::int32_t code;
-  float number;
+  static PRODIGY_INLINE std::uint32_t smallest_normal(float unit) {
+    return word_of(unit) + std::uint32_t(kNormal) * kOne;
+  }
+  // The number of a code, a byte with its sign extended.
+  template <class F>
+  static PRODIGY_INLINE F number(WordOf<F> code, float unit) {
+    // Half of the number if it is normal; of a subnormal one, the smallest normal number is still to be taken away from
+    // twice this.
+    const WordOf<F> normal = smallest_normal(unit), one = kOne;
+    const WordOf<F> half = (code << kPlace & WordOf<F>(0x7fu << kPlace)) + (normal - one);
+    const F size = float_of(half + one) - float_of(larger(half, normal));
+    return float_of(word_of(size) | (code & WordOf<F>(kSign)));
+  }
 };
+using E4M3 = SmallFloat<3, -6>;
+using E2M5 = SmallFloat<5, 5>;
 
-// Of a size in units, at most 448; ties to even.
-PRODIGY_INLINE Coded e4m3_nearest(float units) {
-  const std::uint32_t power = bits_as<std::uint32_t>(units) & kInfinity;
-  const std::uint32_t at_least = power > kE4M3Normal ? power : kE4M3Normal;
-  // The last place of a sum with 2^20 times that power of two is the one that e4m3 has. The lower 8 bits of the sum are
-  // 56 more than so many places, and 56 is what the exponent, in e4m3's place, lacks, modulo 256.
-  const float high = bits_as<float>(at_least + (20u << 23) + (0u - (kE4M3Normal >> 20)) % 256u);
-  const float sum = units + high;
-  return {std::int32_t(bits_as<std::uint32_t>(sum) + (at_least >> 20)), sum - high};
-}
+// -- fixed point ------------------------------------------------------------------------------------------------------
 
-PRODIGY_INLINE float e4m3_size(std::uint32_t code) {
-  const std::uint32_t size = code << 20 & 0x7f00000u;
-  const float subnormal = bits_as<float>(size | kE4M3Normal) - bits_as<float>(kE4M3Normal);
-  return size < 8u << 20 ? subnormal : bits_as<float>(size + (120u << 23));
-}
+// A number in steps of its code: the lowest kPlaces bits are the fraction. They are the mantissa of a sum with a power
+// of two. Random bits that are added carry into the steps with the probability that the fraction is; and since sums
+// with `kHigh` units are in the right place, nothing has to be scaled.
+template <Code kCode>
+struct Fixed {
+  static constexpr int kPlaces = kCode == Code::kS ? 16 : 15;
+  static constexpr std::uint32_t kFraction = (1u << kPlaces) - 1;
+  // The steps of negative numbers are the lower half of 256.
+  static constexpr float kHigh = kCode == Code::kRoot ? 256.0f : kCode == Code::kS ? 128.0f : 384.0f;
 
-// -- e2m5 -------------------------------------------------------------------------------------------------------------
-
-// Of a size in units, at most 252, in steps of 1, 2 or 4 units: from 64 units on the steps are twice as long, from 128
-// on once more.
-PRODIGY_INLINE Coded e2m5_stochastic(float units, std::uint32_t random) {
-  const std::int32_t exponent = std::int32_t(bits_as<std::uint32_t>(units) >> 23) - (127 + 5);
-  const std::int32_t doublings = exponent > 0 ? exponent : 0;
-  const std::int32_t whole = whole_number(units * bits_as<float>(std::uint32_t(127 - doublings) << 23), random);
-  return {whole + 32 * doublings, float(whole) * bits_as<float>(std::uint32_t(127 + doublings) << 23)};
-}
-
-// Of the lower 7 bits of a code.
-PRODIGY_INLINE float e2m5_size(std::uint32_t code) {
-  const std::int32_t size = std::int32_t(code & 0x7fu), exponent = (size >> 5) - 1;
-  const std::int32_t doublings = exponent > 0 ? exponent : 0;
-  return float(size - 32 * doublings) * bits_as<float>(std::uint32_t(127 + doublings) << 23);
-}
+  // Of s: a size.
+  template <class F>
+  static PRODIGY_INLINE WordOf<F> of(F value, float unit) {
+    F sum = value + F(kHigh * unit);
+    if constexpr (kCode == Code::kS) {
+      // From 64 units on the steps are twice as long, from 128 on once more.
+      sum = lesser(sum, product_plus(value, 0.5f, F(160.0f * unit)));
+      sum = lesser(sum, product_plus(value, 0.25f, F(192.0f * unit)));
+    }
+    return word_of(sum);
+  }
+};
 
 // -- codes and numbers ------------------------------------------------------------------------------------------------
 
-// The number of a code, a byte; of a root, 0 to 255; of delta, -127 to 127. unit: of its block.
-template <Code kCode>
-PRODIGY_INLINE float decoded(std::int32_t code, float unit) {
-  if constexpr (kCode == Code::kRoot || kCode == Code::kDelta) return float(code) * unit;
-  const float size = kCode == Code::kM ? e4m3_size(std::uint32_t(code)) : e2m5_size(std::uint32_t(code));
-  return with_sign(size * unit, std::uint32_t(code) << 24);
+// The number of a code, a byte with its sign extended; of a root, without. unit: of its block.
+template <Code kCode, class F>
+PRODIGY_INLINE F decoded(WordOf<F> code, float unit) {
+  if constexpr (kCode == Code::kM) return E4M3::number<F>(code, unit);
+  if constexpr (kCode == Code::kS) return E2M5::number<F>(code, unit);
+  return whole_float(code) * F(unit);
 }
 
-// A number whose size is at most kLargestSize, rounded. unit, units: of its block, units_per_one. random: 32 bits, not
-// used for m.
-template <Code kCode>
-PRODIGY_INLINE Coded coded(float value, float unit, float units, std::uint32_t random) {
-  const std::uint32_t sign = bits_as<std::uint32_t>(value) & kSign;
-  const float scaled = (kCode == Code::kRoot ? value : std::fabs(value)) * units;
-  if constexpr (kCode == Code::kM || kCode == Code::kS) {
-    const Coded size = kCode == Code::kM ? e4m3_nearest(scaled) : e2m5_stochastic(scaled, random);
-    return {size.code | std::int32_t(sign >> 24), with_sign(size.number * unit, sign)};
-  }
-  const std::int32_t whole = whole_number(scaled, random);
-  if constexpr (kCode == Code::kRoot) {
-    const std::int32_t size = bits_as<std::int32_t>(value), least = size < 1 ? size : 1;
-    const std::int32_t code = whole > least ? whole : least;
-    return {code, float(code) * unit};
-  }
-  const std::int32_t code = sign != 0 ? -whole : whole;
-  return {code, float(code) * unit};
+// A code, in the lower 8 bits, and its number.
+template <class F>
+struct Coded {
+  WordOf<F> code;
+  F number;
+};
+
+// Of m, to nearest, ties to even. The size of a number that is encoded is at most kLargestSize.
+template <class F>
+PRODIGY_INLINE Coded<F> coded_m(F value, float unit) {
+  using W = WordOf<F>;
+  const std::uint32_t normal = E4M3::smallest_normal(unit);
+  const W at_least = larger(word_of(value) & W(kInfinity), W(normal));
+  // The last place of a sum with 2^20 times that power of two is the one that e4m3 has. The lower 8 bits of the sum are
+  // more than so many places by what the exponent, in e4m3's place, lacks, modulo 256.
+  const F high = float_of(at_least + W((20u << 23) + (0u - (normal >> 20)) % 256u));
+  const F sum = float_of(word_of(value) & W(~kSign)) + high;
+  return {(word_of(sum) + (at_least >> 20)) | (word_of(value) >> 24 & W(0x80u)),
+          float_of(word_of(sum - high) | (word_of(value) & W(kSign)))};
 }
 
-// The code, in the lower 8 bits, of any number.
-template <Code kCode>
-PRODIGY_INLINE std::int32_t encoded(float value, float units, std::uint32_t random) {
-  return coded<kCode>(CodeTraits<kCode>::limited(value), 1.0f, units, random).code & 0xff;
+// Of a root. bits: random ones of the element.
+template <class F>
+PRODIGY_INLINE Coded<F> coded_root(F root, float unit, WordOf<F> bits) {
+  using Steps = Fixed<Code::kRoot>;
+  using W = WordOf<F>;
+  const F zero = F(Steps::kHigh * unit), one = F((Steps::kHigh + 1.0f) * unit);
+  const W rounded = Steps::of(root, unit) + ((bits ^ bits >> 16) & W(Steps::kFraction));
+  const W steps = select(root > F(0.0f), larger(rounded, word_of(one)), rounded);
+  return {steps >> Steps::kPlaces, float_of(steps & W(~Steps::kFraction)) - zero};
+}
+
+// Of s, and of delta. bits: third() of the element's.
+template <class F>
+PRODIGY_INLINE WordOf<F> coded_s(F s, float unit, WordOf<F> bits) {
+  using Steps = Fixed<Code::kS>;
+  using W = WordOf<F>;
+  const W steps = Steps::of(float_of(word_of(s) & W(~kSign)), unit) + (bits >> 16);
+  return (steps >> Steps::kPlaces & W(0x7fu)) | (word_of(s) >> 24 & W(0x80u));
+}
+template <class F>
+PRODIGY_INLINE WordOf<F> coded_delta(F delta, float unit, WordOf<F> bits) {
+  using Steps = Fixed<Code::kDelta>;
+  using W = WordOf<F>;
+  const W steps = Steps::of(delta, unit) + ((bits ^ bits >> 16) & W(Steps::kFraction));
+  return steps >> Steps::kPlaces ^ W(0x80u);
 }
 
 }  // namespace prodigy

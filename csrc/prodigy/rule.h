@@ -95,14 +95,23 @@ PRODIGY_INLINE Coefficients<T> without_step(Coefficients<T> c) {
   return c;
 }
 
+// T and Number: float or double; or T is a vector of them.
 template <class T>
+PRODIGY_INLINE T select(bool condition, T a, T b) {
+  return condition ? a : b;
+}
+
+// kFinite: that it is finite is known.
+template <bool kFinite = false, class T>
 PRODIGY_INLINE T finite_or_zero(T value) {
-  return std::fabs(value) < T(INFINITY) ? value : T(0);
+  using std::fabs;
+  if constexpr (kFinite) return value;
+  return select(fabs(value) < T(INFINITY), value, T(0));
 }
 
 // g: the gradient of the objective that is minimised, unscaled, with coupled weight decay.
-template <class T>
-PRODIGY_INLINE T gradient(T grad, T x, const Coefficients<T>& c) {
+template <class T, class Number>
+PRODIGY_INLINE T gradient(T grad, T x, const Coefficients<Number>& c) {
   return c.gradient_scale * grad + c.l2 * finite_or_zero(x);
 }
 
@@ -113,11 +122,13 @@ PRODIGY_INLINE T gradient(T grad, const Coefficients<T>& c) {
 }
 
 // num and s, for the sampled positions. distance: x0 - x. Returns this element's part of the sums. A gradient that is
-// not finite shows in the sums, which then leave the estimate alone, but does not enter the state.
-template <class T>
-PRODIGY_INLINE Sums<T> sample(T g, T distance, T& s, const Coefficients<T>& c) {
-  s = c.beta3 * s + c.s_weight * finite_or_zero(g);
-  return {g == T(0) ? T(0) : g * distance, std::fabs(s)};
+// not finite shows in the sums, which then leave the estimate alone, but does not enter the state. kFinite: g, and the
+// distance, are known to be finite.
+template <bool kFinite = false, class T, class Number>
+PRODIGY_INLINE Sums<T> sample(T g, T distance, T& s, const Coefficients<Number>& c) {
+  using std::fabs;
+  s = c.beta3 * s + c.s_weight * finite_or_zero<kFinite>(g);
+  return {kFinite ? g * distance : select(g == T(0), T(0), g * distance), fabs(s)};
 }
 
 // The same, with its own sums: fewer instructions where an operation can depend on a condition.
@@ -129,9 +140,9 @@ PRODIGY_INLINE void add_sample(T g, T distance, T& s, const Coefficients<T>& c, 
 }
 
 // m and v: Adam's, of the gradient d * g.
-template <class T>
-PRODIGY_INLINE void moments(T g, T& m, T& v, const Coefficients<T>& c) {
-  const T dg = c.d * finite_or_zero(g);
+template <bool kFinite = false, class T, class Number>
+PRODIGY_INLINE void moments(T g, T& m, T& v, const Coefficients<Number>& c) {
+  const T dg = c.d * finite_or_zero<kFinite>(g);
   m = c.momentum ? c.beta1 * m + c.one_minus_beta1 * dg : dg;
   v = c.beta2 * v + c.one_minus_beta2 * dg * dg;
 }
@@ -143,7 +154,8 @@ PRODIGY_INLINE void moments(T g, T& m, T& v, const Coefficients<T>& c) {
 struct ExactRoots {
   template <class T>
   static PRODIGY_INLINE T root(T value) {
-    return std::sqrt(value);
+    using std::sqrt;
+    return sqrt(value);
   }
   template <class T>
   static PRODIGY_INLINE T quotient(T dividend, T divisor) {
@@ -152,8 +164,8 @@ struct ExactRoots {
 };
 
 // The position after the step.
-template <class Roots = ExactRoots, class T>
-PRODIGY_INLINE T step(T at, T x, T m, T v, const Coefficients<T>& c) {
+template <class Roots = ExactRoots, class T, class Number>
+PRODIGY_INLINE T step(T at, T x, T m, T v, const Coefficients<Number>& c) {
   return at - (c.decay * finite_or_zero(x) + c.dlr * Roots::quotient(m, Roots::root(v) + c.d_eps));
 }
 

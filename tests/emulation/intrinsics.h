@@ -46,7 +46,9 @@ inline float larger(float a, float b) {
   return bits_as<float>(std::max(bits_as<std::uint32_t>(a), bits_as<std::uint32_t>(b)));
 }
 inline float before_whole(float value, std::uint32_t random) {
-  return value < 0x1p22f ? float(whole_number(value, random)) : value;
+  if (!(value < 0x1p22f)) return value;
+  const float whole = std::floor(value), draw = float(random >> 8) * 0x1p-24f;
+  return draw < value - whole ? whole + 1.0f : whole;
 }
 inline float whole_above(float value) { return kWhole + std::ceil(value); }
 

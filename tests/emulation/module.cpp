@@ -88,17 +88,18 @@ void code_kernel(CodeArguments a) {
   Numbers numbers{};
   std::copy_n(a.numbers + i, count, numbers.value);
   const std::uint32_t run = RandomBits(a.step, 0, kStepStream, i).run(i);
-  const std::int32_t byte = block_byte<kCode>(numbers);
+  std::uint32_t scale = 0;
+  const float unit = renewed<kCode>(numbers, scale);
   const auto codes = [&] {
-    if constexpr (kCode == Code::kRoot) return encode_roots(numbers, byte, run);
-    if constexpr (kCode == Code::kDelta) return encoded_delta(numbers, byte, run);
-    if constexpr (kCode == Code::kM) return encoded_m(numbers, byte);
-    if constexpr (kCode == Code::kS) return encoded_s(numbers, byte, run);
+    if constexpr (kCode == Code::kRoot) return encode_roots(numbers, unit, run);
+    if constexpr (kCode == Code::kDelta) return encoded_delta(numbers, unit, run);
+    if constexpr (kCode == Code::kM) return encoded_m(numbers, unit);
+    if constexpr (kCode == Code::kS) return encoded_s(numbers, unit, run);
   }();
-  const Numbers decoded = numbers_of<kCode>(codes, with_byte<kCode>(0, byte));
+  const Numbers decoded = numbers_of<kCode>(codes, scale);
   std::copy_n(decoded.value, count, a.decoded + i);
   store<false>(Array<std::uint8_t>(a.codes, Type::kUInt8), i, count, codes);
-  a.bytes[blockIdx.x] = std::uint8_t(byte);
+  a.bytes[blockIdx.x] = std::uint8_t(byte_in<kCode>(scale));
 }
 
 template <Code kCode>

@@ -1,0 +1,6 @@
+// Compiled for x86-64-v3.
+#include "cpu/code_runs.h"
+
+#ifdef PRODIGY_HAS_CLONES
+template struct prodigy::cpu::CodeRuns<8>;
+#endif
