@@ -89,15 +89,16 @@ def import_(groups: list[Group], state_dict: StateDict) -> StateDict:
     hyper.estimate_options_of(imported)
 
     states = dict(state_dict["state"])
+    keys = [set().union(*(s for i in new["params"] if isinstance(s := states.get(i), dict))) for new in imported]
     numbered = enumerate(
-        (p, i, new)
-        for group, new in zip(groups, imported, strict=True)
+        (p, i, new, own)
+        for group, new, own in zip(groups, imported, keys, strict=True)
         for p, i in zip(group["params"], new["params"], strict=True)
     )
-    for index, (p, i, group) in numbered:
+    for index, (p, i, group, own) in numbered:
         saved = states.get(i)
         if isinstance(saved, dict) and state.is_there(saved):
-            states[i] = Verbatim(_import_state(index, p, saved, group))
+            states[i] = Verbatim(_import_state(index, p, saved, group, own))
         elif isinstance(saved, dict):  # others' alone (a Verbatim is that of a parameter that is there twice)
             states[i] = Verbatim(_for_others(p, saved))
     return {**state_dict, "state": states, "param_groups": imported}
@@ -129,9 +130,15 @@ def _import_group(index: int, group: Group, saved: Group) -> Group:
     return imported
 
 
-def _import_state(index: int, p: Tensor, saved: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
+def _import_state(
+    index: int, p: Tensor, saved: dict[str, Any], group: dict[str, Any], keys: set[Any]
+) -> dict[str, Any]:
     """Returns the in-memory form of one parameter's saved state, on its device and in its memory order; a new
-    dictionary."""
+    dictionary.
+
+    Args:
+        keys: those of all parameters of its group. What is created late may be missing from all of them, not from one.
+    """
     if is_lazy(p):
         raise ValueError(f"parameter {index} has no shape yet: run the model once before load_state_dict")
     if p.is_meta:
@@ -139,7 +146,7 @@ def _import_state(index: int, p: Tensor, saved: dict[str, Any], group: dict[str,
     check_mode(p, group)
     coded = in_codes(saved)
     fields = state.fields_of(p, with_codes(group) if coded else with_numbers(p, group))
-    required = [field.key for field in fields if field.in_reference and not field.created_late]
+    required = [f.key for f in fields if f.in_reference and (f.key in keys or not f.created_late)]
     missing = [key for key in required if key not in saved]
     if missing:
         raise ValueError(f"the saved state of {describe(index, p)} lacks {missing}")

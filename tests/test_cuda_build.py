@@ -53,7 +53,7 @@ KERNELS = {
     "update float Codes EveryElement": Kernel(96, 0, 128),
     "update float Codes EveryPth": Kernel(72, 16, 70),
     "update BFloat16 Codes EveryElement": Kernel(96, 0, 136),
-    "update BFloat16 Codes EveryPth": Kernel(80, 8, 77),
+    "update BFloat16 Codes EveryPth": Kernel(80, 16, 77),
     "update BFloat16 Codes L EveryElement": Kernel(96, 0, 156),
     "update BFloat16 Codes L EveryPth": Kernel(80, 0, 100),
     "update AnyNumber Codes AnySampling": Kernel(128, 0, 197),

@@ -24,7 +24,7 @@ __device__ __forceinline__ float stochastic_float16(float value, std::uint32_t r
   const std::uint32_t bits = addable(value);
   const float normal = bits_as<float>((bits + (random >> 19)) & 0xffffe000u);
   const float units = whole_above(before_whole(std::fabs(value) * 0x1p24f, random)) * 0x1p-24f - kWhole * 0x1p-24f;
-  return std::fabs(value) < 0x1p-14f ? with_sign(units, bits) : normal;
+  return std::fabs(value) < 0x1p-14f ? std::copysign(units, value) : normal;
 }
 
 struct Nearest {
