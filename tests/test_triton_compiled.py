@@ -37,14 +37,14 @@ POLICIES = {
     (F16, F32, "SOME", X, F16): (22, 0, 91),
     (F64, F64, "ALL", X, F64): (30, 4, 112),
     (F64, F64, "SOME", X, F64): (6, 0, 94),
-    (F32, CODES, "ALL", X, F32): (72, 20, 182),
+    (F32, CODES, "ALL", X, F32): (78, 34, 182),
     (F32, CODES, "SOME", X, F32): (38, 7, 115),
     (F32, CODES, "NONE", X, F32): (12, 0, 114),
-    (BF16, CODES, "ALL", X, None): (92, 42, 196),
+    (BF16, CODES, "ALL", X, None): (96, 46, 196),
     (BF16, CODES, "SOME", LOW, BF16): (44, 4, 134),
-    (F16, CODES, "ALL", X, F16): (70, 13, 204),
+    (F16, CODES, "ALL", X, F16): (74, 24, 204),
 }
-FINISHES = [(26, 0, 270), (50, 12, 170)]  # of *finish*; with codes
+FINISHES = [(26, 0, 270), (54, 18, 170)]  # of *finish*; with codes
 SIZES = {F32: 4, F64: 8, BF16: 2, F16: 2, CODES: 1}
 FLOAT32, SAMPLED, BFLOAT16, MIXED, DISPLACED, SMALL, SMALL_SAMPLED, EXTENDED, CODED, CODED_SAMPLED = (
     list(POLICIES)[i] for i in (0, 1, 5, 7, 8, 10, 11, 13, 19, 23)
