@@ -99,10 +99,12 @@ def main(argv: list[str] | None = None) -> None:
     variants = args.variant or list(VARIANTS)
     args.out.mkdir(parents=True, exist_ok=True)
     trees = {variant: copied(variant, ROOT / "build" / "geometry") for variant in variants}
-    builds = [command(tree, "setup.py", "-q", "egg_info", "build_ext", "--inplace") for tree in trees.values()]
-    for build in builds:
-        build.wait()
+    setup = ("setup.py", "-q", "egg_info", "build_ext", "--inplace")
+    builds = {variant: command(tree, *setup) for variant, tree in trees.items()}
+    trees = {variant: trees[variant] for variant, build in builds.items() if build.wait() == 0}
     results = {variant: (args.out / f"geometry-{tree.name}.csv").resolve() for variant, tree in trees.items()}
+    for path in results.values():
+        path.unlink(missing_ok=True)
     peers = [f"--peer={name}" for name in (ANCHOR, "prodigy_fused(cuda")]
     for dtype in ("float32", "bfloat16"):  # the variants next to each other, at one temperature
         what = ["--device=cuda", "--workload=16 x 16 Mi", f"--dtype={dtype}", *peers, f"--seconds={args.seconds}"]

@@ -28,17 +28,15 @@ class GradientRelease:
     """
 
     def __init__(self, optimizer: Any) -> None:
-        # A parameter keeps neither its optimizer nor other parameters alive.
-        self._owner = weakref.ref(optimizer)
-        self._taken: dict[int, weakref.ref[Tensor]] = {}
-        self._hooks: list[Any] = []
+        self._owner = weakref.ref(optimizer)  # a parameter does not keep its optimizer alive
+        self._hooks: dict[int, Any] = {}  # by their number, which the parameter has, too
         self._take_up([p for p in _parameters(optimizer) if p.requires_grad])
         self._after_step = optimizer.register_step_post_hook(self._free_others)
 
     def _take_up(self, params: list[Any]) -> None:
         check_gradients_are_final(params)
-        self._taken |= {id(p): weakref.ref(p) for p in params}
-        self._hooks += [p.register_post_accumulate_grad_hook(self._step_and_free) for p in params]
+        hooks = [p.register_post_accumulate_grad_hook(self._step_and_free) for p in params]
+        self._hooks |= {hook.id: hook for hook in hooks}
 
     def _step_and_free(self, p: Tensor) -> None:
         optimizer = self._owner()
@@ -54,17 +52,18 @@ class GradientRelease:
         found = [p for p in _parameters(optimizer) if p.grad is not None]
         for p in found:
             p.grad = None
-        self._take_up([p for p in found if p.requires_grad and not self._has(p)])
+        new = [p for p in found if p.requires_grad and not self._has(p)]
+        if new:  # to look at their gradients takes long
+            self._take_up(new)
 
     def _has(self, p: Tensor) -> bool:
-        taken = self._taken.get(id(p))
-        return taken is not None and taken() is p
+        return not self._hooks.keys().isdisjoint(getattr(p, "_post_accumulate_grad_hooks", None) or ())
 
     def remove(self) -> None:
         """Ends gradient release. A step that is open is ended by ``optimizer.step()``, as ever."""
-        for hook in (*self._hooks, self._after_step):
+        for hook in (*self._hooks.values(), self._after_step):
             hook.remove()
-        self._hooks = []
+        self._hooks = {}
 
 
 def _parameters(optimizer: Any) -> list[Tensor]:

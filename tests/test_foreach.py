@@ -201,18 +201,23 @@ def test_parameters_that_share_memory_are_stepped_one_after_the_other(dtype):
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_runs_that_hold_copies_of_gradients_are_not_kept_until_the_second_phase(copied):
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
+def test_runs_that_hold_copies_of_gradients_are_not_kept_until_the_second_phase(order, copied):
     """They would need as much memory as all gradients."""
-    params = [nn.Parameter(torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last)) for _ in range(3)]
+    other = torch.contiguous_format if order == torch.channels_last else torch.channels_last
+    params = [nn.Parameter(torch.ones(2, 3, 4, 5).to(memory_format=order)) for _ in range(3)]
     opt = Prodigy(params, backend="foreach")
-    for _ in range(2):
+
+    def feed():
         for p in params:
-            p.grad = torch.ones(2, 3, 4, 5) if copied else torch.ones_like(p)
+            p.grad = torch.ones(2, 3, 4, 5).to(memory_format=other if copied else order)
+
+    for _ in range(2):
+        feed()
         opt.step()
     plan = opt._runtime.plans.plans[0].plan
     assert plan._runs is None  # nor from step to step
-    for p in params:
-        p.grad = torch.ones(2, 3, 4, 5) if copied else torch.ones_like(p)
+    feed()
     opt._runtime.plans.load_gradients()
     plan.update(last_step(opt))
     assert (plan._runs is None) == copied

@@ -448,3 +448,46 @@ def test_what_gets_a_gradient_later_is_released_too(added):
     late.sum().backward()
     opts[1].step()
     assert late.grad is not None
+
+
+def test_a_step_does_not_look_for_other_wrappers_again(monkeypatch):
+    """It would look at every object there is."""
+    calls = []
+    monkeypatch.setattr(release, "check_gradients_are_final", calls.append)
+    opt = Prodigy(make_params(), d0=D0)
+    prodigy_fused.enable_gradient_release(opt)
+    for t in range(3):
+        sum((p * gradient(p, i, t)).sum() for i, p in enumerate(parameters(opt))).backward()
+        opt.step()
+    assert len(calls) == 1
+
+
+def test_parameters_can_be_swapped():
+    """torch does so where a module of DTensors is cast, and refuses what weak references refer to."""
+    opt = Prodigy([nn.Parameter(torch.ones(3))])
+    prodigy_fused.enable_gradient_release(opt)
+    (p,) = parameters(opt)
+    torch.utils.swap_tensors(p, nn.Parameter(torch.zeros(3)))
+    p.sum().backward()
+    opt.step()
+    assert p.grad is None and p.any()
+
+
+def test_what_foreach_makes_for_a_gradient_is_freed_with_it():
+    opt = Prodigy([nn.Parameter(torch.ones(256, 1024)) for _ in range(4)], backend="foreach")
+    gc.collect()
+    gc.disable()  # nothing may be in a cycle
+    try:
+        for p in parameters(opt):
+            p.grad = torch.ones_like(p)
+            opt.step_parameter(p)
+            p.grad = None
+        size = p.numel()
+        alive = {t.data_ptr() for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and t.numel() == size}
+        kept = {
+            t.data_ptr() for q in parameters(opt) for t in (q, *opt.state[q].values()) if isinstance(t, torch.Tensor)
+        }
+        assert alive <= kept
+        opt.step()
+    finally:
+        gc.enable()

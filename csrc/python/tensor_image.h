@@ -70,9 +70,9 @@ class TensorImage {
 
  private:
   using Word = std::uint64_t;
-  // The words of both objects that are looked at. The first two are a virtual table and counts of references, which
-  // change; the ends are those of torch 2.13. (Fewer words than there are would be found out, see above; more are
-  // somebody else's, which may change.)
+  // The words of a TensorImpl that are digested, and of a StorageImpl those among which the data's address is. The
+  // first two are a virtual table and counts of references, which change; the ends are those of torch 2.13. (Fewer
+  // words than there are would be found out, see above; more are somebody else's, which may change.)
   static constexpr int kBegin = 2, kImplEnd = 22, kStorageEnd = 12;
 
   static Word word(const void* object, int i) {

@@ -27,7 +27,7 @@ class Grid:
         self.rows = [-(-size // ROW) for size in self.sizes]
         self._gaps = [rows * ROW - size for rows, size in zip(self.rows, self.sizes, strict=True)]
         self._fills = fills
-        self._room: tuple[Tensor, Values] | None = None
+        self._room: Tensor | None = None
         self._has_gaps = len(like) > 1 and any(self._gaps)
         self._is_filled = self._has_gaps and (fills or sum(self.rows) >= MANY_ROWS * len(like))
         self.length = ROW * sum(self.rows) if self._is_filled else sum(self.sizes)
@@ -56,12 +56,11 @@ class Grid:
         return views[::2] if self._is_filled else views
 
     def room(self, dtype: torch.dtype) -> Values | None:
-        """Returns values that may be overwritten, on a CPU where :meth:`row_sums` then needs no copy; they are the same
-        ones until :meth:`forget_room`."""
+        """Returns values that may be overwritten, on a CPU where :meth:`row_sums` then needs no copy; their memory is
+        the same until :meth:`forget_room`."""
         if self._room is None and not self._fills and (self._is_filled or not self._has_gaps):
-            rows = torch.zeros(ROW * sum(self.rows), dtype=dtype, device=self._like[0].device)
-            self._room = rows, Values(self, rows[: self.length])
-        return self._room[1] if self._room is not None else None
+            self._room = torch.zeros(ROW * sum(self.rows), dtype=dtype, device=self._like[0].device)
+        return None if self._room is None else Values(self, self._room[: self.length])
 
     def forget_room(self) -> None:
         """Frees the memory of :meth:`room`."""
@@ -69,8 +68,8 @@ class Grid:
 
     def row_sums(self, flat: Tensor) -> Tensor:
         """Returns the sums of rows of a flat tensor, each tensor beginning a row."""
-        if self._room is not None and flat is self._room[1].flat:
-            return row_sums(self._room[0])
+        if self._room is not None and flat.data_ptr() == self._room.data_ptr():
+            return row_sums(self._room)
         if self._has_gaps and not self._is_filled:
             flat = torch.cat(self._filled(torch.split(flat, self.sizes)))
         return row_sums(flat)

@@ -33,7 +33,7 @@ COMPILED = ONE_PASS = READS_DEVICE = False
 RUN_ELEMENTS, RUN_ELEMENTS_PER_THREAD = 1 << 23, 1 << 18
 # On a CPU torch takes the tensors of a list one by one; smaller ones are copied to a flat one and back.
 SMALL = 1 << 13
-# Others are stepped one by one, where flat tensors are the tensors themselves.
+# From this size on they are stepped one by one, where flat tensors are the tensors themselves.
 LARGE = 1 << 16
 
 
@@ -171,7 +171,6 @@ class ForeachPlan(TensorPlan):
         kept: list[Run] | None = []
         for run in self.runs(step, self.slots, self._grads):
             yield run
-            run.forget()
             if kept is not None and not run.has_copies:
                 kept.append(run)
             else:
@@ -182,6 +181,7 @@ class ForeachPlan(TensorPlan):
         numbers = self._numbers(step)
         for run in runs:
             self.update_run(run, numbers(run.slot.group), *self._terms[run.slot.estimate])
+            run.forget()
 
     def add_up(self, step: Step) -> None:
         both = (torch.stack([torch.cat(dots), torch.cat(norms)]) for dots, norms in self._terms)

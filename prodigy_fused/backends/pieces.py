@@ -29,7 +29,7 @@ class Piece(NamedTuple):
     begin: int = 0  # a multiple of ROW * slice_p
     loose: bool = False  # has gaps
     permuted: bool = False  # dense, with the dimensions in another order (channels_last)
-    copied: bool = False  # the gradient is a copy, which is laid out as the parameter
+    copied: bool = False  # the gradient is a copy, which is laid out as the parameter, or will be copied
 
     def sampled(self, elements: Tensor) -> Tensor:
         """Returns those that are sampled among elements in the order of ``x``."""
@@ -47,11 +47,11 @@ def pieces_of(slot: Slot, grad: Tensor, most: int) -> Iterator[Piece]:
     p = slot.param
     contiguous = p.is_contiguous()
     if contiguous and p.numel() <= most:
-        yield Piece(slot, p, grad, slot.state)
+        yield Piece(slot, p, grad, slot.state, copied=not grad.is_contiguous())
         return
     permuted = not contiguous and is_dense(p)
-    copied = permuted and not same_layout(grad, p)
-    if copied:
+    copied = not (grad.is_contiguous() if contiguous else same_layout(grad, p))
+    if copied and permuted:
         grad = torch.empty_like(p, dtype=grad.dtype).copy_(grad)
     tensors = {"x": p, "grad": grad} | {key: slot.state[key] for key in KEYS if key in slot.state}
     if permuted:

@@ -22,7 +22,10 @@ inline float approximate_root(float value) {
   return off_by(std::sqrt(value), int(bits_as<std::uint32_t>(value) % 3) - 1);
 }
 inline float approximate_root_of_normal(float value) { return value < 0x1p-126f ? 0.0f : approximate_root(value); }
-inline float approximate_inverse_root(float value) { return value < 0x1p-126f ? INFINITY : 1.0f / std::sqrt(value); }
+inline float approximate_inverse_root(float value) {
+  if (value < 0x1p-126f) return INFINITY;
+  return off_by(1.0f / std::sqrt(value), int(bits_as<std::uint32_t>(value) % 3) - 1);
+}
 
 template <Type kType>
 std::uint32_t nearest_pair(float low, float high) {
