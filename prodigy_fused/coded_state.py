@@ -101,12 +101,12 @@ def codes_of(p: Tensor, numbers: State, group: Group, delta: Tensor | None, form
         delta: ``x - x0`` more exactly than p0 says it, unless they contradict each other.
         former: the scale that there was when they were codes.
     """
-    new = {key: value for key, value in numbers.items() if key != "p0"}
+    sampled = group["slice_p"] > 1
+    new = {key: value for key, value in numbers.items() if sampled or key != "p0"}
     scale = torch.zeros(blocks_of(p.numel()), len(CODES), dtype=torch.uint8, device=p.device)
     former = former.to(scale) if former is not None and former.shape == scale.shape else None
     values = {key: new[key] for key in CODES if key in new and new[key].shape == p.shape}
-    if group["slice_p"] > 1:
-        new |= {key: numbers[key] for key in ("p0",) if key in numbers}  # not once the estimate has ended
+    if sampled:
         values.pop("s", None)
     elif "p0" in numbers:
         values["delta"] = _moved(float32_weights(p, numbers, group), numbers["p0"], delta)

@@ -218,8 +218,8 @@ def _fitting(index: int, p: Tensor, state: State, group: Group, where: IndexMap 
     """Returns the tensors of the fields that the group's state has, as :func:`adapted` does."""
     new: State = {}
     # A momentum that was switched off is kept for when it is switched on again, as the reference keeps it.
-    kept = {"exp_avg"} & state.keys()
-    for field in [field for field in FIELDS if field.present(p, group) or field.key in kept]:
+    fields = [f for f in FIELDS if f.present(p, group) or (f.key == "exp_avg" and f.key in state)]
+    for field in fields:
         value: Any = state.get(field.key)
         if value is None and field.created_late and not (field.key == "delta" and is_coded(p, group)):
             value = _zeros(field.like(p, group, where), field.dtype(p, group))
@@ -245,8 +245,9 @@ def _fitting(index: int, p: Tensor, state: State, group: Group, where: IndexMap 
 
 def replace(own: State, new: State) -> None:
     """Puts an adapted state into the entry of its parameter, in which others may keep something, too."""
-    for key in (key for key in KEYS if key not in new):
-        own.pop(key, None)  # an option has changed, or the samples are given back
+    for key in KEYS:
+        if key not in new:
+            own.pop(key, None)  # an option has changed, or the samples are given back
     own.setdefault("step", 0)
     own.update(new)
 
