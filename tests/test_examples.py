@@ -59,9 +59,16 @@ def spoilt(tmp_path_factory):
     return program
 
 
+# DTensor's caches keep a process group alive beyond its destruction, and a thread of gloo that lets go of its last
+# tensor while Python shuts down ends a process that is done by SIGABRT. Rare, and without this package, too.
+ABORTED_AT_EXIT = "terminate called without an active exception"
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory, spoilt):
-    return run([*PROGRAMS, spoilt], tmp_path_factory.mktemp("examples"))
+    done = run([*PROGRAMS, spoilt], tmp_path_factory.mktemp("examples"))
+    again = [program for program in PROGRAMS if ABORTED_AT_EXIT in done[str(program)].stderr]
+    return done | run(again, tmp_path_factory.mktemp("again")) if again else done
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
