@@ -5,6 +5,7 @@ import argparse
 import copy
 import json
 import pathlib
+import re
 
 import rows
 import torch
@@ -77,13 +78,13 @@ def main():
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=12, help="sequences of 64 characters per step")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--runs", default="", help="a part of the names of those that are compared with float32")
+    parser.add_argument("--runs", default="", help="regular expression of the names of those to compare with float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "low_precision.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     corpus = Corpus(load_text())
-    runs = {name: run for name, run in RUNS.items() if name == "float32" or args.runs in name}
+    runs = {name: run for name, run in RUNS.items() if name == "float32" or re.search(args.runs, name)}
     results = {name: {"loss": [], "d": []} for name in runs}
     for seed in range(args.seeds):
         torch.manual_seed(seed)
