@@ -145,8 +145,9 @@ def _import_state(
         raise ValueError(f"{describe(index, p)} is on the meta device: materialise the model before load_state_dict")
     check_mode(p, group)
     coded = in_codes(saved)
-    fields = state.fields_of(p, with_codes(group) if coded else with_numbers(p, group))
-    required = [f.key for f in fields if f.in_reference and (f.key in keys or not f.created_late)]
+    as_saved = with_codes(group) if coded else with_numbers(p, group)
+    fields = [field for field in state.fields_of(p, as_saved) if field.in_reference]
+    required = [field.key for field in fields if field.key in keys or not field.created_late(p, as_saved)]
     missing = [key for key in required if key not in saved]
     if missing:
         raise ValueError(f"the saved state of {describe(index, p)} lacks {missing}")

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from .coded_state import codes_of, in_codes, numbers_of, with_codes, with_numbers
 from .dtensor import IndexMap, is_dtensor, samples_of, unwrap, wrap
-from .eight_bits import CODES, blocks_of, is_coded
+from .eight_bits import CODES, blocks_of, is_coded, moves_in_codes
 from .low_precision import mode_of
 from .options import Group
 from .tensors import check_memory, describe, is_dense, is_fake, same_layout, sampled
@@ -54,6 +54,14 @@ def state_format(p: Tensor, group: Group) -> str:
     return "8bit" if is_coded(p, group) else str(state_dtype(p, group)).removeprefix("torch.")
 
 
+def _always(p: Tensor, group: Group) -> bool:
+    return True
+
+
+def _never(p: Tensor, group: Group) -> bool:
+    return False
+
+
 class Field(NamedTuple):
     """One tensor of the state."""
 
@@ -62,7 +70,7 @@ class Field(NamedTuple):
     dtype: Callable[[Tensor, Group], torch.dtype]
     present: Callable[[Tensor, Group], bool]
     """Whether a parameter of this group has it."""
-    created_late: bool = False
+    created_late: Callable[[Tensor, Group], bool] = _never
     """Whether a state may lack it, because an option that needs it was switched on later: it is created as zeros."""
     in_reference: bool = True
     """Whether ``prodigyopt.Prodigy`` 1.1.2 has it, so that every checkpoint must, unless it may be created late."""
@@ -111,10 +119,6 @@ def _uint8(p: Tensor, group: Group) -> torch.dtype:
     return torch.uint8
 
 
-def _always(p: Tensor, group: Group) -> bool:
-    return True
-
-
 def _is_estimated(p: Tensor, group: Group) -> bool:
     return not group.get("frozen", False)
 
@@ -123,9 +127,8 @@ def _is_displaced(p: Tensor, group: Group) -> bool:
     return mode_of(p, group) == "displacement"
 
 
-def moves_in_codes(p: Tensor, group: Group) -> bool:
-    """Returns whether codes of ``x - x0`` are kept in the place of ``x0``."""
-    return is_coded(p, group) and _is_estimated(p, group) and bool(group["slice_p"] == 1)
+def _is_extended(p: Tensor, group: Group) -> bool:
+    return mode_of(p, group) == "24bit"
 
 
 def _has_p0(p: Tensor, group: Group) -> bool:
@@ -138,14 +141,14 @@ def _has_delta(p: Tensor, group: Group) -> bool:
 
 # csrc/python/state.h has the same keys in the same order, which is checked when a compiled backend is imported.
 FIELDS = (
-    Field("exp_avg", "full", _code_dtype("exp_avg"), lambda p, group: group["betas"][0] > 0, created_late=True),
+    Field("exp_avg", "full", _code_dtype("exp_avg"), lambda p, group: group["betas"][0] > 0, created_late=_always),
     Field("exp_avg_sq", "full", _code_dtype("exp_avg_sq"), _always),
     Field("s", "sampled", _s_dtype, _is_estimated),
     Field("p0", "sampled", _parameter_dtype, _has_p0),
-    # A step makes a delta of zeros fit x and x0.
-    Field("delta", "full", _delta_dtype, _has_delta, created_late=True, in_reference=False),
+    # A step makes a displacement of zeros fit x and x0.
+    Field("delta", "full", _delta_dtype, _has_delta, created_late=_is_displaced, in_reference=False),
     # Zeros: x itself is kept.
-    Field("low", "full", _int8, lambda p, group: mode_of(p, group) == "24bit", created_late=True, in_reference=False),
+    Field("low", "full", _int8, _is_extended, created_late=_always, in_reference=False),
     Field("scale", "blocks", _uint8, is_coded, in_reference=False),
 )
 KEYS = tuple(field.key for field in FIELDS)
@@ -221,7 +224,7 @@ def _fitting(index: int, p: Tensor, state: State, group: Group, where: IndexMap 
     fields = [f for f in FIELDS if f.present(p, group) or (f.key == "exp_avg" and f.key in state)]
     for field in fields:
         value: Any = state.get(field.key)
-        if value is None and field.created_late and not (field.key == "delta" and is_coded(p, group)):
+        if value is None and field.created_late(p, group):
             value = _zeros(field.like(p, group, where), field.dtype(p, group))
         what = f"the state {field.key!r} of {describe(index, p)}"
         size = field.size(p, group, where)

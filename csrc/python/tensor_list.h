@@ -62,6 +62,7 @@ class TensorList {
     Layout layout;
     std::array<void*, kStates> states;  // their addresses
     bool displaced, extended;           // there must be a delta, or a low
+    bool moves_in_codes;                // there must be a delta, and need be no x0
     bool frozen;                        // there need be no s, and no x0 unless displaced
     bool packed;                        // slice_p > 1
     std::int64_t samples;               // then the elements of s and x0
