@@ -241,17 +241,15 @@ bool TensorList::read_gradient(PyObject* object, const Entry& entry, Gradient& g
   return fits;
 }
 
-long TensorList::load_gradients(const py::list& grads) {
+long TensorList::load_gradients(const py::list& grads, std::size_t first) {
   if (grads.size() != entries_.size()) throw py::value_error("one gradient, or None, per tensor");
-  grads_.assign(entries_.size(), Gradient{});
-  for (std::size_t i = 0; i < entries_.size(); ++i) {
+  if (first == 0 || grads_.size() != entries_.size()) grads_.assign(entries_.size(), Gradient{});
+  for (std::size_t i = first; i < entries_.size(); ++i) {
     if (i + kFetchAhead < entries_.size()) {
       fetch_gradient(PyList_GET_ITEM(grads.ptr(), i + kFetchAhead), entries_[i + kFetchAhead]);
     }
     PyObject* grad = PyList_GET_ITEM(grads.ptr(), i);
-    if (grad == Py_None || read_gradient(grad, entries_[i], grads_[i])) continue;
-    release_gradients();
-    return long(i);
+    if (grad != Py_None && !read_gradient(grad, entries_[i], grads_[i])) return long(i);
   }
   return -1;
 }

@@ -46,8 +46,9 @@ class TensorList {
   void extend(const pybind11::list& slots);
 
   // Keeps the gradients' addresses, null for None, until release_gradients(). Returns -1, or the index of the first
-  // that is not laid out as its parameter; then none is kept. The caller keeps the tensors themselves alive.
-  long load_gradients(const pybind11::list& grads);
+  // that is not laid out as its parameter: from there on the caller may go on with another one. It keeps the tensors
+  // themselves alive.
+  long load_gradients(const pybind11::list& grads, std::size_t first = 0);
   void release_gradients() { grads_.clear(); }
   // Reads the gradient of tensor i, which is not kept. Returns false if it is not laid out as its parameter.
   bool read_one_gradient(std::size_t i, const pybind11::handle& grad, Gradient& gradient) const;

@@ -7,7 +7,7 @@ by Triton: nothing that changes between steps is a constant of theirs, but for t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from ctypes import memmove
 from functools import cache
 from itertools import accumulate
@@ -188,11 +188,11 @@ class TritonPlan(GpuPlan):
         }
 
     def update(self, step: Step) -> None:
-        self._load(step, step.record + self._native.gradient_words())
+        self._load(step, self._gradient_words())
         self._update(step, 0, self._chunks, (0, 0), adds_up=1)
 
     def begin(self, step: Step) -> None:
-        self._load(step, self._without_gradients(step.record))
+        self._load(step, self._words_without_gradients())
         super().begin(step)
 
     def update_one(self, step: Step, at: int, grad: Tensor) -> None:
@@ -201,24 +201,25 @@ class TritonPlan(GpuPlan):
         def update(laid_out: Tensor) -> bool:
             if not self._native.fits(at, laid_out):
                 return False
-            self._constants["G"] = self._type_of_gradients(bytes(8) + bytes([8 * laid_out.itemsize]))
+            bits = 8 * laid_out.itemsize
+            self._constants["G"] = self._type_of_gradients([bits])
             if begin < end:
-                self._update(step, begin, end, (signed(laid_out.data_ptr()), 8 * laid_out.itemsize), adds_up=0)
+                self._update(step, begin, end, (signed(laid_out.data_ptr()), bits), adds_up=0)
             return True
 
         self._update_laid_out(at, grad, update)
 
     def add_up(self, step: Step) -> None:
-        self._load(step, step.record + self._native.gradient_words())
+        self._load(step, self._gradient_words())
         self._update(step, self._chunks, self._chunks, (0, 0), adds_up=1)
 
-    def _load(self, step: Step, words: bytes) -> None:
+    def _load(self, step: Step, gradients: bytes) -> None:
         """Uploads the numbers of a step and the addresses of its gradients."""
         with self._guard():
-            self._upload_step(step, words)
+            self._upload_step(step, step.record, gradients)
         if not self._views:
             self._views = cut(self._step_table, len(step.record))
-        self._constants["G"] = self._type_of_gradients(words[len(step.record) :])
+        self._constants["G"] = self._type_of_gradients(gradients[8::16])  # the lowest byte of each one's bits
 
     def _update(self, step: Step, begin: int, end: int, only: tuple[int, int], adds_up: int) -> None:
         arguments = begin, end, *only, adds_up, self._flat_partials, self._chunks, self._ranges
@@ -242,10 +243,9 @@ class TritonPlan(GpuPlan):
             arguments = int(last), self._chunks, step.new_rows
             self._launch(self._kernels.prodigy_finish_kernel, step, step.sums, *arguments)
 
-    def _type_of_gradients(self, words: bytes) -> Any:
+    def _type_of_gradients(self, bits: Collection[int]) -> Any:
         """Returns the constant G: for parameters of 16 bits, gradients may all be of 32 bits, or some of them."""
         own = self._constants["X"]
-        bits = words[8::16]  # the lowest byte of each one's number of bits
         if own.primitive_bitwidth != 16 or 32 not in bits:
             return own
         return None if 16 in bits else self._kernels.tl.float32
