@@ -105,6 +105,30 @@ def test_cited_notes_exist():
     assert cited <= written and len(cited) >= 3
 
 
+def functions(stub: ast.Module | ast.ClassDef) -> dict[str, list[str]]:
+    """Returns the parameters of a stub's functions, by their names, without ``__init__``."""
+    found = [node for node in stub.body if isinstance(node, ast.FunctionDef) and node.name != "__init__"]
+    return {node.name: [arg.arg for arg in (*node.args.args, *node.args.kwonlyargs)] for node in found}
+
+
+@pytest.mark.skipif(bool(native.MISSING), reason="no compiled module")
+def test_the_stub_of_the_compiled_module_is_what_it_has():
+    """Functions and classes, with the names of the parameters, which pybind11 writes into docstrings."""
+
+    def compiled(holder):
+        lines = {name: str(value.__doc__).splitlines()[0] for name, value in vars(holder).items() if callable(value)}
+        return {name: re.findall(r"(\w+): ", line) for name, line in lines.items() if f"{name}(" in line}
+
+    stub = ast.parse((ROOT / "prodigy_fused" / "_C.pyi").read_text())
+    classes = {node.name: node for node in stub.body if isinstance(node, ast.ClassDef)}
+    has_cuda = native._C.CUDA is not None
+    assert compiled(native._C) == {n: a for n, a in functions(stub).items() if has_cuda or n != "cuda_problem"}
+    for name in ("TensorList", "CpuPlan", *["CudaPlan"] * has_cuda):
+        found = compiled(getattr(native._C, name))
+        found.pop("__init__")
+        assert found == functions(classes["_Tensors"]) | functions(classes[name]), name
+
+
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
