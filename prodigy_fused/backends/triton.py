@@ -22,7 +22,6 @@ from ..options import Group
 from ..state import KEYS
 from ..step import BucketKey, Slot, Step
 from . import native
-from .elementwise import arithmetic
 from .gpu import GpuPlan
 from .tensor_list import TensorList
 from .triton_tables import chunks_of, cut, ranges_of, rows_of, signed
@@ -147,11 +146,10 @@ class TritonPlan(GpuPlan):
     """A plan, as :class:`prodigy_fused.step.Plan` describes it."""
 
     def __init__(self, key: BucketKey, slots: Sequence[Slot], estimates: int) -> None:
-        p = slots[0].param
-        super().__init__(key, slots, estimates, _tensor_list(p.device))
+        super().__init__(key, slots, estimates, _tensor_list(slots[0].param.device))
         self._kernels = _kernels()
         self._sizes = sizes(key)
-        self._constants = self._constants_of(key, str(arithmetic(p)).removeprefix("torch."))
+        self._constants = self._constants_of(key)
         self._estimates = estimates
         self.upload_tables()
 
@@ -171,13 +169,13 @@ class TritonPlan(GpuPlan):
         self._views: tuple[Tensor, ...] = ()
         self._launchers: dict[tuple[Any, Any], Callable[..., Any]] = {}
 
-    def _constants_of(self, key: BucketKey, arithmetic: str) -> dict[str, Any]:
+    def _constants_of(self, key: BucketKey) -> dict[str, Any]:
         """Returns the constants of the kernels by name, but for G, which is one of a launch."""
         tl, elements = self._kernels.tl, self._kernels.elements
         samples = elements.NONE if key.frozen else elements.SOME if key.sampled else elements.ALL
         kept = elements.DISPLACED if key.displaced else elements.EXTENDED if key.extended else elements.AS_IT_IS
         return {
-            "T": getattr(tl, arithmetic),
+            "T": tl.float64 if key.dtype == "float64" else tl.float32,
             "X": getattr(tl, key.dtype),
             "S": tl.uint8 if key.state_format == "8bit" else getattr(tl, key.state_format),
             "G": getattr(tl, key.dtype),
