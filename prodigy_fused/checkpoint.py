@@ -86,21 +86,17 @@ def import_(groups: list[Group], state_dict: StateDict) -> StateDict:
     imported = [
         _import_group(i, group, saved) for i, (group, saved) in enumerate(zip(groups, saved_groups, strict=True))
     ]
-    hyper.estimate_options_of(imported)
+    hyper.estimate_options_of(imported)  # raises where groups disagree
 
     states = dict(state_dict["state"])
-    keys = [set().union(*(s for i in new["params"] if isinstance(s := states.get(i), dict))) for new in imported]
-    numbered = enumerate(
-        (p, i, new, own)
-        for group, new, own in zip(groups, imported, keys, strict=True)
-        for p, i in zip(group["params"], new["params"], strict=True)
-    )
-    for index, (p, i, group, own) in numbered:
-        saved = states.get(i)
-        if isinstance(saved, dict) and state.is_there(saved):
-            states[i] = Verbatim(_import_state(index, p, saved, group, own))
-        elif isinstance(saved, dict):  # others' alone (a Verbatim is that of a parameter that is there twice)
-            states[i] = Verbatim(_for_others(p, saved))
+    index = 0  # among all parameters
+    for group, new in zip(groups, imported, strict=True):
+        saved = {i: states[i] for i in new["params"] if isinstance(states.get(i), dict)}
+        keys: set[Any] = set().union(*saved.values())
+        for p, i in zip(group["params"], new["params"], strict=True):
+            if i in saved:
+                states[i] = Verbatim(_import_state(index, p, saved[i], new, keys))
+            index += 1
     return {**state_dict, "state": states, "param_groups": imported}
 
 
@@ -133,12 +129,14 @@ def _import_group(index: int, group: Group, saved: Group) -> Group:
 def _import_state(
     index: int, p: Tensor, saved: dict[str, Any], group: dict[str, Any], keys: set[Any]
 ) -> dict[str, Any]:
-    """Returns the in-memory form of one parameter's saved state, on its device and in its memory order; a new
+    """Returns the in-memory form of one parameter's saved entry, on its device and in its memory order; a new
     dictionary.
 
     Args:
         keys: those of all parameters of its group. What is created late may be missing from all of them, not from one.
     """
+    if not state.is_there(saved):
+        return _for_others(p, saved)
     if is_lazy(p):
         raise ValueError(f"parameter {index} has no shape yet: run the model once before load_state_dict")
     if p.is_meta:
