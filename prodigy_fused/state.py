@@ -111,14 +111,6 @@ def _delta_dtype(p: Tensor, group: Group) -> torch.dtype:
     return CODES["delta"].storage if is_coded(p, group) else torch.float32
 
 
-def _int8(p: Tensor, group: Group) -> torch.dtype:
-    return torch.int8
-
-
-def _uint8(p: Tensor, group: Group) -> torch.dtype:
-    return torch.uint8
-
-
 def _is_estimated(p: Tensor, group: Group) -> bool:
     return not group.get("frozen", False)
 
@@ -148,8 +140,8 @@ FIELDS = (
     # A step makes a displacement of zeros fit x and x0.
     Field("delta", "full", _delta_dtype, _has_delta, created_late=_is_displaced, in_reference=False),
     # Zeros: x itself is kept.
-    Field("low", "full", _int8, _is_extended, created_late=_always, in_reference=False),
-    Field("scale", "blocks", _uint8, is_coded, in_reference=False),
+    Field("low", "full", lambda p, group: torch.int8, _is_extended, created_late=_always, in_reference=False),
+    Field("scale", "blocks", lambda p, group: torch.uint8, is_coded, in_reference=False),
 )
 KEYS = tuple(field.key for field in FIELDS)
 
@@ -226,24 +218,31 @@ def _fitting(index: int, p: Tensor, state: State, group: Group, where: IndexMap 
         value: Any = state.get(field.key)
         if value is None and field.created_late(p, group):
             value = _zeros(field.like(p, group, where), field.dtype(p, group))
+        size, dtype = field.size(p, group, where), field.dtype(p, group)
         what = f"the state {field.key!r} of {describe(index, p)}"
-        size = field.size(p, group, where)
-        if isinstance(value, Tensor) and field.shape == "sampled" and value.shape == (size.numel(),) and p.dim() != 1:
-            value = value.reshape(size)  # flat, as in a checkpoint
-        fits = isinstance(value, Tensor) and (value.shape == size or (field.key == "p0" and value.dim() == 0))
-        if not fits:
-            got = tuple(value.shape) if isinstance(value, Tensor) else value
-            raise ValueError(f"{what} should have shape {tuple(size)}, got {got}")
-        if value.layout != torch.strided:
-            raise ValueError(f"{what} is sparse ({value.layout})")
-        check_memory(what, value)
-        dtype = field.dtype(p, group)
-        if field.key in CODES and value.is_floating_point() != dtype.is_floating_point:
-            raise ValueError(f"{what} is {value.dtype}: all have to be codes, with their scale, or all numbers")
-        new[field.key] = _like(value, p, dtype)
+        new[field.key] = _like(_checked(what, value, field, size, dtype), p, dtype)
     if "scale" in new and not is_fake(p) and new["scale"].data_ptr() % len(CODES):
         new["scale"] = new["scale"].clone()  # kernels move a block's bytes at once
     return new
+
+
+def _checked(what: str, value: Any, field: Field, size: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Returns a tensor of a state in the shape that it is to have; samples may be flat, as in a checkpoint.
+
+    Raises:
+        ValueError: it is none, or does not fit; ``what`` names it.
+    """
+    if isinstance(value, Tensor) and field.shape == "sampled" and value.shape == (size.numel(),) != size:
+        value = value.reshape(size)
+    if not isinstance(value, Tensor) or not (value.shape == size or (field.key == "p0" and value.dim() == 0)):
+        got = tuple(value.shape) if isinstance(value, Tensor) else value
+        raise ValueError(f"{what} should have shape {tuple(size)}, got {got}")
+    if value.layout != torch.strided:
+        raise ValueError(f"{what} is sparse ({value.layout})")
+    check_memory(what, value)
+    if field.key in CODES and value.is_floating_point() != dtype.is_floating_point:
+        raise ValueError(f"{what} is {value.dtype}: all have to be codes, with their scale, or all numbers")
+    return value
 
 
 def replace(own: State, new: State) -> None:
