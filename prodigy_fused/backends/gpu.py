@@ -73,8 +73,14 @@ class GpuPlan(NativePlan):
             self._upload(self._step_table, lambda to: memmove(to, record + gradients, size))
             self._step_words = record, gradients
         if capturing(self.device):
-            self.captured += [step, *(value for value in vars(self).values() if isinstance(value, (Tensor, dict)))]
-        elif len(self._spares) < SPARES or self._spares[0].numel() != size:
+            tables = (value for value in vars(self).values() if isinstance(value, (Tensor, dict)))
+            self.captured += [step, *tables]
+        else:
+            self._prepare_captures(size)
+
+    def _prepare_captures(self, size: int) -> None:
+        """Allocates pinned memory for uploads of a step in captures, which should not."""
+        if len(self._spares) < SPARES or self._spares[0].numel() != size:
             self._spares = list(self._pinned(SPARES * size).view(SPARES, -1))
 
     def _gradient_words(self) -> bytes:
