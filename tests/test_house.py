@@ -71,6 +71,29 @@ def test_imports_point_down():
         assert not wrong, f"{name or '__init__'} imports {wrong}, which stand above it"
 
 
+def test_the_layers_of_the_design_are_those_of_the_imports():
+    """Every module is in the table, and imports from its own layer or from one below."""
+    table = (
+        (ROOT / "docs" / "design.md")
+        .read_text()
+        .partition("## Layers")[2]
+        .partition("```text\n")[2]
+        .partition("\n\n")[0]
+    )
+    layers, layer = {}, 0
+    for line in table.splitlines():
+        layer += not line.startswith(" ")
+        layers |= dict.fromkeys(re.findall(r"(\w+)(?:\.py|/ )", line), layer)
+    top = {name.partition(".")[0] for name in ORDER} - {"", "stand_in"}
+    assert top <= layers.keys()
+    for name in top:
+        files = [ROOT / "prodigy_fused" / f"{name}.py", *(ROOT / "prodigy_fused" / name).rglob("*.py")]
+        for path in filter(Path.is_file, files):
+            package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
+            used = {other.partition(".")[0] for other in imports(path, package)} - {"", "_C"}
+            assert [other for other in used if layers.get(other, 99) < layers[name]] == [], path
+
+
 @pytest.mark.parametrize("folder", SOURCES)
 def test_no_file_is_longer_than_300_lines(folder):
     suffixes = {".py", ".pyi", ".h", ".cpp", ".cu", ".cuh"}
