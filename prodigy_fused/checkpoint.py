@@ -86,21 +86,17 @@ def import_(groups: list[Group], state_dict: StateDict) -> StateDict:
     imported = [
         _import_group(i, group, saved) for i, (group, saved) in enumerate(zip(groups, saved_groups, strict=True))
     ]
-    hyper.estimate_options_of(imported)
+    hyper.estimate_options_of(imported)  # raises where groups disagree
 
     states = dict(state_dict["state"])
-    keys = [set().union(*(s for i in new["params"] if isinstance(s := states.get(i), dict))) for new in imported]
-    numbered = enumerate(
-        (p, i, new, own)
-        for group, new, own in zip(groups, imported, keys, strict=True)
-        for p, i in zip(group["params"], new["params"], strict=True)
-    )
-    for index, (p, i, group, own) in numbered:
-        saved = states.get(i)
-        if isinstance(saved, dict) and state.is_there(saved):
-            states[i] = Verbatim(_import_state(index, p, saved, group, own))
-        elif isinstance(saved, dict):  # others' alone (a Verbatim is that of a parameter that is there twice)
-            states[i] = Verbatim(_for_others(p, saved))
+    index = 0  # among all parameters
+    for group, new in zip(groups, imported, strict=True):
+        saved = {i: states[i] for i in new["params"] if isinstance(states.get(i), dict)}
+        keys: set[Any] = set().union(*saved.values())
+        for p, i in zip(group["params"], new["params"], strict=True):
+            if i in saved:
+                states[i] = Verbatim(_import_state(index, p, saved[i], new, keys))
+            index += 1
     return {**state_dict, "state": states, "param_groups": imported}
 
 
@@ -133,20 +129,23 @@ def _import_group(index: int, group: Group, saved: Group) -> Group:
 def _import_state(
     index: int, p: Tensor, saved: dict[str, Any], group: dict[str, Any], keys: set[Any]
 ) -> dict[str, Any]:
-    """Returns the in-memory form of one parameter's saved state, on its device and in its memory order; a new
+    """Returns the in-memory form of one parameter's saved entry, on its device and in its memory order; a new
     dictionary.
 
     Args:
         keys: those of all parameters of its group. What is created late may be missing from all of them, not from one.
     """
+    if not state.is_there(saved):
+        return _for_others(p, saved)
     if is_lazy(p):
         raise ValueError(f"parameter {index} has no shape yet: run the model once before load_state_dict")
     if p.is_meta:
         raise ValueError(f"{describe(index, p)} is on the meta device: materialise the model before load_state_dict")
     check_mode(p, group)
     coded = in_codes(saved)
-    fields = state.fields_of(p, with_codes(group) if coded else with_numbers(p, group))
-    required = [f.key for f in fields if f.in_reference and (f.key in keys or not f.created_late)]
+    as_saved = with_codes(group) if coded else with_numbers(p, group)
+    fields = [field for field in state.fields_of(p, as_saved) if field.in_reference]
+    required = [field.key for field in fields if field.key in keys or not field.created_late(p, as_saved)]
     missing = [key for key in required if key not in saved]
     if missing:
         raise ValueError(f"the saved state of {describe(index, p)} lacks {missing}")

@@ -78,9 +78,9 @@ class IndexMap:
             return Affine(0, 1, 1)
         first = next(d for d, size in enumerate(shape) if size > 1)
         runs = all(int(mine[-1]) - int(mine[0]) == len(mine) - 1 for mine in self._own)
-        if not runs or not {*split[:-1]} <= {first}:
+        *outer, inner = split
+        if not runs or any(d != first for d in outer):
             return None
-        inner = split[-1]
         base = sum(int(self._own[d][0]) * self._strides[d] for d in split)
         return Affine(base, math.prod(self.shape[inner:]), math.prod(shape[inner:]))
 

@@ -88,6 +88,11 @@ def is_coded(p: Tensor, group: Group) -> bool:
     return bool(local(p).numel() >= group["min_8bit_size"])
 
 
+def moves_in_codes(p: Tensor, group: Group) -> bool:
+    """Returns whether codes of ``x - x0`` are kept in the place of ``x0``."""
+    return is_coded(p, group) and group["slice_p"] == 1 and not group.get("frozen", False)
+
+
 def blocks_of(numel: int) -> int:
     """Returns how many blocks so many elements have."""
     return -(-numel // BLOCK)

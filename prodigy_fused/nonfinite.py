@@ -41,7 +41,7 @@ class NonfiniteWatch:
 
 
 def _culprit(slots: Sequence[Slot]) -> str:
-    """Returns which parameter is to blame: where its gradient is 0, its value may be infinite."""
+    """Returns which parameter is to blame. (Where its gradient is 0, its value and its start may be infinite.)"""
     for what in ("gradient", "value", "start"):
         wrong = [slot for slot in slots if (grad := _gradient(slot)) is not None and not _is_finite(slot, grad, what)]
         if wrong:
@@ -57,7 +57,7 @@ def _gradient(slot: Slot) -> Tensor | None:
 
 
 def _is_finite(slot: Slot, grad: Tensor, what: str) -> bool:
-    g = slot.sampled(grad)
-    values = {"gradient": grad, "value": slot.sampled(slot.param.detach()), "start": slot.state.get("p0")}
-    t = values[what]
-    return t is None or bool((t.isfinite() | (g == 0 if what != "gradient" else False)).all())
+    if what == "gradient":
+        return bool(grad.isfinite().all())
+    t = slot.sampled(slot.param.detach()) if what == "value" else slot.state.get("p0")
+    return t is None or bool((t.isfinite() | (slot.sampled(grad) == 0)).all())

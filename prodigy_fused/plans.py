@@ -21,7 +21,7 @@ from .backends.gpu import GpuPlan, capturing
 from .backends.native import same_entries, same_objects, with_gradients
 from .buckets import Bucket, Gradients, key_of, mark, merged
 from .dtensor import index_map, is_dtensor, local
-from .eight_bits import is_coded
+from .eight_bits import is_coded, moves_in_codes
 from .estimate import members
 from .low_precision import mode_of
 from .options import Group
@@ -149,8 +149,8 @@ class PlanSet:
         estimate = owner if split else 0, group["frozen"], index - self.firsts[owner] if split else index
         mine = self.locals[index]
         own = self.states[p], owner, group["slice_p"], mode_of(mine, group)
-        whole = p if index in self.maps else None
-        return Slot(index, mine, *own, *estimate, where, is_coded(mine, group), whole)
+        codes = is_coded(mine, group), moves_in_codes(mine, group)
+        return Slot(index, mine, *own, *estimate, where, *codes, p if index in self.maps else None)
 
     def _add(self, key: BucketKey, slots: list[Slot]) -> None:
         """Gives new tensors to the plan of their bucket, or to a new one."""

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from . import backends, checkpoint, hyper, options
 from .estimate import FIELDS, initial
 from .groups import check_new, with_its_own_choice
-from .options import OPTIONS
+from .options import OPTIONS, Group
 from .readings import Readings
 from .release import warn_if_one_for_each
 from .runtime import Runtime
@@ -132,12 +132,8 @@ class Prodigy(Readings, Optimizer):
         if not isinstance(param_group["params"], (Tensor, set, list)):  # a generator, for example
             param_group["params"] = list(param_group["params"])
         self._runtime.check_closed("a new group")
-        own = with_its_own_choice(param_group)
         first = self.param_groups[0] if self.param_groups else None
-        if first is not None:
-            # What the others agree on now may have been written, or loaded, since the optimizer was constructed.
-            shared = hyper.SHARED if self._is_constructed and not first["split_groups"] else ()
-            own = {**{name: first[name] for name in (*hyper.COMMON, *shared)}, **own}
+        own = {**self._inherited(), **with_its_own_choice(param_group)}
         merged = {**self.defaults, **own}
         options.check(merged)
         backends.check_choice(merged)
@@ -154,6 +150,15 @@ class Prodigy(Readings, Optimizer):
         super().add_param_group(param_group)
         self._runtime.forget_plans()
         self._step_supports_amp_scaling &= not holds_plain_parts(param_group)
+
+    def _inherited(self) -> Group:
+        """Returns what a new group has from the others: what they agree on now may have been written, or loaded, since
+        the optimizer was constructed."""
+        if not self.param_groups:
+            return {}
+        first = self.param_groups[0]
+        shared = hyper.SHARED if self._is_constructed and not first["split_groups"] else ()
+        return {name: first[name] for name in (*hyper.COMMON, *shared)}
 
     # -- the step -----------------------------------------------------------------------------------------------------
 

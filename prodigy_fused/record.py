@@ -20,13 +20,13 @@ _HINTS = {**get_type_hints(Hyper), **get_type_hints(EstimateOptions)}
 FLAGS = tuple(name for name, kind in _HINTS.items() if kind is bool)
 
 
-def _scalar_words(name: str) -> tuple[str, str, str]:
+def _scalar_fields(name: str) -> tuple[str, str, str]:
     return name, f"{name}_address", f"{name}_bits"
 
 
-STEP_FIELDS = (*_scalar_words("grad_scale"), *_scalar_words("found_inf"))
+STEP_FIELDS = (*_scalar_fields("grad_scale"), *_scalar_fields("found_inf"))
 # The options of estimate e are those in row e: groups that share the estimate 0 have the same.
-GROUP_FIELDS = (*Hyper._fields, *EstimateOptions._fields, "estimate", *_scalar_words("lr")[1:])
+GROUP_FIELDS = (*Hyper._fields, *EstimateOptions._fields, "estimate", *_scalar_fields("lr")[1:])
 
 
 def _row(fields: Sequence[str]) -> struct.Struct:
@@ -53,16 +53,16 @@ def pack(
     Raises:
         ValueError: a tensor that kernels cannot read: not float32 or float64, or not one element; names the scalar.
     """
-    step = STEP.pack(*place("grad_scale", grad_scale), *place("found_inf", found_inf))
+    step = STEP.pack(*scalar_words("grad_scale", grad_scale), *scalar_words("found_inf", found_inf))
     return b"".join([step, *map(_pack_group, hypers, estimates, owners)])
 
 
 def _pack_group(h: Hyper, options: EstimateOptions, estimate: int) -> bytes:
-    lr, address, bits = place("lr", h.lr)
+    lr, address, bits = scalar_words("lr", h.lr)
     return GROUP.pack(lr, *h[1:], *options, estimate, address, bits)
 
 
-def place(name: str, value: Scalar) -> tuple[float, int, int]:
+def scalar_words(name: str, value: Scalar) -> tuple[float, int, int]:
     """Returns a scalar's words: its value, or the address and the bits of the number on the device.
 
     Raises:

@@ -45,7 +45,7 @@ class Runtime:
         self._estimates: Estimates | None = None
         self._most_steps: list[int] | None = None  # of each estimate, an upper bound of k
         self._settings = Settings()
-        self._last: Step | None = None
+        self._last: Step | None = None  # for its record, which the next step may take over
         self._lock = threading.Lock()
         self._open: tuple[_Begun, OpenStep] | None = None
         self._steps_watched = 0

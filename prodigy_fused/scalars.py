@@ -36,5 +36,5 @@ def scalars_of(
         return Scalars(hypers, float(scale), float(inf))
     scale, inf = (value if options.on_device(value) else float(value) for value in (scale, inf))
     for name, value in (("grad_scale", scale), ("found_inf", inf), *(("lr", h.lr) for h in hypers)):
-        record.place(name, value)
+        record.scalar_words(name, value)  # raises if kernels cannot read it
     return Scalars(hypers, scale, inf)

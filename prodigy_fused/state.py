@@ -31,7 +31,7 @@ from torch import Tensor
 
 from .coded_state import codes_of, in_codes, numbers_of, with_codes, with_numbers
 from .dtensor import IndexMap, is_dtensor, samples_of, unwrap, wrap
-from .eight_bits import CODES, blocks_of, is_coded
+from .eight_bits import CODES, blocks_of, is_coded, moves_in_codes
 from .low_precision import mode_of
 from .options import Group
 from .tensors import check_memory, describe, is_dense, is_fake, same_layout, sampled
@@ -54,6 +54,14 @@ def state_format(p: Tensor, group: Group) -> str:
     return "8bit" if is_coded(p, group) else str(state_dtype(p, group)).removeprefix("torch.")
 
 
+def _always(p: Tensor, group: Group) -> bool:
+    return True
+
+
+def _never(p: Tensor, group: Group) -> bool:
+    return False
+
+
 class Field(NamedTuple):
     """One tensor of the state."""
 
@@ -62,7 +70,7 @@ class Field(NamedTuple):
     dtype: Callable[[Tensor, Group], torch.dtype]
     present: Callable[[Tensor, Group], bool]
     """Whether a parameter of this group has it."""
-    created_late: bool = False
+    created_late: Callable[[Tensor, Group], bool] = _never
     """Whether a state may lack it, because an option that needs it was switched on later: it is created as zeros."""
     in_reference: bool = True
     """Whether ``prodigyopt.Prodigy`` 1.1.2 has it, so that every checkpoint must, unless it may be created late."""
@@ -103,18 +111,6 @@ def _delta_dtype(p: Tensor, group: Group) -> torch.dtype:
     return CODES["delta"].storage if is_coded(p, group) else torch.float32
 
 
-def _int8(p: Tensor, group: Group) -> torch.dtype:
-    return torch.int8
-
-
-def _uint8(p: Tensor, group: Group) -> torch.dtype:
-    return torch.uint8
-
-
-def _always(p: Tensor, group: Group) -> bool:
-    return True
-
-
 def _is_estimated(p: Tensor, group: Group) -> bool:
     return not group.get("frozen", False)
 
@@ -123,9 +119,8 @@ def _is_displaced(p: Tensor, group: Group) -> bool:
     return mode_of(p, group) == "displacement"
 
 
-def moves_in_codes(p: Tensor, group: Group) -> bool:
-    """Returns whether codes of ``x - x0`` are kept in the place of ``x0``."""
-    return is_coded(p, group) and _is_estimated(p, group) and bool(group["slice_p"] == 1)
+def _is_extended(p: Tensor, group: Group) -> bool:
+    return mode_of(p, group) == "24bit"
 
 
 def _has_p0(p: Tensor, group: Group) -> bool:
@@ -138,15 +133,15 @@ def _has_delta(p: Tensor, group: Group) -> bool:
 
 # csrc/python/state.h has the same keys in the same order, which is checked when a compiled backend is imported.
 FIELDS = (
-    Field("exp_avg", "full", _code_dtype("exp_avg"), lambda p, group: group["betas"][0] > 0, created_late=True),
+    Field("exp_avg", "full", _code_dtype("exp_avg"), lambda p, group: group["betas"][0] > 0, created_late=_always),
     Field("exp_avg_sq", "full", _code_dtype("exp_avg_sq"), _always),
     Field("s", "sampled", _s_dtype, _is_estimated),
     Field("p0", "sampled", _parameter_dtype, _has_p0),
-    # A step makes a delta of zeros fit x and x0.
-    Field("delta", "full", _delta_dtype, _has_delta, created_late=True, in_reference=False),
+    # A step makes a displacement of zeros fit x and x0.
+    Field("delta", "full", _delta_dtype, _has_delta, created_late=_is_displaced, in_reference=False),
     # Zeros: x itself is kept.
-    Field("low", "full", _int8, lambda p, group: mode_of(p, group) == "24bit", created_late=True, in_reference=False),
-    Field("scale", "blocks", _uint8, is_coded, in_reference=False),
+    Field("low", "full", lambda p, group: torch.int8, _is_extended, created_late=_always, in_reference=False),
+    Field("scale", "blocks", lambda p, group: torch.uint8, is_coded, in_reference=False),
 )
 KEYS = tuple(field.key for field in FIELDS)
 
@@ -221,26 +216,33 @@ def _fitting(index: int, p: Tensor, state: State, group: Group, where: IndexMap 
     fields = [f for f in FIELDS if f.present(p, group) or (f.key == "exp_avg" and f.key in state)]
     for field in fields:
         value: Any = state.get(field.key)
-        if value is None and field.created_late and not (field.key == "delta" and is_coded(p, group)):
+        if value is None and field.created_late(p, group):
             value = _zeros(field.like(p, group, where), field.dtype(p, group))
+        size, dtype = field.size(p, group, where), field.dtype(p, group)
         what = f"the state {field.key!r} of {describe(index, p)}"
-        size = field.size(p, group, where)
-        if isinstance(value, Tensor) and field.shape == "sampled" and value.shape == (size.numel(),) and p.dim() != 1:
-            value = value.reshape(size)  # flat, as in a checkpoint
-        fits = isinstance(value, Tensor) and (value.shape == size or (field.key == "p0" and value.dim() == 0))
-        if not fits:
-            got = tuple(value.shape) if isinstance(value, Tensor) else value
-            raise ValueError(f"{what} should have shape {tuple(size)}, got {got}")
-        if value.layout != torch.strided:
-            raise ValueError(f"{what} is sparse ({value.layout})")
-        check_memory(what, value)
-        dtype = field.dtype(p, group)
-        if field.key in CODES and value.is_floating_point() != dtype.is_floating_point:
-            raise ValueError(f"{what} is {value.dtype}: all have to be codes, with their scale, or all numbers")
-        new[field.key] = _like(value, p, dtype)
+        new[field.key] = _like(_checked(what, value, field, size, dtype), p, dtype)
     if "scale" in new and not is_fake(p) and new["scale"].data_ptr() % len(CODES):
         new["scale"] = new["scale"].clone()  # kernels move a block's bytes at once
     return new
+
+
+def _checked(what: str, value: Any, field: Field, size: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Returns a tensor of a state in the shape that it is to have; samples may be flat, as in a checkpoint.
+
+    Raises:
+        ValueError: it is none, or does not fit; ``what`` names it.
+    """
+    if isinstance(value, Tensor) and field.shape == "sampled" and value.shape == (size.numel(),) != size:
+        value = value.reshape(size)
+    if not isinstance(value, Tensor) or not (value.shape == size or (field.key == "p0" and value.dim() == 0)):
+        got = tuple(value.shape) if isinstance(value, Tensor) else value
+        raise ValueError(f"{what} should have shape {tuple(size)}, got {got}")
+    if value.layout != torch.strided:
+        raise ValueError(f"{what} is sparse ({value.layout})")
+    check_memory(what, value)
+    if field.key in CODES and value.is_floating_point() != dtype.is_floating_point:
+        raise ValueError(f"{what} is {value.dtype}: all have to be codes, with their scale, or all numbers")
+    return value
 
 
 def replace(own: State, new: State) -> None:

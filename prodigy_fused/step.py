@@ -59,6 +59,7 @@ class Slot:
     random_index: int = 0  # among the parameters of its estimate, for random bits
     where: IndexMap | None = None  # of a shard, where its elements are in the whole: for samples and random bits
     coded: bool = False  # the state is in 8 bits, and random bits go by the place in the shard, as blocks of codes do
+    moves_in_codes: bool = False  # and codes of x - x0 are kept in the place of x0
     whole: Tensor | None = None  # the DTensor, if it is one
 
     @property
@@ -84,11 +85,6 @@ class Slot:
     def has_codes_of(self, key: str) -> bool:
         """Returns whether a tensor of the state holds codes."""
         return self.coded and key in CODES and self.state[key].dtype == CODES[key].storage
-
-    @property
-    def moves_in_codes(self) -> bool:
-        """Whether codes of ``x - x0`` are kept in the place of ``x0``."""
-        return self.coded and self.slice_p == 1 and not self.frozen
 
     def sampled(self, t: Tensor) -> Tensor:
         """Returns the elements of ``t``, a tensor of the parameter's shape, that take part in the estimate."""

@@ -71,6 +71,29 @@ def test_imports_point_down():
         assert not wrong, f"{name or '__init__'} imports {wrong}, which stand above it"
 
 
+def test_the_layers_of_the_design_are_those_of_the_imports():
+    """Every module is in the table, and imports from its own layer or from one below."""
+    table = (
+        (ROOT / "docs" / "design.md")
+        .read_text()
+        .partition("## Layers")[2]
+        .partition("```text\n")[2]
+        .partition("\n\n")[0]
+    )
+    layers, layer = {}, 0
+    for line in table.splitlines():
+        layer += not line.startswith(" ")
+        layers |= dict.fromkeys(re.findall(r"(\w+)(?:\.py|/ )", line), layer)
+    top = {name.partition(".")[0] for name in ORDER} - {"", "stand_in"}
+    assert top <= layers.keys()
+    for name in top:
+        files = [ROOT / "prodigy_fused" / f"{name}.py", *(ROOT / "prodigy_fused" / name).rglob("*.py")]
+        for path in filter(Path.is_file, files):
+            package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
+            used = {other.partition(".")[0] for other in imports(path, package)} - {"", "_C"}
+            assert [other for other in used if layers.get(other, 99) < layers[name]] == [], path
+
+
 @pytest.mark.parametrize("folder", SOURCES)
 def test_no_file_is_longer_than_300_lines(folder):
     suffixes = {".py", ".pyi", ".h", ".cpp", ".cu", ".cuh"}
@@ -103,6 +126,30 @@ def test_cited_notes_exist():
     cited = set(re.findall(r"see\s+(?:\W+\s)?Note \[([^\]]+)\]", text))
     written = set(re.findall(r"(?:^|\"\"\")[ /#]*Note \[([^\]]+)\]\s*$", text, re.MULTILINE))
     assert cited <= written and len(cited) >= 3
+
+
+def functions(stub: ast.Module | ast.ClassDef) -> dict[str, list[str]]:
+    """Returns the parameters of a stub's functions, by their names, without ``__init__``."""
+    found = [node for node in stub.body if isinstance(node, ast.FunctionDef) and node.name != "__init__"]
+    return {node.name: [arg.arg for arg in (*node.args.args, *node.args.kwonlyargs)] for node in found}
+
+
+@pytest.mark.skipif(bool(native.MISSING), reason="no compiled module")
+def test_the_stub_of_the_compiled_module_is_what_it_has():
+    """Functions and classes, with the names of the parameters, which pybind11 writes into docstrings."""
+
+    def compiled(holder):
+        lines = {name: str(value.__doc__).splitlines()[0] for name, value in vars(holder).items() if callable(value)}
+        return {name: re.findall(r"(\w+): ", line) for name, line in lines.items() if f"{name}(" in line}
+
+    stub = ast.parse((ROOT / "prodigy_fused" / "_C.pyi").read_text())
+    classes = {node.name: node for node in stub.body if isinstance(node, ast.ClassDef)}
+    has_cuda = native._C.CUDA is not None
+    assert compiled(native._C) == {n: a for n, a in functions(stub).items() if has_cuda or n != "cuda_problem"}
+    for name in ("TensorList", "CpuPlan", *["CudaPlan"] * has_cuda):
+        found = compiled(getattr(native._C, name))
+        found.pop("__init__")
+        assert found == functions(classes["_Tensors"]) | functions(classes[name]), name
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------

@@ -323,7 +323,15 @@ def test_addresses_in_python_are_those_in_cpp(dtype, state):
     mixed = [first.float() if state == "delta" else first, second, None]
     for grads in ([first, second, third], [None, second, None], mixed):
         assert [tensors.load_gradients(grads) for tensors in lists] == [-1, -1]
-        assert lists[0].gradient_words() == lists[1].gradient_words() != b""
+        words = lists[0].gradient_words()
+        assert words == lists[1].gradient_words() != b""
+        assert all(tensors.gradient_words(words) is words for tensors in lists)
+    assert [tensors.load_gradients([first, second.double(), None]) for tensors in lists] == [1, 1]
+    assert [tensors.load_gradients([None, second, None], 1) for tensors in lists] == [-1, -1]  # keeps the first
+    for tensors in lists:
+        went_on = tensors.gradient_words()
+        tensors.load_gradients([first, second, None])
+        assert went_on == tensors.gradient_words()
     freed = first.clone()
     freed.untyped_storage().resize_(0)
     sparse = first.to_sparse(), first.to_sparse_csr()

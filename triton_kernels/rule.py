@@ -106,7 +106,7 @@ def quotient(m, v, d_eps, S: tl.constexpr):
 @triton.jit
 def power(base, n):
     """Returns base^n for an integer n >= 0."""
-    result = base * 0 + 1
+    result = tl.full([], 1, base.dtype)
     while n > 0:
         result = tl.where(n % 2 == 1, result * base, result)
         base = base * base
@@ -117,7 +117,7 @@ def power(base, n):
 @triton.jit
 def bias_correction(h, k):
     """Returns bc = sqrt(1 - beta2^(k+1)) / (1 - beta1^(k+1)), or 1 if the group does not use it."""
-    bc = h.lr * 0 + 1
+    bc = tl.full([], 1, h.lr.dtype)
     if h.use_bias_correction != 0:
         n = k.to(tl.int64) + 1
         bc = tl.sqrt(1 - power(h.beta2, n)) / (1 - power(h.beta1, n))

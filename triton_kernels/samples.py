@@ -20,7 +20,7 @@ from .tables import load_strides
 @triton.jit
 def row_major_of(order, dims, position):
     """Returns the row-major positions of elements at positions in memory. order: the tensor's strides."""
-    row_major = position * 0
+    row_major = tl.zeros_like(position)
     for k in tl.range(0, dims):
         stride, row_major_stride = load_strides(order, k)
         row_major += position // stride * row_major_stride

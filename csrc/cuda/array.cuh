@@ -36,6 +36,12 @@ __device__ __forceinline__ T* global(T* address) {
   return address;
 }
 
+// Calls visit(std::true_type()) or visit(std::false_type()): there is code for both, in which the condition is known.
+template <class Visit>
+__device__ __forceinline__ void as_constant(bool condition, Visit visit) {
+  condition ? visit(std::true_type()) : visit(std::false_type());
+}
+
 // The words that one access to memory moves.
 template <class R>
 constexpr int kWordsAtATime = sizeof(R) < 16 ? R::kWords : int(16 / sizeof(typename R::Word));

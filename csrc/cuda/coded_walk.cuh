@@ -98,7 +98,7 @@ __device__ __forceinline__ void update_numbers(const Numbers& grad, const Number
   if (every) {
 #pragma unroll
     for (int e = 0; e < kLaneCodes; ++e) {
-      sums.add(e, sample(g.value[e], -state.delta.value[e], state.s.value[e], c));
+      add_sample(g.value[e], -state.delta.value[e], state.s.value[e], c, sums.of(e));
     }
   }
 #pragma unroll
@@ -129,7 +129,7 @@ __device__ __forceinline__ void update_block(const Arrays<Storage>& a, const Cod
   Loaded<Storage> in;
   LaneCodes codes;
   const std::uint32_t before = arrays.scale_of(i);
-  const auto read = [&](auto whole) {
+  as_constant(full, [&](auto whole) {
     constexpr bool kFull = decltype(whole)::value;
     load<kFull>(a.grad, i, count, in.grad);
     load<kFull>(a.x, i, count, in.x);
@@ -138,8 +138,7 @@ __device__ __forceinline__ void update_block(const Arrays<Storage>& a, const Cod
     if (c.momentum) load<kFull>(arrays.m, i, count, codes.m);
     if (every) load<kFull>(arrays.s, i, count, codes.s);
     if (every) load<kFull>(arrays.moved, i, count, codes.moved);
-  };
-  full ? read(std::true_type()) : read(std::false_type());
+  });
 
   const Numbers x = kept_values(a, in);
   LaneNumbers state(codes, before);
@@ -162,7 +161,7 @@ __device__ __forceinline__ void update_block(const Arrays<Storage>& a, const Cod
     const float unit = renewed<Code::kDelta>(state.delta, scale);
     codes.moved = encoded_delta(state.delta, unit, run);
   }
-  const auto write = [&](auto whole) {
+  as_constant(full, [&](auto whole) {
     constexpr bool kFull = decltype(whole)::value;
     store<kFull>(arrays.roots, i, count, codes.roots);
     if (every) store<kFull>(arrays.s, i, count, codes.s);
@@ -170,8 +169,7 @@ __device__ __forceinline__ void update_block(const Arrays<Storage>& a, const Cod
     store<kFull>(arrays.m, i, count, codes.m);
     if (every) store<kFull>(arrays.moved, i, count, codes.moved);
     moved.template write<kFull>(a, i, count);
-  };
-  full ? write(std::true_type()) : write(std::false_type());
+  });
   arrays.store_scale(i, c.momentum ? scale : without_m);
 }
 
@@ -225,7 +223,7 @@ __device__ __forceinline__ void finish_codes(const Tensor& t, const Gradient& gr
     Loaded<Storage> in;
     LaneCodes old;
     const std::uint32_t scale = codes.scale_of(i);
-    const auto read = [&](auto whole) {
+    as_constant(full, [&](auto whole) {
       constexpr bool kFull = decltype(whole)::value;
       load<kFull>(a.x, i, count, in.x);
       if (a.extended()) load<kFull>(a.low, i, count, in.low);
@@ -236,8 +234,7 @@ __device__ __forceinline__ void finish_codes(const Tensor& t, const Gradient& gr
         load<kFull>(a.grad, i, count, in.grad);
       }
       if (every) load<kFull>(codes.moved, i, count, old.moved);
-    };
-    full ? read(std::true_type()) : read(std::false_type());
+    });
     const Numbers m = momentum ? numbers_of<Code::kM>(old.m, scale) : widened<float>(a.grad, in.grad);
     const Numbers roots = numbers_of<Code::kRoot>(old.roots, scale), x = kept_values(a, in);
     Positions<float, kLaneCodes> p{x, x, Numbers{}};

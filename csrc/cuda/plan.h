@@ -54,8 +54,8 @@ class Plan {
   std::vector<Tensor> tensors_;
   Fitting update_, finish_;
   ChunkList list_;
-  std::vector<int> resident_ =
-      std::vector<int>(FinishPolicies::kSize);  // blocks of the finish kernels; 0: not asked yet
+  // Blocks of each finish kernel that the device holds at a time; 0: not asked yet.
+  std::vector<int> resident_ = std::vector<int>(FinishPolicies::kSize);
 };
 
 }  // namespace prodigy::cuda

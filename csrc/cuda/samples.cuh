@@ -74,9 +74,7 @@ __device__ __forceinline__ void take_samples(const Arrays<Storage>& a, Samples<k
     const T grad = load_one<T>(a.grad, place), x = a.load_x(place);
     T s = load_one<T>(a.s, index);
     const T x0 = a.x0.data != nullptr ? load_one<T>(a.x0, index) : T(0);
-    const Sums<T> term = sample(gradient(grad, x, c), x0 - x, s, c);
-    sums.dot += term.dot;
-    sums.norm += term.norm;
+    add_sample(gradient(grad, x, c), x0 - x, s, c, sums);
     store_one(a.s, index, s, Storage::kRounds ? third(random.of(i)) : 0);
   }
 }

@@ -13,10 +13,6 @@ struct LaneSums {
   Sums<T> lane[kLanes]{};
 
   __device__ __forceinline__ Sums<T>& of(int e) { return lane[e % kLanes]; }
-  __device__ __forceinline__ void add(int e, const Sums<T>& term) {
-    lane[e % kLanes].dot += term.dot;
-    lane[e % kLanes].norm += term.norm;
-  }
   __device__ __forceinline__ Sums<double> total() const {
     Sums<double> sums{0.0, 0.0};
 #pragma unroll
@@ -33,30 +29,22 @@ template <class T, int kCount>
 __device__ __forceinline__ Pack<T, kCount> gradients(const Pack<T, kCount>& grad, const Pack<T, kCount>& x,
                                                      const Coefficients<T>& c) {
   Pack<T, kCount> g;
-  if (c.l2 == T(0)) {
+  as_constant(c.l2 != T(0), [&](auto l2) {
 #pragma unroll
-    for (int e = 0; e < kCount; ++e) g.value[e] = gradient(grad.value[e], c);
-  } else {
-#pragma unroll
-    for (int e = 0; e < kCount; ++e) g.value[e] = gradient(grad.value[e], x.value[e], c);
-  }
+    for (int e = 0; e < kCount; ++e) g.value[e] = gradient<decltype(l2)::value>(grad.value[e], x.value[e], c);
+  });
   return g;
 }
 
 template <class T, int kCount>
 __device__ __forceinline__ void take_step(Positions<T, kCount>& p, const Pack<T, kCount>& quotient,
                                           const Coefficients<T>& c) {
-  if (c.decay == T(0)) {
+  as_constant(c.decay != T(0), [&](auto decays) {
 #pragma unroll
     for (int e = 0; e < kCount; ++e) {
-      p.at.value[e] = step_by<false>(quotient.value[e], p.at.value[e], p.x.value[e], c);
+      p.at.value[e] = step_by<decltype(decays)::value>(quotient.value[e], p.at.value[e], p.x.value[e], c);
     }
-  } else {
-#pragma unroll
-    for (int e = 0; e < kCount; ++e) {
-      p.at.value[e] = step_by<true>(quotient.value[e], p.at.value[e], p.x.value[e], c);
-    }
-  }
+  });
 }
 
 // m, v, x, and s if every element is sampled, of one pack; and its part of the sums. All loads come before the first
@@ -66,7 +54,7 @@ __device__ __forceinline__ void update_pack(const Arrays<Storage>& a, std::uint3
                                             const Coefficients<T>& c, const ChunkBits<Storage>& random, Lanes& sums) {
   constexpr int kCount = Storage::kPerThread;
   Loaded<Storage> in;
-  const auto read = [&](auto whole) {
+  as_constant(full, [&](auto whole) {
     constexpr bool kFull = decltype(whole)::value;
     load<kFull>(a.grad, i, count, in.grad);
     load<kFull>(a.x, i, count, in.x);
@@ -76,8 +64,7 @@ __device__ __forceinline__ void update_pack(const Arrays<Storage>& a, std::uint3
     if (a.displaced()) load<kFull>(a.delta, i, count, in.delta);
     if (a.extended()) load<kFull>(a.low, i, count, in.low);
     if ((every || a.displaced()) && a.x0.data != nullptr) load<kFull>(a.x0, i, count, in.x0);
-  };
-  full ? read(std::true_type()) : read(std::false_type());
+  });
 
   const auto grad = widened<T>(a.grad, in.grad), x0 = widened<T>(a.x0, in.x0);
   auto m = widened<T>(a.m, in.m), v = widened<T>(a.v, in.v), s = widened<T>(a.s, in.s);
@@ -96,15 +83,14 @@ __device__ __forceinline__ void update_pack(const Arrays<Storage>& a, std::uint3
   const auto new_v = narrowed(a.v, v, Stochastic<Rounded::kV>{run});
   const auto new_m = narrowed(a.m, m, Nearest());
   const Moved<Storage> moved(a, p, run);
-  const auto write = [&](auto whole) {
+  as_constant(full, [&](auto whole) {
     constexpr bool kFull = decltype(whole)::value;
     if (every) store<kFull>(a.s, i, count, new_s);
     store<kFull>(a.v, i, count, new_v);
     if (!c.momentum) return;  // there is no m, and x is left to finish
     store<kFull>(a.m, i, count, new_m);
     moved.template write<kFull>(a, i, count);
-  };
-  full ? write(std::true_type()) : write(std::false_type());
+  });
 }
 
 // Phase 1. Returns this thread's part of the sums, unweighted. Any sampling is asked for here, so that there is no code
@@ -166,7 +152,7 @@ __device__ __forceinline__ void finish_packs(const Tensor& t, const Gradient& gr
   const ChunkBits<Storage> random(group.c.k, a.index, stream_of(group.how), chunk);
   each_pack<Policy>(0, size, aligned, [&](std::uint32_t i, int count, bool full) {
     Loaded<Storage> in;
-    const auto read = [&](auto whole) {
+    as_constant(full, [&](auto whole) {
       constexpr bool kFull = decltype(whole)::value;
       load<kFull>(a.x, i, count, in.x);
       if (a.extended()) load<kFull>(a.low, i, count, in.low);
@@ -179,8 +165,7 @@ __device__ __forceinline__ void finish_packs(const Tensor& t, const Gradient& gr
       if (!a.displaced()) return;
       load<kFull>(a.delta, i, count, in.delta);
       if (a.x0.data != nullptr) load<kFull>(a.x0, i, count, in.x0);
-    };
-    full ? read(std::true_type()) : read(std::false_type());
+    });
     const auto m = momentum ? widened<T>(a.m, in.m) : widened<T>(a.grad, in.grad), v = widened<T>(a.v, in.v);
     auto p = positions(a, in);
 #pragma unroll

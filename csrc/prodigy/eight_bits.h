@@ -17,35 +17,41 @@ constexpr int kCodes = 4;
 
 PRODIGY_INLINE std::uint32_t word_of(float value) { return bits_as<std::uint32_t>(value); }
 PRODIGY_INLINE float float_of(std::uint32_t word) { return bits_as<float>(word); }
-// Of a whole number, that a word is with a sign.
+// Of a word that is a whole number with a sign.
 PRODIGY_INLINE float whole_float(std::uint32_t word) { return float(std::int32_t(word)); }
 PRODIGY_INLINE std::uint32_t larger(std::uint32_t a, std::uint32_t b) { return a > b ? a : b; }
 PRODIGY_INLINE float lesser(float a, float b) { return a < b ? a : b; }
-// Where the product is exact, so that it does not matter whether it is rounded.
+// a * factor + b, where the product is exact: so it does not matter whether it is rounded before the sum.
 PRODIGY_INLINE float product_plus(float a, float factor, float b) { return a * factor + b; }
 
 template <class F>
 using WordOf = decltype(word_of(F()));
 
-// What blocks of a code have in common. The sizes of the largest numbers, and the least byte, are such that sums with
-// much larger numbers, and the differences of much smaller ones, are normal numbers.
+// A row of the table in Note [8 bits].
+struct CodeRow {
+  // As bits of float32: the number of the largest code; and the largest size that a number may have.
+  std::uint32_t largest, largest_size;
+  std::int32_t bias, least_byte;  // byte b is a unit of 2^(b - bias)
+};
+
+// The sizes of the largest numbers, and the least byte, are such that sums with much larger numbers, and the
+// differences of much smaller ones, are normal numbers.
+constexpr CodeRow kCodeRows[kCodes] = {
+    {0x43e00000u, 0x74e00000u, 126, 7},  // m: up to 448 units
+    {0x437f0000u, 0x5f7f0000u, 74, 0},   // the root of v: 255
+    {0x437c0000u, 0x7efc0000u, 126, 0},  // s: 252
+    {0x42fe0000u, 0x7e7e0000u, 126, 0},  // x - x0: 127
+};
+
+// What blocks of a code have in common.
 template <Code kCode>
 struct CodeTraits {
+  static constexpr CodeRow kRow = kCodeRows[int(kCode)];
+  static constexpr std::uint32_t kLargest = kRow.largest, kLargestSize = kRow.largest_size;
+  static constexpr std::int32_t kBias = kRow.bias, kLeastByte = kRow.least_byte;
   static constexpr bool kRoot = kCode == Code::kRoot;
-  // As bits of float32: the number of the largest code, 448, 255, 252 or 127; and the largest size that a number may
-  // have.
-  static constexpr std::uint32_t kLargest = kCode == Code::kM   ? 0x43e00000u
-                                            : kRoot             ? 0x437f0000u
-                                            : kCode == Code::kS ? 0x437c0000u
-                                                                : 0x42fe0000u;
-  static constexpr std::uint32_t kLargestSize = kCode == Code::kM   ? 0x74e00000u
-                                                : kRoot             ? 0x5f7f0000u
-                                                : kCode == Code::kS ? 0x7efc0000u
-                                                                    : 0x7e7e0000u;
-  // Byte b is a unit of 2^(b - kBias).
-  static constexpr std::int32_t kBias = kRoot ? 74 : 126, kLeastByte = kCode == Code::kM ? 7 : 0;
 
-  // The number next to one that has a size.
+  // The nearest number of a size that is allowed.
   static PRODIGY_INLINE float limited(float value) {
     const std::uint32_t bits = word_of(value), size = bits & ~kSign;
     return float_of((size < kLargestSize ? size : kLargestSize) | (bits & kSign));

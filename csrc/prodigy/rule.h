@@ -109,16 +109,12 @@ PRODIGY_INLINE T finite_or_zero(T value) {
   return select(fabs(value) < T(INFINITY), value, T(0));
 }
 
-// g: the gradient of the objective that is minimised, unscaled, with coupled weight decay.
-template <class T, class Number>
+// g: the gradient of the objective that is minimised, unscaled, with coupled weight decay. kL2: whether there may be
+// any.
+template <bool kL2 = true, class T, class Number>
 PRODIGY_INLINE T gradient(T grad, T x, const Coefficients<Number>& c) {
-  return c.gradient_scale * grad + c.l2 * finite_or_zero(x);
-}
-
-// The same where there is no coupled weight decay.
-template <class T>
-PRODIGY_INLINE T gradient(T grad, const Coefficients<T>& c) {
-  return c.gradient_scale * grad;
+  const T g = c.gradient_scale * grad;
+  return kL2 ? g + c.l2 * finite_or_zero(x) : g;
 }
 
 // num and s, for the sampled positions. distance: x0 - x. Returns this element's part of the sums. A gradient that is
@@ -131,7 +127,8 @@ PRODIGY_INLINE Sums<T> sample(T g, T distance, T& s, const Coefficients<Number>&
   return {kFinite ? g * distance : select(g == T(0), T(0), g * distance), fabs(s)};
 }
 
-// The same, with its own sums: fewer instructions where an operation can depend on a condition.
+// The same, added to `sums`: for a GPU, where an operation can depend on a condition, which saves 1.2 to 1.5 of 54
+// instructions on sm_90. (A CPU's loop would have two more, or not be vectorised.)
 template <class T>
 PRODIGY_INLINE void add_sample(T g, T distance, T& s, const Coefficients<T>& c, Sums<T>& sums) {
   s = c.beta3 * s + c.s_weight * finite_or_zero(g);
@@ -150,7 +147,7 @@ PRODIGY_INLINE void moments(T g, T& m, T& v, const Coefficients<Number>& c) {
 // Note [Position]
 // `at` is the stored quantity that a step updates: x itself, or delta = x - x0. `origin` is x - at: 0 or x0.
 
-// Roots: how accurately the processor takes roots and quotients in the following three. Exactly rounded ones:
+// Roots: how accurately the processor takes roots and quotients in the following functions. Exactly rounded ones:
 struct ExactRoots {
   template <class T>
   static PRODIGY_INLINE T root(T value) {
@@ -163,17 +160,19 @@ struct ExactRoots {
   }
 };
 
+// How far a step goes, in units of dlr.
+template <class Roots, class T, class Number>
+PRODIGY_INLINE T quotient(T m, T v, Number d_eps) {
+  return Roots::quotient(m, Roots::root(v) + d_eps);
+}
+
 // The position after the step.
 template <class Roots = ExactRoots, class T, class Number>
 PRODIGY_INLINE T step(T at, T x, T m, T v, const Coefficients<Number>& c) {
-  return at - (c.decay * finite_or_zero(x) + c.dlr * Roots::quotient(m, Roots::root(v) + c.d_eps));
+  return at - (c.decay * finite_or_zero(x) + c.dlr * quotient<Roots>(m, v, c.d_eps));
 }
 
-// The same, with its quotient given, in the form for such operations. kDecays: whether c.decay is not 0.
-template <class Roots, class T>
-PRODIGY_INLINE T quotient(T m, T v, T d_eps) {
-  return Roots::quotient(m, Roots::root(v) + d_eps);
-}
+// The same with the quotient given, for a GPU: as above, one instruction fewer. kDecays: whether c.decay is not 0.
 template <bool kDecays, class T>
 PRODIGY_INLINE T step_by(T quotient, T at, T x, const Coefficients<T>& c) {
   T change = c.dlr * quotient;
@@ -192,7 +191,7 @@ PRODIGY_INLINE T correct(T at, T m, T v, T old_d_eps, const Coefficients<T>& c) 
 // the first step, too: if the only gradients are those of new parameters, or of positions that are not sampled.
 template <class Roots = ExactRoots, class T>
 PRODIGY_INLINE T undo(T at, T origin, T m, T v, const Coefficients<T>& c) {
-  const T taken = c.dlr * Roots::quotient(m, Roots::root(v) + c.d_eps);
+  const T taken = c.dlr * quotient<Roots>(m, v, c.d_eps);
   return (at + c.decay * finite_or_zero(origin) + taken) / (T(1) - c.decay);
 }
 

@@ -76,7 +76,7 @@ PRODIGY_INLINE std::int64_t random_shift(const Tensor& t, const Chunk& chunk) {
   return is_coded(t.state_type) ? 0 : chunk.shift;
 }
 
-// The position in row-major order of the element at memory position i.
+// Where the element at position i in memory is in row-major order.
 PRODIGY_INLINE std::int64_t row_major(const MemoryOrder& order, std::int64_t i) {
   std::int64_t position = 0;
   for (int k = 0; k < order.dims; ++k) {

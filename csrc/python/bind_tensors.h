@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "python/tensor_list.h"
 
@@ -15,9 +17,15 @@ The caller keeps the tensors themselves alive. Holds the GIL.
 
 Args:
     grads: a list of one tensor, or None, per slot.
+    first: where to begin, after a call that ended there.
 
 Returns:
-    -1, or the index of the first gradient that is not laid out as its parameter; then no address is kept.)";
+    -1, or the index of the first gradient that is not laid out as its parameter.)";
+
+inline constexpr const char* kGradientWordsDoc = R"(Returns the loaded gradients as the kernels read them.
+
+Args:
+    former: what an earlier call has returned: if it is the same, it is returned again, and no memory is asked for.)";
 
 inline constexpr const char* kMendDoc = R"(Takes note of the addresses that the tensors have now. Holds the GIL.
 
@@ -34,6 +42,13 @@ Raises:
 
 inline constexpr const char* kFirstChunksDoc =
     R"(For each tensor the number of its first chunk, and the number of all.)";
+
+// The bytes of a table; `former` itself if they are equal.
+template <class T>
+pybind11::bytes words_of(const std::vector<T>& table, const pybind11::bytes& former) {
+  const std::string_view words(reinterpret_cast<const char*>(table.data()), table.size() * sizeof(T));
+  return std::string_view(former) == words ? former : pybind11::bytes(words);
+}
 
 // Holder: a class constructed from the same arguments as a TensorList, which it returns by list(). After a change of
 // the list's table it is told so by table_changed().
@@ -65,8 +80,11 @@ pybind11::class_<Holder> bind_tensors(pybind11::module_& m, const char* name, co
           },
           py::arg("slots"), kExtendDoc)
       .def(
-          "load_gradients", [](Holder& holder, const py::list& grads) { return holder.list().load_gradients(grads); },
-          py::arg("grads"), kLoadDoc)
+          "load_gradients",
+          [](Holder& holder, const py::list& grads, std::size_t first) {
+            return holder.list().load_gradients(grads, first);
+          },
+          py::arg("grads"), py::arg("first") = 0, kLoadDoc)
       .def(
           "release_gradients", [](Holder& holder) { holder.list().release_gradients(); },
           "Forgets the gradients' addresses.");

@@ -19,10 +19,7 @@ class CudaPlan {
   TensorList& list() { return list_; }
   void table_changed() { plan_ = cuda::Plan(list_.table(), list_.estimates()); }
 
-  py::bytes gradient_words() const {
-    const std::vector<Gradient>& grads = list_.gradients();
-    return py::bytes(reinterpret_cast<const char*>(grads.data()), grads.size() * sizeof(Gradient));
-  }
+  py::bytes gradient_words(const py::bytes& former) const { return words_of(list_.gradients(), former); }
 
   std::size_t table_bytes() const { return plan_.table_bytes(); }
   std::size_t chunk_count() const { return plan_.chunk_count(); }
@@ -114,7 +111,7 @@ Args, beyond those of update:
 
 void bind_cuda_plan(py::module_& m) {
   bind_tensors<CudaPlan>(m, "CudaPlan", kClassDoc)
-      .def("gradient_words", &CudaPlan::gradient_words, "Returns the loaded gradients as the kernels read them.")
+      .def("gradient_words", &CudaPlan::gradient_words, py::arg("former") = py::bytes(), kGradientWordsDoc)
       .def_property_readonly("table_bytes", &CudaPlan::table_bytes,
                              "The size of the table of the tensors, the chunks and their ranges.")
       .def_property_readonly("chunk_count", &CudaPlan::chunk_count,

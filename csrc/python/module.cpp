@@ -80,17 +80,19 @@ class AddressList {
     return list_.read_one_gradient(i, grad, gradient);
   }
 
-  py::bytes gradient_words() const {
-    std::vector<std::uint64_t> words;
+  // For each gradient, its address and its bits per element, 8 bytes each; zeros for None.
+  py::bytes gradient_words(const py::bytes& former) {
+    words_.clear();
     for (const Gradient& grad : list_.gradients()) {
-      words.push_back(reinterpret_cast<std::uintptr_t>(grad.data));
-      words.push_back(grad.data == nullptr ? 0 : 8 * size_of(grad.type));
+      words_.push_back(reinterpret_cast<std::uintptr_t>(grad.data));
+      words_.push_back(grad.data == nullptr ? 0 : 8 * size_of(grad.type));
     }
-    return py::bytes(reinterpret_cast<const char*>(words.data()), words.size() * sizeof(std::uint64_t));
+    return words_of(words_, former);
   }
 
  private:
   TensorList list_;
+  std::vector<std::uint64_t> words_;  // kept for its memory
 };
 
 // For Python to find out whether images are right with this torch, see Note [Images].
@@ -166,8 +168,7 @@ PYBIND11_MODULE(_C, m) {
                             "The tensors of one bucket, as prodigy_fused.backends.tensor_list has them.")
       .def("fits", &AddressList::fits, py::arg("i"), py::arg("grad"),
            "Returns whether a gradient is laid out as tensor i.")
-      .def("gradient_words", &AddressList::gradient_words,
-           "Returns, for each gradient, its address and its bits per element, 8 bytes each; zeros for None.");
+      .def("gradient_words", &AddressList::gradient_words, py::arg("former") = py::bytes(), kGradientWordsDoc);
 #ifdef PRODIGY_FUSED_CUDA
   m.attr("CUDA") = PRODIGY_FUSED_CUDA;
   m.def("cuda_problem", &cuda::problem,

@@ -93,6 +93,7 @@ Tensor TensorList::read_slot(const py::handle& slot, Entry& entry) {
   const auto is = [&](const char* mode) { return !rounding.is_none() && rounding.equal(py::str(mode)); };
   entry.displaced = is("displacement");
   entry.extended = is("24bit");
+  entry.moves_in_codes = slot.attr("moves_in_codes").cast<bool>();
   entry.frozen = slot.attr("frozen").cast<bool>();
   Tensor t{};
   t.type = type_;
@@ -138,12 +139,11 @@ bool TensorList::read_param(const Entry& entry, TensorView& view) const {
 }
 
 ParameterImage::Needs TensorList::needs(const Entry& entry) const {
-  const bool moved = is_coded(state_type_) && !entry.packed && !entry.frozen;  // x - x0 takes the place of x0
   ParameterImage::Needs needs;
   needs[kM] = needs[kV] = true;
   needs[kS] = !entry.frozen;
-  needs[kX0] = entry.displaced || (!entry.frozen && !moved);
-  needs[kDelta] = entry.displaced || moved;
+  needs[kX0] = entry.displaced || (!entry.frozen && !entry.moves_in_codes);
+  needs[kDelta] = entry.displaced || entry.moves_in_codes;
   needs[kLow] = entry.extended;
   needs[kScale] = is_coded(state_type_);
   return needs;
@@ -241,17 +241,15 @@ bool TensorList::read_gradient(PyObject* object, const Entry& entry, Gradient& g
   return fits;
 }
 
-long TensorList::load_gradients(const py::list& grads) {
+long TensorList::load_gradients(const py::list& grads, std::size_t first) {
   if (grads.size() != entries_.size()) throw py::value_error("one gradient, or None, per tensor");
-  grads_.assign(entries_.size(), Gradient{});
-  for (std::size_t i = 0; i < entries_.size(); ++i) {
+  if (first == 0 || grads_.size() != entries_.size()) grads_.assign(entries_.size(), Gradient{});
+  for (std::size_t i = first; i < entries_.size(); ++i) {
     if (i + kFetchAhead < entries_.size()) {
       fetch_gradient(PyList_GET_ITEM(grads.ptr(), i + kFetchAhead), entries_[i + kFetchAhead]);
     }
     PyObject* grad = PyList_GET_ITEM(grads.ptr(), i);
-    if (grad == Py_None || read_gradient(grad, entries_[i], grads_[i])) continue;
-    release_gradients();
-    return long(i);
+    if (grad != Py_None && !read_gradient(grad, entries_[i], grads_[i])) return long(i);
   }
   return -1;
 }

@@ -46,8 +46,9 @@ class TensorList {
   void extend(const pybind11::list& slots);
 
   // Keeps the gradients' addresses, null for None, until release_gradients(). Returns -1, or the index of the first
-  // that is not laid out as its parameter; then none is kept. The caller keeps the tensors themselves alive.
-  long load_gradients(const pybind11::list& grads);
+  // that is not laid out as its parameter: from there on the caller may go on with another one. It keeps the tensors
+  // themselves alive.
+  long load_gradients(const pybind11::list& grads, std::size_t first = 0);
   void release_gradients() { grads_.clear(); }
   // Reads the gradient of tensor i, which is not kept. Returns false if it is not laid out as its parameter.
   bool read_one_gradient(std::size_t i, const pybind11::handle& grad, Gradient& gradient) const;
@@ -62,6 +63,7 @@ class TensorList {
     Layout layout;
     std::array<void*, kStates> states;  // their addresses
     bool displaced, extended;           // there must be a delta, or a low
+    bool moves_in_codes;                // there must be a delta, and need be no x0
     bool frozen;                        // there need be no s, and no x0 unless displaced
     bool packed;                        // slice_p > 1
     std::int64_t samples;               // then the elements of s and x0

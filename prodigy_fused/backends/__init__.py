@@ -17,6 +17,10 @@ from . import cpu, cuda, foreach, native, reference, triton
 
 _BACKENDS: dict[str, Backend] = {}
 _PROTOCOL = ("COMPILED", "ONE_PASS", "READS_DEVICE", "missing", "unsupported", "make_plan")
+READ_ROWS = {"cpu", "cuda"}  # the backends that take shards with an affine map, see Note [Global index] in dtensor.py
+READ_SHIFTS = READ_ROWS | {"triton", "foreach"}  # those that take shards of consecutive elements of the whole
+# What a row takes in a plan's chunk list and its sums; and what is nothing to speak of.
+_ROW_BYTES, _FEW_BYTES = 64, 1 << 20
 
 
 def register(name: str, backend: Backend) -> None:
@@ -63,11 +67,6 @@ def compiled() -> tuple[str, ...]:
     """Returns the names of the backends among which ``fused=True`` chooses, best first."""
     return tuple(name for name, backend in _BACKENDS.items() if backend.COMPILED)
 
-
-READ_ROWS = {"cpu", "cuda"}  # the backends that take shards with an affine map, see Note [Global index] in dtensor.py
-READ_SHIFTS = READ_ROWS | {"triton", "foreach"}  # those that take shards of consecutive elements of the whole
-# What a row takes in a plan's chunk list and its sums; and what is nothing to speak of.
-_ROW_BYTES, _FEW_BYTES = 64, 1 << 20
 
 register("cuda", cuda)
 register("triton", triton)

@@ -67,13 +67,13 @@ class CudaPlan(GpuPlan):
 
     def update(self, step: Step) -> None:
         with self._guard():
-            self._upload_step(step, step.record[STEP.size :] + self._native.gradient_words())
+            self._upload_step(step, step.record[STEP.size :], self._gradient_words())
             self._native.update(step.record, **self._addresses(step, self.sums), stream=self._stream())
 
     def begin(self, step: Step) -> None:
         with self._guard():
             self._in_order()
-            self._upload_step(step, self._without_gradients(step.record[STEP.size :]))
+            self._upload_step(step, step.record[STEP.size :], self._words_without_gradients())
             super().begin(step)
 
     def update_one(self, step: Step, at: int, grad: Tensor) -> None:
@@ -85,7 +85,7 @@ class CudaPlan(GpuPlan):
     def add_up(self, step: Step) -> None:
         with self._guard():
             self._in_order()
-            self._upload_step(step, step.record[STEP.size :] + self._native.gradient_words())
+            self._upload_step(step, step.record[STEP.size :], self._gradient_words())
             self._native.add_up(step.record, **self._addresses(step, self.sums), stream=self._stream())
 
     def finish(self, step: Step, last: bool) -> None:

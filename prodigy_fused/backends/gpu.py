@@ -36,7 +36,8 @@ class GpuPlan(NativePlan):
         self.captured: list[Any] = []
         self._spares: list[Tensor] = []  # pinned memory for captures, which should not allocate it
         self._step_table = torch.empty(0, dtype=torch.uint8, device=self.device)
-        self._step_words = b""  # of the last upload that has succeeded
+        # Of the last upload that has succeeded, the words of the record and those of the gradients.
+        self._step_words = b"", b""
         self._last_stream: Any = None  # on which something was done last
         self._keep_alive: Step | None = None  # its tensors are read by the kernels
 
@@ -60,27 +61,39 @@ class GpuPlan(NativePlan):
         self._upload(table, write)
         return table
 
-    def _upload_step(self, step: Step, words: bytes) -> None:
+    def _upload_step(self, step: Step, record: bytes, gradients: bytes) -> None:
         """Uploads the words that change between steps to ``_step_table``, if they did change."""
         self._keep_alive = step
+        size = len(record) + len(gradients)
         # A graph must bring its own gradients' addresses; and once there is one, replays may have done so.
-        if words != self._step_words or self.captured or capturing(self.device):
-            if self._step_table.numel() != len(words):
-                self._step_table = self.sums.new_empty(len(words), dtype=torch.uint8)
-            self._step_words = b""
-            self._upload(self._step_table, lambda to: memmove(to, words, len(words)))
-            self._step_words = words
+        if (record, gradients) != self._step_words or self.captured or capturing(self.device):
+            if self._step_table.numel() != size:
+                self._step_table = self.sums.new_empty(size, dtype=torch.uint8)
+            self._step_words = b"", b""
+            self._upload(self._step_table, lambda to: memmove(to, record + gradients, size))
+            self._step_words = record, gradients
         if capturing(self.device):
-            self.captured += [step, *(value for value in vars(self).values() if isinstance(value, (Tensor, dict)))]
-        elif len(self._spares) < SPARES or self._spares[0].numel() != len(words):
-            self._spares = list(self._pinned(SPARES * len(words)).view(SPARES, -1))
+            tables = (value for value in vars(self).values() if isinstance(value, (Tensor, dict)))
+            self.captured += [step, *tables]
+        else:
+            self._prepare_captures(size)
 
-    def _without_gradients(self, record: bytes) -> bytes:
-        """Returns the words of a step whose gradients are not in the table: those of the last one are, because such a
-        step ends with stand-ins for them, which are the same every time, and so nothing is uploaded."""
-        words = record + self._step_words[len(record) :]
-        size = len(record) + GRADIENT_BYTES * len(self.slots)
-        return words if len(words) == size else record + bytes(size - len(record))
+    def _prepare_captures(self, size: int) -> None:
+        """Allocates pinned memory for uploads of a step in captures, which should not."""
+        if len(self._spares) < SPARES or self._spares[0].numel() != size:
+            self._spares = list(self._pinned(SPARES * size).view(SPARES, -1))
+
+    def _gradient_words(self) -> bytes:
+        """Returns the words of the gradients: as long as they do not change the same object, so that a step asks for no
+        memory of that size (Note [No new lists] in csrc/python/objects.h)."""
+        words: bytes = self._native.gradient_words(self._step_words[1])
+        return words
+
+    def _words_without_gradients(self) -> bytes:
+        """Returns the words of gradients that are not there yet: those of the last step, because one whose gradients
+        come one by one ends with stand-ins for them, which are the same every time, and so nothing is uploaded."""
+        former, size = self._step_words[1], GRADIENT_BYTES * len(self.slots)
+        return former if len(former) == size else bytes(size)
 
     def _upload(self, to: Tensor, write: Callable[[int], Any]) -> None:
         host = self._host_memory(to.numel())

@@ -180,7 +180,8 @@ class NativePlan:
         self.slots = slots
 
     def load_gradients(self, grads: list[Tensor | None]) -> None:
-        while (i := self._native.load_gradients(grads)) >= 0:
+        i = 0
+        while (i := self._native.load_gradients(grads, i)) >= 0:
             grads[i] = self._laid_out(i, grads[i])
         self._grads = grads  # see Note [Who keeps gradients alive]
 

@@ -56,17 +56,17 @@ class TensorList:
         self._known = self._look()
         self._words = array("Q")
 
-    def load_gradients(self, grads: list[Tensor | None]) -> int:
-        """Keeps the gradients' addresses; returns the index of the first gradient that is laid out otherwise than its
-        parameter, or -1."""
-        words = array("Q", bytes(16 * len(grads)))  # unsigned: on Intel GPUs the highest bit is set
-        for i, grad in enumerate(grads):
+    def load_gradients(self, grads: list[Tensor | None], first: int = 0) -> int:
+        """Keeps the gradients' addresses, from the first on; returns the index of the first gradient that is laid out
+        otherwise than its parameter, or -1."""
+        if first == 0:
+            self._words = array("Q", bytes(16 * len(grads)))  # unsigned: on Intel GPUs the highest bit is set
+        for i, grad in enumerate(grads[first:], first):
             if grad is None:
                 continue
             if not self.fits(i, grad):
                 return i
-            words[2 * i : 2 * i + 2] = array("Q", [grad.data_ptr(), 8 * grad.itemsize])
-        self._words = words
+            self._words[2 * i : 2 * i + 2] = array("Q", [grad.data_ptr(), 8 * grad.itemsize])
         return -1
 
     def fits(self, i: int, grad: Tensor) -> bool:
@@ -82,9 +82,11 @@ class TensorList:
         """Forgets the gradients' addresses."""
         self._words = array("Q")
 
-    def gradient_words(self) -> bytes:
-        """Returns each gradient's address and the bits of an element, 8 bytes each, 0 for None."""
-        return self._words.tobytes()
+    def gradient_words(self, former: bytes = b"") -> bytes:
+        """Returns each gradient's address and the bits of an element, 8 bytes each, 0 for None; ``former`` itself if
+        that is the same."""
+        words = self._words.tobytes()
+        return former if former == words else words
 
     def _look(self) -> list[list[Any]]:
         return list(map(_look, self._slots))

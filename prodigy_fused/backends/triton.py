@@ -7,7 +7,7 @@ by Triton: nothing that changes between steps is a constant of theirs, but for t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from ctypes import memmove
 from functools import cache
 from itertools import accumulate
@@ -22,7 +22,6 @@ from ..options import Group
 from ..state import KEYS
 from ..step import BucketKey, Slot, Step
 from . import native
-from .elementwise import arithmetic
 from .gpu import GpuPlan
 from .tensor_list import TensorList
 from .triton_tables import chunks_of, cut, ranges_of, rows_of, signed
@@ -147,11 +146,10 @@ class TritonPlan(GpuPlan):
     """A plan, as :class:`prodigy_fused.step.Plan` describes it."""
 
     def __init__(self, key: BucketKey, slots: Sequence[Slot], estimates: int) -> None:
-        p = slots[0].param
-        super().__init__(key, slots, estimates, _tensor_list(p.device))
+        super().__init__(key, slots, estimates, _tensor_list(slots[0].param.device))
         self._kernels = _kernels()
         self._sizes = sizes(key)
-        self._constants = self._constants_of(key, str(arithmetic(p)).removeprefix("torch."))
+        self._constants = self._constants_of(key)
         self._estimates = estimates
         self.upload_tables()
 
@@ -171,13 +169,13 @@ class TritonPlan(GpuPlan):
         self._views: tuple[Tensor, ...] = ()
         self._launchers: dict[tuple[Any, Any], Callable[..., Any]] = {}
 
-    def _constants_of(self, key: BucketKey, arithmetic: str) -> dict[str, Any]:
+    def _constants_of(self, key: BucketKey) -> dict[str, Any]:
         """Returns the constants of the kernels by name, but for G, which is one of a launch."""
         tl, elements = self._kernels.tl, self._kernels.elements
         samples = elements.NONE if key.frozen else elements.SOME if key.sampled else elements.ALL
         kept = elements.DISPLACED if key.displaced else elements.EXTENDED if key.extended else elements.AS_IT_IS
         return {
-            "T": getattr(tl, arithmetic),
+            "T": tl.float64 if key.dtype == "float64" else tl.float32,
             "X": getattr(tl, key.dtype),
             "S": tl.uint8 if key.state_format == "8bit" else getattr(tl, key.state_format),
             "G": getattr(tl, key.dtype),
@@ -188,11 +186,11 @@ class TritonPlan(GpuPlan):
         }
 
     def update(self, step: Step) -> None:
-        self._load(step, step.record + self._native.gradient_words())
+        self._load(step, self._gradient_words())
         self._update(step, 0, self._chunks, (0, 0), adds_up=1)
 
     def begin(self, step: Step) -> None:
-        self._load(step, self._without_gradients(step.record))
+        self._load(step, self._words_without_gradients())
         super().begin(step)
 
     def update_one(self, step: Step, at: int, grad: Tensor) -> None:
@@ -201,24 +199,25 @@ class TritonPlan(GpuPlan):
         def update(laid_out: Tensor) -> bool:
             if not self._native.fits(at, laid_out):
                 return False
-            self._constants["G"] = self._type_of_gradients(bytes(8) + bytes([8 * laid_out.itemsize]))
+            bits = 8 * laid_out.itemsize
+            self._constants["G"] = self._type_of_gradients([bits])
             if begin < end:
-                self._update(step, begin, end, (signed(laid_out.data_ptr()), 8 * laid_out.itemsize), adds_up=0)
+                self._update(step, begin, end, (signed(laid_out.data_ptr()), bits), adds_up=0)
             return True
 
         self._update_laid_out(at, grad, update)
 
     def add_up(self, step: Step) -> None:
-        self._load(step, step.record + self._native.gradient_words())
+        self._load(step, self._gradient_words())
         self._update(step, self._chunks, self._chunks, (0, 0), adds_up=1)
 
-    def _load(self, step: Step, words: bytes) -> None:
+    def _load(self, step: Step, gradients: bytes) -> None:
         """Uploads the numbers of a step and the addresses of its gradients."""
         with self._guard():
-            self._upload_step(step, words)
+            self._upload_step(step, step.record, gradients)
         if not self._views:
             self._views = cut(self._step_table, len(step.record))
-        self._constants["G"] = self._type_of_gradients(words[len(step.record) :])
+        self._constants["G"] = self._type_of_gradients(gradients[8::16])  # the lowest byte of each one's bits
 
     def _update(self, step: Step, begin: int, end: int, only: tuple[int, int], adds_up: int) -> None:
         arguments = begin, end, *only, adds_up, self._flat_partials, self._chunks, self._ranges
@@ -242,10 +241,9 @@ class TritonPlan(GpuPlan):
             arguments = int(last), self._chunks, step.new_rows
             self._launch(self._kernels.prodigy_finish_kernel, step, step.sums, *arguments)
 
-    def _type_of_gradients(self, words: bytes) -> Any:
+    def _type_of_gradients(self, bits: Collection[int]) -> Any:
         """Returns the constant G: for parameters of 16 bits, gradients may all be of 32 bits, or some of them."""
         own = self._constants["X"]
-        bits = words[8::16]  # the lowest byte of each one's number of bits
         if own.primitive_bitwidth != 16 or 32 not in bits:
             return own
         return None if 16 in bits else self._kernels.tl.float32
