@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
@@ -52,12 +53,21 @@ def export(own_groups: list[Group], state_dict: StateDict, compact: bool = False
                 continue
             if in_codes(states[i]) and (is_dtensor(p) or not compact):
                 states[i] = numbers_of(local(p), states[i], group)
+            states[i] = _with_momentum(states[i], group)
             if is_dtensor(p):
                 states[i] = as_on_all_ranks(local(p), states[i], group)
                 states[i] = {"step": group["k"], **state.wrapped(p, states[i], group, index_map(p))}
             else:
                 states[i] = _flat(states[i], group["k"])
     return {**state_dict, "state": states, "param_groups": groups}
+
+
+def _with_momentum(saved: dict[str, Any], group: Group) -> dict[str, Any]:
+    """Returns one parameter's state with the ``exp_avg`` that its group now wants, which the next step would create."""
+    v = saved.get("exp_avg_sq")
+    if group["betas"][0] == 0 or "exp_avg" in saved or not isinstance(v, Tensor):
+        return saved
+    return {"exp_avg": torch.zeros_like(v), **saved}  # as codes, too, these are zeros
 
 
 def _flat(saved: dict[str, Any], k: int) -> dict[str, Any]:
@@ -146,6 +156,8 @@ def _import_state(
     check_mode(p, group)
     coded = in_codes(saved)
     fields = state.fields_of(p, with_codes(group) if coded else with_numbers(p, group))
+    if group["frozen"]:
+        fields = [f for f in fields if f.key != "p0"]  # has been given back, unless x was rounded to a displacement
     required = [f.key for f in fields if f.in_reference and (f.key in keys or not f.created_late)]
     missing = [key for key in required if key not in saved]
     if missing:
