@@ -103,7 +103,9 @@ class Estimates:
 
     def pull(self, written: list[Published]) -> None:
         """Takes over the values that :func:`all_changes` has found."""
-        for row, values in zip(self.rows, written, strict=True):
+        # Where groups have changed places, some are views of each other's rows.
+        own = [{n: v.clone() if isinstance(v, Tensor) else v for n, v in values.items()} for values in written]
+        for row, values in zip(self.rows, own, strict=True):
             for name, value in values.items():
                 row[FIELDS.index(name)] = value
 
