@@ -18,7 +18,7 @@ from . import estimate, hyper, options, state
 from .coded_state import as_on_all_ranks, in_codes, numbers_of, with_codes, with_numbers
 from .dtensor import index_map, is_dtensor, local
 from .estimate import COUNTERS, FIELDS, check_value
-from .low_precision import check_mode
+from .low_precision import check_mode, mode_of
 from .options import OPTIONS, Group
 from .tensors import describe
 
@@ -171,6 +171,8 @@ def _import_state(
     if in_codes(own) != coded:
         # Whoever loads x after this has its start changed into codes, or back, where the next step looks at it.
         own = {key: value.to(p.device) for key, value in unwrapped.items() if isinstance(value, Tensor)}
+        if mode_of(p, group) != "24bit":
+            own.pop("low", None)  # of a parameter that has 16 bits no more
     if "p0" in own and own["p0"].dim() == 0 and p.dim() > 0 and own["p0"]:
         raise ValueError(f"the saved p0 of {describe(index, p)} is one number, {own['p0']:g}, and not zero")
     return {**others, "step": int(saved.get("step", group["k"])), **own}
