@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
@@ -17,7 +18,7 @@ from . import estimate, hyper, options, state
 from .coded_state import as_on_all_ranks, in_codes, numbers_of, with_codes, with_numbers
 from .dtensor import index_map, is_dtensor, local
 from .estimate import COUNTERS, FIELDS, check_value
-from .low_precision import check_mode
+from .low_precision import check_mode, mode_of
 from .options import OPTIONS, Group
 from .tensors import describe
 
@@ -52,12 +53,21 @@ def export(own_groups: list[Group], state_dict: StateDict, compact: bool = False
                 continue
             if in_codes(states[i]) and (is_dtensor(p) or not compact):
                 states[i] = numbers_of(local(p), states[i], group)
+            states[i] = _with_momentum(states[i], group)
             if is_dtensor(p):
                 states[i] = as_on_all_ranks(local(p), states[i], group)
                 states[i] = {"step": group["k"], **state.wrapped(p, states[i], group, index_map(p))}
             else:
                 states[i] = _flat(states[i], group["k"])
     return {**state_dict, "state": states, "param_groups": groups}
+
+
+def _with_momentum(saved: dict[str, Any], group: Group) -> dict[str, Any]:
+    """Returns one parameter's state with the ``exp_avg`` that its group now wants, which the next step would create."""
+    v = saved.get("exp_avg_sq")
+    if group["betas"][0] == 0 or "exp_avg" in saved or not isinstance(v, Tensor):
+        return saved
+    return {"exp_avg": torch.zeros_like(v), **saved}  # as codes, too, these are zeros
 
 
 def _flat(saved: dict[str, Any], k: int) -> dict[str, Any]:
@@ -145,7 +155,9 @@ def _import_state(
     coded = in_codes(saved)
     as_saved = with_codes(group) if coded else with_numbers(p, group)
     fields = [field for field in state.fields_of(p, as_saved) if field.in_reference]
-    required = [field.key for field in fields if field.key in keys or not field.created_late(p, as_saved)]
+    if group["frozen"]:
+        fields = [f for f in fields if f.key != "p0"]  # has been given back, unless x was rounded to a displacement
+    required = [f.key for f in fields if f.key in keys or not f.created_late(p, as_saved)]
     missing = [key for key in required if key not in saved]
     if missing:
         raise ValueError(f"the saved state of {describe(index, p)} lacks {missing}")
@@ -158,6 +170,8 @@ def _import_state(
     if in_codes(own) != coded:
         # Whoever loads x after this has its start changed into codes, or back, where the next step looks at it.
         own = {key: value.to(p.device) for key, value in unwrapped.items() if isinstance(value, Tensor)}
+        if mode_of(p, group) != "24bit":
+            own.pop("low", None)  # of a parameter that has 16 bits no more
     if "p0" in own and own["p0"].dim() == 0 and p.dim() > 0 and own["p0"]:
         raise ValueError(f"the saved p0 of {describe(index, p)} is one number, {own['p0']:g}, and not zero")
     return {**others, "step": int(saved.get("step", group["k"])), **own}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .hyper import EstimateOptions
-from .options import Group, number
+from .options import Group, number, on_device
 from .tensors import is_fake
 
 FIELDS = ("d", "d_max", "d_hat", "d_numerator", "d_denom", "k", "nonfinite_steps", "corrections")
@@ -66,9 +66,17 @@ def changes(groups: list[Group], published: Published) -> Published:
         for group in groups:
             value = group[name]
             if name not in published or value is not published[name]:
-                found[name] = value if isinstance(value, Tensor) else check_value(name, value)
+                found[name] = _checked(name, value)
                 break
     return found
+
+
+def _checked(name: str, value: Any) -> Any:
+    """Returns a value that was written to a group, checked, unless it is a number on a device, which would wait."""
+    if on_device(value) and value.numel() == 1:
+        return value
+    checked = check_value(name, value)
+    return value if isinstance(value, Tensor) else checked
 
 
 def all_changes(groups: list[Group], published: list[Published]) -> list[Published]:
@@ -103,7 +111,9 @@ class Estimates:
 
     def pull(self, written: list[Published]) -> None:
         """Takes over the values that :func:`all_changes` has found."""
-        for row, values in zip(self.rows, written, strict=True):
+        # Where groups have changed places, some are views of each other's rows.
+        own = [{n: v.clone() if isinstance(v, Tensor) else v for n, v in values.items()} for values in written]
+        for row, values in zip(self.rows, own, strict=True):
             for name, value in values.items():
                 row[FIELDS.index(name)] = value
 

@@ -67,9 +67,9 @@ def check_not_cast(index: int, p: Tensor, state: dict[str, Any]) -> None:
     Raises:
         ValueError: the parameter was cast; names it.
     """
-    delta = state.get("delta")
-    kept = "low" in state or (isinstance(delta, Tensor) and delta.is_floating_point())
-    if kept and p.dtype not in SIXTEEN_BIT:
+    start = state.get("p0")  # beside a delta of numbers that codes stood for, it is float32
+    displaced = "delta" in state and isinstance(start, Tensor) and start.dtype in SIXTEEN_BIT
+    if ("low" in state or displaced) and p.dtype not in SIXTEEN_BIT:
         raise ValueError(
             f"{describe(index, p)} was cast to {p.dtype}, which has lost what was kept beside its 16 bits: read the "
             "weights before the cast (the next step goes on from the parameter as it is)"

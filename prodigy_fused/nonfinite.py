@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -21,10 +21,10 @@ class NonfiniteWatch:
         self._steps = self._nonfinite = self._in_a_row = 0
         self._warned = False
 
-    def look(self, steps: int, nonfinite: int, slots: Callable[[], list[Slot]]) -> None:
+    def look(self, steps: int, nonfinite: int, slots: Sequence[Slot], estimate: int) -> None:
         """Takes note of ``k`` and ``nonfinite_steps``, after any number of steps since the last look.
 
-        Warns if they stand for enough steps in a row, and names the parameter to blame among ``slots()``.
+        Warns if they stand for enough steps in a row, and names the parameter to blame of the estimate among ``slots``.
         """
         new, new_nonfinite = steps - self._steps, nonfinite - self._nonfinite
         self._steps, self._nonfinite = steps, nonfinite
@@ -34,8 +34,9 @@ class NonfiniteWatch:
         self._in_a_row = self._in_a_row + new_nonfinite if 0 < new_nonfinite >= new else 0
         if self._in_a_row >= WARN_AFTER_STEPS and not self._warned:
             self._warned = True
+            what = _culprit([slot for slot in slots if slot.estimate == estimate])
             warnings.warn(
-                f"the sums of the last {self._in_a_row} steps were not finite, so d stands still: {_culprit(slots())}",
+                f"the sums of the last {self._in_a_row} steps were not finite, so d stands still: {what}",
                 stacklevel=2,
             )
 

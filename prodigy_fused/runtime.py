@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from . import options, state
 from .backends.gpu import capturing
 from .estimate import Estimates, Published, all_changes, members, same_changes
 from .groups import check_all_are_stepped
-from .hyper import EstimateOptions, Hyper
+from .hyper import Hyper
 from .low_precision import STUCK_AFTER_STEPS, warn_if_stuck
 from .nonfinite import NonfiniteWatch
 from .open_step import OpenStep, not_ours
@@ -23,7 +22,7 @@ from .release import SCALED, check_gradients_are_final
 from .scalars import scalars_of
 from .settings import Settings
 from .sharding import Span
-from .step import Slot, Step
+from .step import Step
 from .tensors import check_gradient, is_fake
 
 
@@ -103,9 +102,21 @@ class Runtime:
         Args:
             opens: its gradients come one by one.
         """
-        hypers, estimate_options = self._read_options(groups)
-        if self._freeze(groups):
-            hypers, estimate_options = self._read_options(groups)
+        self._read_options(groups)
+        ended = self._freeze(groups)
+        try:
+            if ended:
+                self._read_options(groups)
+            return self._prepare(groups, states, grad_scale, found_inf, opens)
+        except Exception:
+            if self.plans is None or not self.plans.built:  # nothing has been given back
+                self._set_frozen(ended, False)
+            raise
+
+    def _prepare(
+        self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any, opens: bool
+    ) -> _Begun | None:
+        hypers, estimate_options = self._settings.hypers, self._settings.estimates
         written = all_changes(groups, self._estimates.published if self._estimates else [])
         plans = self._current_plans(groups, states, opens)
         if found_inf is not None:
@@ -204,21 +215,20 @@ class Runtime:
             return
         slots = self.plans.slots
         for e, (own, watch) in enumerate(zip(estimates, self._nonfinite, strict=True)):
-            suspects = partial(_of_estimate, slots, e)
-            watch.look(int(own[0]["k"]), int(own[0]["nonfinite_steps"]), suspects)
+            watch.look(int(own[0]["k"]), int(own[0]["nonfinite_steps"]), slots, e)
 
-    def _freeze(self, groups: list[Group]) -> bool:
-        """Fixes the estimates that have taken their ``prodigy_steps``; returns whether there was one.
+    def _freeze(self, groups: list[Group]) -> list[Group]:
+        """Fixes the estimates that have taken their ``prodigy_steps``; returns their groups.
 
         Where k is on a device it is read, which waits, only once as many steps as that have been tried.
         """
         if not any(group["prodigy_steps"] for group in groups):
             self._most_steps = None
-            return False
+            return []
         estimates = members(groups)
         if self._most_steps is None or len(self._most_steps) != len(estimates):
             self._most_steps = [int(own[0]["k"]) for own in estimates]
-        found = False
+        found: list[Group] = []
         for e, own in enumerate(estimates):
             limit, k = own[0]["prodigy_steps"], own[0]["k"]
             in_graph = isinstance(k, Tensor) and capturing(k.device)
@@ -226,20 +236,21 @@ class Runtime:
             if not own[0]["frozen"] and limit and not in_graph and known:
                 self._most_steps[e] = int(k)
                 if self._most_steps[e] >= limit:
-                    found = True
-                    for group in own:
-                        group["frozen"] = True
+                    found += own
             self._most_steps[e] += 1
-        if found:
-            self.forget_plans()
-            self._settings.forget()
+        self._set_frozen(found, True)
         return found
 
-    def _read_options(self, groups: list[Group]) -> tuple[list[Hyper], list[EstimateOptions]]:
-        """Returns the numbers of the groups and of their estimates. Checks the options where one was changed."""
+    def _set_frozen(self, groups: list[Group], frozen: bool) -> None:
+        for group in groups:
+            group["frozen"] = frozen
+            self.forget_plans()
+            self._settings.forget()
+
+    def _read_options(self, groups: list[Group]) -> None:
+        """Has the settings be those of the groups. Checks the options where one was changed."""
         if self._settings.read(groups):
             self.forget_plans()
-        return self._settings.hypers, self._settings.estimates
 
     def _current_plans(self, groups: list[Group], states: dict[Tensor, Any], gradients_to_come: bool) -> PlanSet:
         """Returns the plans, built anew if they cannot keep up with what was done to their tensors."""
@@ -274,10 +285,6 @@ class Runtime:
             self._steps_watched += 1
             if self._steps_watched == STUCK_AFTER_STEPS:
                 warn_if_stuck(plans.slots)
-
-
-def _of_estimate(slots: list[Slot], estimate: int) -> list[Slot]:
-    return [slot for slot in slots if slot.estimate == estimate]
 
 
 class _Begun(NamedTuple):

@@ -216,7 +216,9 @@ def _fitting(index: int, p: Tensor, state: State, group: Group, where: IndexMap 
     fields = [f for f in FIELDS if f.present(p, group) or (f.key == "exp_avg" and f.key in state)]
     for field in fields:
         value: Any = state.get(field.key)
-        if value is None and field.created_late(p, group):
+        if value is None and field.key == "p0" and group["frozen"]:
+            value = p.detach().clone()  # the start was given back, but a displacement may count from anywhere
+        elif value is None and field.created_late(p, group):
             value = _zeros(field.like(p, group, where), field.dtype(p, group))
         size, dtype = field.size(p, group, where), field.dtype(p, group)
         what = f"the state {field.key!r} of {describe(index, p)}"

@@ -352,6 +352,9 @@ def test_a_resumed_run_has_the_same_bits(backend, options, dtype, compact):
     again.load_state_dict(state)
     for p, w in zip(parameters(again), weights, strict=True):
         p.data.copy_(w)  # also after the optimizer's state
+    exact = [each.float32_weights() for each in (opt, again)]
+    for p, q in zip(parameters(opt), parameters(again), strict=True):
+        assert torch.equal(exact[0][p], exact[1][q])
     train(opt, again, steps=2, start=3)
     for p, q in zip(parameters(opt), parameters(again), strict=True):
         assert torch.equal(p, q)

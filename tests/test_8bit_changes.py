@@ -59,6 +59,21 @@ def test_a_checkpoint_without_the_byte_is_loaded(compact):
     assert all(other.state[p]["low"].any() for p in parameters(other))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_checkpoint_of_bfloat16_for_a_model_of_more_bits(dtype, compact):
+    """The weights that are read and those of the model are the same at once, and not only after a step."""
+    opt, other = make(BF16), make(dtype)
+    train(opt, steps=3)
+    exact = opt.float32_weights().values()
+    other.load_state_dict(opt.compact_state_dict() if compact else opt.state_dict())
+    for p, x in zip(parameters(other), exact, strict=True):
+        p.data.copy_(x)
+    assert all(torch.equal(p, x) for p, x in other.float32_weights().items())
+    train(other, steps=1, start=3)
+    assert all("low" not in other.state[p] for p in parameters(other))
+
+
 def test_codes_without_a_scale_are_no_numbers():
     opt = make(slice_p=3)
     train(opt, steps=2)

@@ -92,7 +92,10 @@ def test_slice_p_cannot_change_under_way():
         opt.step()
 
 
-BAD_ESTIMATES = [*({"d": value} for value in (NAN, 0.0, -1.0, INF, None, "text")), {"d": 0.5, "k": -1}]
+BAD_ESTIMATES = [
+    *({"d": value} for value in (NAN, 0.0, -1.0, INF, None, "text", torch.tensor(NAN))),
+    {"d": 0.5, "k": -1},
+]
 
 
 @pytest.mark.parametrize("steps", [0, 2])

@@ -224,6 +224,20 @@ def test_copies_continue(backend, way):
     agree(again, opt, rtol=0.0)
 
 
+def test_an_optimizer_that_an_older_version_pickled(backend):
+    """It lacks the options and the numbers that came later."""
+    opt = trained(backend)
+    older = pickle.loads(pickle.dumps(opt))
+    lacking = [name for name, option in TABLE.items() if not option.in_reference and name not in ("fused", "backend")]
+    for known in (older.defaults, *older.param_groups):
+        for name in (*lacking, "d_hat", "corrections", "frozen"):
+            known.pop(name, None)
+    again = pickle.loads(pickle.dumps(older))
+    train(again, opt, steps=REST, start=HALF)
+    agree(again, opt, rtol=0.0)
+    again.add_param_group({"params": [nn.Parameter(torch.ones_like(parameters(opt)[0]))]})
+
+
 def test_deepcopy_with_its_model():
     model = nn.Linear(3, 2).double()
     twin, opt = copy.deepcopy((model, make(None, model.parameters())))

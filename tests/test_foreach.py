@@ -75,10 +75,10 @@ def operations(tensors, dtype, **options):
 
 def last_step(opt):
     """The scalars that a step has now."""
-    groups = opt.param_groups
-    hypers, options = opt._runtime._read_options(groups)
+    settings = opt._runtime._settings
+    settings.read(opt.param_groups)
     rows = opt._runtime._estimates.rows
-    return Step(hypers, options, rows, torch.empty_like(rows))
+    return Step(settings.hypers, settings.estimates, rows, torch.empty_like(rows))
 
 
 CASES = [

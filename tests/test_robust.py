@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from toolbox import feed, make, refused
+from toolbox import agree, feed, make, parameters, refused, train
 from torch import nn
 
 from prodigy_fused import Prodigy, plans
@@ -131,6 +131,20 @@ def test_a_setting_changed_in_place_is_noticed(backend):
     opt.param_groups[0]["eps"] = torch.tensor(-1.0)
     with pytest.raises(ValueError, match="eps"):
         opt.step()
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_step_that_fails_ends_no_estimate(backend, split):
+    opt, other = make(backend, prodigy_steps=2, split_groups=split), make(backend)
+    train(opt, other, steps=2)
+    feed(opt, 2)
+    p = parameters(opt)[1]
+    p.grad = p.grad.to_sparse()
+    with refused(opt, RuntimeError, "parameter 1 of shape (7,) is sparse"):
+        opt.step()
+    opt.param_groups[0]["prodigy_steps"] = 0
+    train(opt, other, start=2)
+    agree(opt, other, rtol=0.0)
 
 
 @pytest.mark.parametrize("options", [{"betas": (0.9, 0.0), "eps": 1e-16}, {"d0": 0.5, "weight_decay": 2.0}])

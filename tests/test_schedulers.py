@@ -147,6 +147,25 @@ def test_momentum_that_was_just_switched_on_is_saved(backend):
     assert all(map(torch.equal, parameters(opt), parameters(again)))
 
 
+@pytest.mark.parametrize("options", [{}, {"state_dtype": "8bit", "min_8bit_size": 1}], ids=["float32", "8 bits"])
+@pytest.mark.parametrize("compact", [False, True])
+def test_momentum_of_a_parameter_that_joined_without_it_is_saved(options, compact):
+    """The others have theirs from before it was switched off; prodigyopt expects one of every parameter."""
+    opt, again = make("cpu", **options), make("cpu", **options)
+    for t, beta1 in enumerate((0.9, 0.0)):
+        opt.param_groups[0]["betas"] = (beta1, 0.999)
+        feed(opt, t, without=(2,) if beta1 else ())
+        opt.step()
+    opt.param_groups[0]["betas"] = (0.9, 0.999)
+    saved = opt.compact_state_dict() if compact else opt.state_dict()
+    assert all("exp_avg" in state for state in saved["state"].values())
+    again.load_state_dict(copy.deepcopy(saved))
+    for p, q in zip(parameters(opt), parameters(again), strict=True):
+        q.data.copy_(p)
+    train(opt, again, steps=2, start=2)
+    assert all(map(torch.equal, parameters(opt), parameters(again)))
+
+
 def test_construction_with_lr_zero(backend):
     ours, theirs = twins(backend)
     ours = make(backend, lr=0.0, weight_decay=0.1)

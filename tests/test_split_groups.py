@@ -9,6 +9,7 @@ from toolbox import D0, agree, feed, gradient, make, make_params, parameters, tr
 from torch import nn
 
 from prodigy_fused import Prodigy
+from prodigy_fused.estimate import FIELDS
 
 OPTIONS = {
     "default": {},
@@ -63,6 +64,23 @@ def test_split_groups_are_one_optimizer_per_group(backend, dtype, options):
             float(opt.param_groups[0][name]) for name in ("d", "d_numerator", "d_denom", "k", "nonfinite_steps")
         ]
     assert len({float(group["d"]) for group in split.param_groups}) == 3
+
+
+def test_groups_that_change_places_keep_their_estimates(backend):
+    ours, theirs = start(backend), start(backend)
+    split = backend(groups_of(ours), split_groups=True, d0=D0)
+    alone = [backend(**{"d0": D0, **group}) for group in groups_of(theirs)]
+    for t in range(6):
+        if t == 3:
+            split.param_groups.insert(0, split.param_groups.pop())
+            alone.insert(0, alone.pop())
+        for params in (ours, theirs):
+            give(params, t)
+        for opt in (split, *alone):
+            opt.step()
+    assert all(map(torch.equal, ours, theirs))
+    estimates = [[float(group[name]) for name in FIELDS] for group in split.param_groups]
+    assert estimates == [[float(opt.param_groups[0][name]) for name in FIELDS] for opt in alone]
 
 
 def test_a_checkpoint_of_split_groups_continues(backend):

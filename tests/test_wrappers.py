@@ -280,8 +280,8 @@ def test_a_skipped_step_keeps_the_estimate_in_rows_of_its_own(backend, monkeypat
     feed(opt, 3)
     plans.load_gradients()
     rows = opt._runtime._estimates.rows
-    hypers, estimates = opt._runtime._read_options(opt.param_groups)
-    step = Step(hypers, estimates, rows, torch.full_like(rows, math.nan), found_inf=1.0)
+    settings = opt._runtime._settings
+    step = Step(settings.hypers, settings.estimates, rows, torch.full_like(rows, math.nan), found_inf=1.0)
     before = [p.detach().clone() for p in parameters(opt)]
     step.sums = plans.update(step)
     plans.finish(step)
