@@ -58,10 +58,6 @@ def _always(p: Tensor, group: Group) -> bool:
     return True
 
 
-def _never(p: Tensor, group: Group) -> bool:
-    return False
-
-
 class Field(NamedTuple):
     """One tensor of the state."""
 
@@ -70,7 +66,7 @@ class Field(NamedTuple):
     dtype: Callable[[Tensor, Group], torch.dtype]
     present: Callable[[Tensor, Group], bool]
     """Whether a parameter of this group has it."""
-    created_late: Callable[[Tensor, Group], bool] = _never
+    created_late: Callable[[Tensor, Group], bool] = lambda p, group: False
     """Whether a state may lack it, because an option that needs it was switched on later: it is created as zeros."""
     in_reference: bool = True
     """Whether ``prodigyopt.Prodigy`` 1.1.2 has it, so that every checkpoint must, unless it may be created late."""
