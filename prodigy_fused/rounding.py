@@ -210,14 +210,14 @@ def stochastic(
     dropped = 16 if dtype == torch.bfloat16 else 13
     words = value.nan_to_num(math.nan, math.inf, -math.inf).view(torch.int32)  # a copy; NaN has a zero at the end
     words += draw(bits, dropped)
+    if dtype == torch.bfloat16:
+        words >>= 16
+        return words.to(torch.int16).view(torch.bfloat16)
     words &= -1 << dropped
-    rounded = words.view(torch.float32)
-    if dtype == torch.float16:
-        # Subnormal: in units of 2^-24, which are the same for all.
-        size = value.abs()
-        subnormal = (whole_numbers(size * 2.0**24, draw(bits, 24)) * 2.0**-24).copysign(value)
-        rounded = torch.where(size < 2.0**-14, subnormal, rounded)
-    return rounded.to(dtype)
+    # Subnormal: in units of 2^-24, which are the same for all.
+    size = value.abs()
+    subnormal = (whole_numbers(size * 2.0**24, draw(bits, 24)) * 2.0**-24).copysign(value)
+    return torch.where(size < 2.0**-14, subnormal, words.view(torch.float32)).to(dtype)
 
 
 def whole_numbers(values: Tensor, bits: Tensor) -> Tensor:
@@ -259,9 +259,9 @@ def stochastic_24(value: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
     """
     words = value.nan_to_num(math.nan, math.inf, -math.inf).view(torch.int32)  # a copy; NaN has a zero at the end
     words += first(bits, 8)
-    upper = words + 0x8000
-    upper >>= 16
-    x = upper.to(torch.int16)
     words >>= 8  # the last byte of which is that of kept - (x << 16)
-    low = _counts(x).mul_(words.to(torch.int8))
-    return x.view(torch.bfloat16), low.to(torch.int8)
+    upper = words + 0x80
+    upper >>= 8
+    x = upper.to(torch.int16)
+    low = _counts(x).mul_(words.to(torch.int16)).to(torch.int8)
+    return x.view(torch.bfloat16), low

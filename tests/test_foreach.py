@@ -200,6 +200,29 @@ def test_parameters_that_share_memory_are_stepped_one_after_the_other(dtype):
     assert ours == pytest.approx(theirs, rel=1e-5) and abs(ours[1] - 10) > 1
 
 
+@pytest.mark.parametrize("d", [1e17, 1e20, 1e38, 1e45])
+@pytest.mark.parametrize("options", [{}, {"betas": (0.0, 0.99)}, {"weight_decay": 0.1}], ids=str)
+def test_numbers_that_float32_cannot_hold_are_infinite(d, options):
+    """As arguments of an operation they raise, in the middle of a step."""
+    runs = []
+    for backend in ("foreach", "reference"):
+        draw = torch.Generator().manual_seed(0)
+        opt = Prodigy([nn.Parameter(torch.randn(5, generator=draw)) for _ in range(2)], backend=backend, **options)
+        (group,) = opt.param_groups
+        for t in range(2):
+            for p in group["params"]:
+                p.grad = torch.randn(5, generator=draw) * torch.tensor([0.0, 1e-3, 1.0, 1.0, 1.0])
+            if t == 1:
+                group["d"] = group["d_max"] = d
+            opt.step()
+        tensors = {key: t for p in group["params"] for key, t in {"x": p, **opt.state[p]}.items() if key != "step"}
+        runs.append(({key: group[key] for key in ("d", "k", "nonfinite_steps")}, tensors))
+    (ours, tensors), (theirs, expected) = runs
+    assert ours == theirs and theirs["d"] == d
+    for key, t in tensors.items():
+        torch.testing.assert_close(t, expected[key], rtol=1e-5, atol=0, equal_nan=True, msg=key)
+
+
 @pytest.mark.parametrize("copied", [False, True])
 @pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
 def test_runs_that_hold_copies_of_gradients_are_not_kept_until_the_second_phase(order, copied):

@@ -26,14 +26,16 @@ from .elementwise import TensorPlan
 from .flat import Values
 from .numbers import Numbers, numbers_of, with_new_estimate
 from .pieces import Piece, RowTable, pieces_of
-from .runs import Run
+from .runs import MOST, Run
 
 COMPILED = ONE_PASS = READS_DEVICE = False
 # A run has at most this many elements, so that its temporaries do not grow with the model; on a CPU they fit a cache.
 RUN_ELEMENTS, RUN_ELEMENTS_PER_THREAD = 1 << 23, 1 << 18
 # On a CPU torch takes the tensors of a list one by one; smaller ones are copied to a flat one and back.
 SMALL = 1 << 13
-# From this size on they are stepped one by one, where flat tensors are the tensors themselves.
+# Where nothing is copied, a run may have so many times as many, so that what Python does takes less of the time.
+LISTED = 2
+# With 16 bits those from this size on are runs of their own: what is flat need not be put together from many then.
 LARGE = 1 << 16
 
 
@@ -47,9 +49,9 @@ def unsupported(p: Tensor, group: Group) -> str | None:
     return None
 
 
-def product(values: Values, factor: Any) -> tuple[Values, float]:
-    """Returns values and a number, whose product is that of ``values`` and ``factor``."""
-    if isinstance(factor, Tensor):
+def product(values: Values, factor: Any, most: float = math.inf) -> tuple[Values, float]:
+    """Returns values and a number, at most ``most``, whose product is that of ``values`` and ``factor``."""
+    if isinstance(factor, Tensor) or not factor <= most:
         return Values(values.grid, values.joined() * factor), 1.0
     return values, factor
 
@@ -58,8 +60,9 @@ def average(old: Values, new: Values, beta: float, factor: float) -> None:
     """Sets ``old`` to ``beta * old + (1 - beta) * factor * new``."""
     if factor == 1:
         old.apply("lerp_", new, 1 - beta)
-    else:
-        old.apply("mul_", beta).apply("add_", new, alpha=(1 - beta) * factor)
+        return
+    new, share = product(new, (1 - beta) * factor, MOST)
+    old.apply("mul_", beta).apply("add_", new, alpha=share)
 
 
 def _order(t: Tensor | None) -> Any:
@@ -122,6 +125,7 @@ class ForeachPlan(TensorPlan):
     def runs(self, step: Step, slots: Sequence[Slot], grads: Sequence[Tensor | None]) -> Iterator[Run]:
         """Yields the tensors that have a gradient and a learning rate, in runs."""
         most, on_host = self.most(), self.on_host(step)
+        listed = LISTED * most if on_host and not self._rounds else most
         small = SMALL if on_host else 0
         kinds: dict[Any, int] = {}
         kind_of: dict[tuple[int, torch.dtype, int], int] = {}  # by group, the gradient's dtype and `lead`
@@ -131,7 +135,7 @@ class ForeachPlan(TensorPlan):
             if grad is None or h.lr == 0 or grad.numel() == 0:
                 continue
             # Codes, of large tensors only, are in blocks of each by itself.
-            if not self._apart or slot.coded or (on_host and grad.numel() >= LARGE):
+            if not self._apart or slot.coded or (on_host and self._rounds and grad.numel() >= LARGE):
                 for piece in pieces_of(slot, grad, most):
                     yield Run([piece], h, on_host, False, self._tables)
                 continue
@@ -144,7 +148,7 @@ class ForeachPlan(TensorPlan):
                 size = piece.x.numel()
                 key = kind_of[own], size < small
                 elements, pieces = waiting.get(key, (0, []))
-                if pieces and elements + size > most:
+                if pieces and elements + size > (most if key[1] else listed):
                     yield Run(pieces, step.hypers[pieces[0].slot.group], on_host, key[1], self._tables)
                     elements, pieces = 0, []
                 pieces.append(piece)
@@ -240,7 +244,7 @@ class ForeachPlan(TensorPlan):
             norms.append(s.grid.row_sums(run.sizes(s)))
             del s
 
-        g, factor = product(g, numbers.d)
+        g, factor = product(g, numbers.d, MOST)
         if h.beta1 > 0:
             m = run.values("exp_avg")
             average(m, g, h.beta1, factor)
@@ -256,7 +260,7 @@ class ForeachPlan(TensorPlan):
         if run.h.beta1 > 0:
             m, factor = run.values("exp_avg"), 1.0
         else:
-            m, factor = product(run.finite(run.gradients(numbers.grad_scale)), numbers.d_new)
+            m, factor = product(run.finite(run.gradients(numbers.grad_scale)), numbers.d_new, MOST)
         root = run.values("exp_avg_sq").apply("sqrt")
         if numbers.shrink is None:
             root.apply("add_", numbers.shift)

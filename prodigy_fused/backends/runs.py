@@ -28,6 +28,9 @@ from .elementwise import arithmetic
 from .flat import Grid, Values
 from .pieces import SAMPLED, Piece, RowTable, row_table
 
+# Of numbers that operations multiply tensors by: they raise if float32 cannot hold one, and what has the square of one
+# as a factor may overflow before it is divided.
+MOST = 1e18
 DRAWS: dict[str, Callable[..., Tensor]] = {"x": first, "exp_avg_sq": second, "s": third, "delta": fourth}
 
 
@@ -251,7 +254,11 @@ class Run:
         before = self.flat("x") if self.slot.moves_in_codes else None
         if self.h.weight_decay and self.h.decouple:
             x.apply("sub_", Values(self.grid, self.x().mul_(decay)))
-        x.apply("addcdiv_", m, denominators, value=-factor)
+        if factor <= MOST:
+            x.apply("addcdiv_", m, denominators, value=-factor)
+        else:
+            quotients = m.apply("div", denominators).joined()
+            x.apply("sub_", Values(self.grid, quotients * factor))
         self.store(key, x, k)
         if before is not None:
             moved = self.flat("x").sub_(before).nan_to_num_(0.0, 0.0, 0.0)
