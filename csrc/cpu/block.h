@@ -23,6 +23,12 @@ PRODIGY_INLINE float load(float stored) { return stored; }
 PRODIGY_INLINE double load(double stored) { return stored; }
 PRODIGY_INLINE float load(Bits16 stored) { return widen<Type::kBFloat16>(stored); }
 
+// What an array is a copy of, or the array itself, from the element on that is fetched with the first of the block.
+struct Ahead {
+  const char* first;
+  int size;  // of an element
+};
+
 // The arrays of one block; null where there is none. X: of x, x0 and gradient; S: of the state. With slice_p > 1, s and
 // x0 hold its samples, and are null if memory is not in row-major order.
 template <class X, class S>
@@ -35,6 +41,7 @@ struct Arrays {
   std::int32_t* __restrict low;            // a copy
   const std::uint32_t* __restrict random;  // per element, if anything is rounded stochastically
   const float* __restrict before;          // a copy of x as it was, where x - x0 is in codes
+  Ahead next_x, next_x0, next_grad;
 };
 
 // Room for the copies, in the first-level cache. float64 is never copied.
@@ -80,6 +87,18 @@ PRODIGY_INLINE Stored* open(Type type, const void* array, std::int64_t begin, in
     }
   }
   return const_cast<Stored*>(static_cast<const Stored*>(array)) + begin;
+}
+
+// Elements between the one that is used and the one that is fetched: ten streams are more than the hardware prefetches
+// by itself. On one core of a Zen 5, 8 million elements: 1.47 ns per element; 128: 1.55; 2048: 1.66; without: 1.59.
+constexpr int kFetchAhead = 512;
+
+// Of an array to be copied, the next block is fetched: it will be read before anything else.
+template <class Stored>
+PRODIGY_INLINE Ahead ahead(Type type, const void* array, std::int64_t begin) {
+  const bool copied = std::is_same_v<Stored, float> && is_half(type);
+  const int size = size_of(type);
+  return {static_cast<const char*>(array) + (begin + (copied ? kBlock : kFetchAhead)) * size, size};
 }
 
 // x, and x0 and delta where x is computed from them.
@@ -168,6 +187,9 @@ PRODIGY_INLINE Arrays<X, S> open_update(const Tensor& t, const Gradient& grad, s
   Arrays<X, S> a{};
   open_position(t, begin, n, scratch, a);
   a.grad = open<X>(grad.type, grad.data, begin, n, scratch.grad);
+  a.next_x = ahead<X>(t.type, t.x, begin);
+  a.next_x0 = ahead<X>(t.type, t.x0, begin);
+  a.next_grad = ahead<X>(grad.type, grad.data, begin);
   if (!is_coded(t.state_type)) {
     a.v = open<S>(t.state_type, t.v, begin, n, scratch.v);
     if (momentum) a.m = open<S>(t.state_type, t.m, begin, n, scratch.m);

@@ -94,7 +94,7 @@ PRODIGY_INLINE std::uint32_t third(std::uint32_t bits) { return bits * power(kEi
 // -- bfloat16 and float16, as bits -----------------------------------------------------------------------------------
 
 // Bits of float32.
-constexpr std::uint32_t kSign = 0x80000000u, kInfinity = 0x7f800000u;
+constexpr std::uint32_t kSign = 0x80000000u, kInfinity = 0x7f800000u, kQuietNaN = 0x7fc00000u;
 constexpr std::uint32_t kOneHalf = 126u << 23;
 // Of 2^-14, the smallest normal float16, and of 2^16, where float16 overflows.
 constexpr std::uint32_t kHalfNormal = 113u << 23, kHalfInfinity = 143u << 23;
