@@ -82,4 +82,26 @@ void Float16Runs<kLanes>::stochastic(const float* from, int n, std::uint16_t* to
   });
 }
 
+template <int kLanes>
+void Float16Runs<kLanes>::displaced(const std::uint16_t* from, int n, const float* x0, float* delta, float* x) {
+  each_vector<Lanes<float, kLanes>>(n, [&](int i, int, auto float_like) {
+    using V = decltype(float_like);
+    const V start = load_as<V>(x0 + i), before = load_as<V>(delta + i);
+    std::uint16_t rounded[kLanesOf<V>];
+    store_float16(start + before, rounded);
+    const V now = displacement(load_float16<V>(rounded), load_float16<V>(from + i), start, before);
+    store_as(now, delta + i);
+    store_as(start + now, x + i);
+  });
+}
+
+template <int kLanes>
+void Float16Runs<kLanes>::place(const float* x0, const float* delta, int n, std::uint16_t* to) {
+  each_vector<Lanes<float, kLanes>>(n, [&](int i, int, auto float_like) {
+    using V = decltype(float_like);
+    const V x = load_as<V>(x0 + i) + load_as<V>(delta + i);
+    store_float16(unless_nan(x, x), to + i);
+  });
+}
+
 }  // namespace prodigy::cpu

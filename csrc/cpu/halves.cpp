@@ -150,6 +150,7 @@ void stochastic_s_run(Type type, const float* from, int n, std::uint16_t* to, co
 }
 
 void displaced_run(Type type, const std::uint16_t* from, int n, const float* x0, float* delta, float* x) {
+  if (in_vectors(type, [=](auto runs) { runs.displaced(from, n, x0, delta, x); })) return;
   float rounded[kBlock];
   std::uint16_t stored[kBlock];
   run<Added>(x0, delta, n, rounded);
@@ -160,6 +161,7 @@ void displaced_run(Type type, const std::uint16_t* from, int n, const float* x0,
 }
 
 void place_run(Type type, const float* x0, const float* delta, int n, std::uint16_t* to) {
+  if (in_vectors(type, [=](auto runs) { runs.place(x0, delta, n, to); })) return;
   float x[kBlock];
   run<Added>(x0, delta, n, x);
   nearest_run(type, x, n, to);

@@ -41,6 +41,8 @@ struct Float16Runs {
   static void widen(const std::uint16_t* from, int n, float* to);
   static void nearest(const float* from, int n, std::uint16_t* to);
   static void stochastic(const float* from, int n, std::uint16_t* to, const std::uint32_t* bits);
+  static void displaced(const std::uint16_t* from, int n, const float* x0, float* delta, float* x);
+  static void place(const float* x0, const float* delta, int n, std::uint16_t* to);
 };
 
 }  // namespace prodigy::cpu

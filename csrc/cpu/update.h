@@ -82,12 +82,12 @@ struct UpdateBlock {
     constexpr int kAhead = kSampled == Sampled::kAll ? kFetchAhead : kFetchUnsampled;
     const int first = i + (kSampled == Sampled::kPacked ? kFetchSampled : kAhead);
     i += kAhead;
-    fetch(a.next_x.first, (first - kFetchAhead) * a.next_x.size, true);
-    fetch(a.next_grad.first, (first - kFetchAhead) * a.next_grad.size, false);
+    fetch(a.next_x, first - kFetchAhead, true);
+    fetch(a.next_grad, first - kFetchAhead, false);
     fetch(a.v, i, true);
     if (kMomentum) fetch(a.m, i, true);
     if (kSampled == Sampled::kAll) fetch(a.s, i, true);
-    if (kSampled == Sampled::kAll || kDelta) fetch(a.next_x0.first, (i - kFetchAhead) * a.next_x0.size, false);
+    if (kSampled == Sampled::kAll || kDelta) fetch(a.next_x0, i - kFetchAhead, false);
     if (kDelta) fetch(a.delta, i, true);
   }
 

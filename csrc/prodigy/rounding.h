@@ -187,8 +187,9 @@ PRODIGY_INLINE Kept stochastic_24(float value, std::uint32_t random) {
 
 // The displacement of an x that is stored rounded: `delta`, unless something else has written to x since. rounded:
 // x0 + delta, to nearest.
-PRODIGY_INLINE float displacement(float rounded, float x, float x0, float delta) {
-  return rounded == x ? delta : x - x0;
+template <class F>
+PRODIGY_INLINE F displacement(F rounded, F x, F x0, F delta) {
+  return select(rounded == x, delta, x - x0);
 }
 template <Type kType>
 PRODIGY_INLINE float displacement(float x, float x0, float delta) {
