@@ -99,6 +99,7 @@ constexpr int kFetchAhead = 128;
 // Of an array that is read before anything else, to be copied or sampled, the next block is fetched.
 template <class Stored>
 PRODIGY_INLINE Ahead ahead(Type type, const void* array, std::int64_t begin, bool coded) {
+  if (array == nullptr) return {reinterpret_cast<const char*>(kZeros<Stored>), 0};
   const bool first = coded || (std::is_same_v<Stored, float> && is_half(type));
   const int size = size_of(type);
   return {static_cast<const char*>(array) + (begin + (first ? kBlock : kFetchAhead)) * size, size};
