@@ -294,6 +294,18 @@ def test_negated_gradients(backend):
     assert plain > 1
 
 
+def test_negated_gradients_of_several_elements(backend):
+    ours, plain = (nn.Parameter(torch.ones(5, device=backend.device)) for _ in range(2))
+    both = [backend([p], d0=1e-2) for p in (ours, plain)]
+    for k in range(3):
+        plain.grad = torch.arange(1.0, 6.0, device=backend.device) + k
+        ours.grad = torch._neg_view(-plain.grad)
+        for opt in both:
+            opt.step()
+        assert torch.equal(ours, plain)
+    assert (plain < 1).all()
+
+
 # -- gradients are read-only, scaled, skipped --------------------------------------------------------------------------
 
 READ_ONLY = {

@@ -1,6 +1,5 @@
 """A step is bitwise the same with any number of threads, and for any arrangement of the tensors in groups."""
 
-import importlib
 import random
 from functools import cache
 
@@ -98,26 +97,56 @@ OF_ALL_TYPES = {
 }
 
 
-@pytest.mark.skipif(CPU is None, reason="no compiled module")
-@pytest.mark.parametrize("options", OF_ALL_TYPES.values(), ids=OF_ALL_TYPES.keys())
-def test_instruction_sets(options):
-    """Each has loops of its own for every kind of tensor, and the best of a machine is otherwise the only one that
-    runs."""
-    native = importlib.import_module("prodigy_fused._C")
+@pytest.fixture
+def on_each_set():
+    """Calls a function with each of the machine's instruction sets, whose results must be equal bit by bit."""
+    native = pytest.importorskip("prodigy_fused._C")
     best = native.instruction_set()
-    dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-    configuration = [t for t in dtypes if (t, options["low_precision"]) != (torch.float16, "24bit")], options
-    try:
-        sets = [name for name in ("baseline", "x86-64-v3", "x86-64-v4") if native.use_instruction_set(name)]
-        assert best in sets and not native.use_instruction_set("another")
+    sets = [name for name in ("baseline", "x86-64-v3", "x86-64-v4") if native.use_instruction_set(name)]
+    assert best in sets and not native.use_instruction_set("another")
+
+    def call(function):
         left = []
         for name in sets:
             assert native.use_instruction_set(name) and native.instruction_set() == name
-            left.append(run(CPU, configuration, [list(range(len(SHAPES)))], 1))
-    finally:
-        native.use_instruction_set(best)
-    for other in left[1:]:
-        assert_bitwise(other, left[0])
+            left.append(function())
+        for other in left[1:]:
+            assert_bitwise(other, left[0])
+
+    yield call
+    native.use_instruction_set(best)
+
+
+@pytest.mark.skipif(CPU is None, reason="no compiled module")
+@pytest.mark.parametrize("options", OF_ALL_TYPES.values(), ids=OF_ALL_TYPES.keys())
+def test_instruction_sets(on_each_set, options):
+    """Each has loops of its own for every kind of tensor, and the best of a machine is otherwise the only one that
+    runs."""
+    dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+    configuration = [t for t in dtypes if (t, options["low_precision"]) != (torch.float16, "24bit")], options
+    on_each_set(lambda: run(CPU, configuration, [list(range(len(SHAPES)))], 1))
+
+
+@pytest.mark.skipif(CPU is None, reason="no compiled module")
+@pytest.mark.parametrize("mode", ["stochastic", "displacement", "nearest"])
+def test_instruction_sets_round_all_of_float16_alike(on_each_set, mode):
+    """Subnormal numbers, infinities and NaN among them; steps end between them, and beyond the largest."""
+    draw = torch.Generator().manual_seed(5)
+    numbers = torch.arange(-(1 << 15), (1 << 15) - 3).to(torch.int16).view(torch.float16)
+    grad = torch.randn(numbers.shape, generator=draw).half()
+
+    def steps():
+        p = torch.nn.Parameter(numbers.clone())
+        opt = CPU([p], d0=1e-5, low_precision=mode)
+        left = []
+        for d in (1e-5, 1e-3, 40.0):
+            opt.param_groups[0]["d"] = opt.param_groups[0]["d_max"] = d
+            p.grad = grad
+            opt.step()
+            left.append(p.detach().view(torch.int16).clone())
+        return left
+
+    on_each_set(steps)
 
 
 def test_partitions(backend, configuration):

@@ -23,6 +23,13 @@ PRODIGY_INLINE float load(float stored) { return stored; }
 PRODIGY_INLINE double load(double stored) { return stored; }
 PRODIGY_INLINE float load(Bits16 stored) { return widen<Type::kBFloat16>(stored); }
 
+// What an array is a copy of, or the array itself, from the element on that is fetched with the first of the block.
+struct Ahead {
+  const char* first;
+  int size;  // of an element
+};
+PRODIGY_INLINE void fetch(const Ahead& next, int i, bool write) { fetch(next.first, i * next.size, write); }
+
 // The arrays of one block; null where there is none. X: of x, x0 and gradient; S: of the state. With slice_p > 1, s and
 // x0 hold its samples, and are null if memory is not in row-major order.
 template <class X, class S>
@@ -35,6 +42,7 @@ struct Arrays {
   std::int32_t* __restrict low;            // a copy
   const std::uint32_t* __restrict random;  // per element, if anything is rounded stochastically
   const float* __restrict before;          // a copy of x as it was, where x - x0 is in codes
+  Ahead next_x, next_x0, next_grad;
 };
 
 // Room for the copies, in the first-level cache. float64 is never copied.
@@ -80,6 +88,21 @@ PRODIGY_INLINE Stored* open(Type type, const void* array, std::int64_t begin, in
     }
   }
   return const_cast<Stored*>(static_cast<const Stored*>(array)) + begin;
+}
+
+// Elements between the one that is used and the one that is fetched: ten streams are more than the hardware prefetches
+// by itself, and those that are fetched wait in the first-level cache. On one core of a Zen 4, 24 million elements,
+// float32 and stochastic bfloat16: 1.01 and 0.90 ns per element; 64: the same; 256: 1.14 and 1.00; 512: 1.29 and 1.09.
+// On a Zen 5, whose cache is larger, float32: 1.55; 512: 1.47; 2048: 1.66; without: 1.59.
+constexpr int kFetchAhead = 128;
+
+// Of an array that is read before anything else, to be copied or sampled, the next block is fetched.
+template <class Stored>
+PRODIGY_INLINE Ahead ahead(Type type, const void* array, std::int64_t begin, bool coded) {
+  if (array == nullptr) return {reinterpret_cast<const char*>(kZeros<Stored>), 0};
+  const bool first = coded || (std::is_same_v<Stored, float> && is_half(type));
+  const int size = size_of(type);
+  return {static_cast<const char*>(array) + (begin + (first ? kBlock : kFetchAhead)) * size, size};
 }
 
 // x, and x0 and delta where x is computed from them.
@@ -168,7 +191,11 @@ PRODIGY_INLINE Arrays<X, S> open_update(const Tensor& t, const Gradient& grad, s
   Arrays<X, S> a{};
   open_position(t, begin, n, scratch, a);
   a.grad = open<X>(grad.type, grad.data, begin, n, scratch.grad);
-  if (!is_coded(t.state_type)) {
+  const bool coded = is_coded(t.state_type);
+  a.next_x = ahead<X>(t.type, t.x, begin, coded);
+  a.next_x0 = ahead<X>(t.type, t.x0, begin, coded);
+  a.next_grad = ahead<X>(grad.type, grad.data, begin, coded);
+  if (!coded) {
     a.v = open<S>(t.state_type, t.v, begin, n, scratch.v);
     if (momentum) a.m = open<S>(t.state_type, t.m, begin, n, scratch.m);
   }

@@ -1,13 +1,10 @@
 // CodeRuns: to be included by a file for each instruction set, and by no other (see cpu/lanes.h).
 #pragma once
 
-#include "cpu/codes.h"
+#include "cpu/block.h"
 #include "cpu/reductions.h"
 
 namespace prodigy::cpu {
-
-// Elements between those that are used and those that are fetched. Codes are too few bytes for it to matter.
-constexpr int kFetchBesideCodes = 1024;
 
 struct Floats {
   alignas(64) float of[kCodeBlock];
@@ -174,14 +171,18 @@ struct UpdateCodes {
     });
   }
 
-  static PRODIGY_INLINE void block(const CodeBlock& block, const float* grad, float* x, const std::uint32_t* bits, C c,
+  // at: the first element of the block, in the arrays.
+  static PRODIGY_INLINE void block(const CodeBlock& block, const Arrays<float, float>& a, int at, C c,
                                    VectorSums<F>& sums, LaneSums<float>& left_over) {
+    const float* grad = a.grad + at;
+    const std::uint32_t* bits = a.random + at;
+    float* x = a.x + at;
     c.momentum = kMomentum;  // now the compiler knows
     if (!kDecays) c.l2 = c.decay = 0.0f;
     State state;
     for (int i = 0; i < block.n; i += kSumLanes) {
-      fetch(grad, i + kFetchBesideCodes, false);
-      if (kMomentum) fetch(x, i + kFetchBesideCodes, true);
+      fetch(a.next_grad, at + i, false);  // codes are too few bytes for it to matter
+      if (kMomentum) fetch(a.next_x, at + i, true);
     }
     const VectorSums<F> before = sums;
     const LaneSums<float> before_left_over = left_over;
@@ -199,12 +200,10 @@ struct UpdateCodes {
     if constexpr (kAll) store_samples(block, bits, state, sizes);
   }
 
-  static Sums<double> run(const Tensor& t, std::int64_t begin, int n, const float* grad, float* x,
-                          const std::uint32_t* bits, const C& c) {
+  static Sums<double> run(const Tensor& t, std::int64_t begin, int n, const Arrays<float, float>& a, const C& c) {
     VectorSums<F> sums;
     LaneSums<float> left_over;
-    each_block(t, begin, n,
-               [&](const CodeBlock& part, int at) { block(part, grad + at, x + at, bits + at, c, sums, left_over); });
+    each_block(t, begin, n, [&](const CodeBlock& part, int at) { block(part, a, at, c, sums, left_over); });
     return sums.total(left_over);
   }
 };
@@ -259,25 +258,22 @@ void CodeRuns<kLanes>::move(const Tensor& t, std::int64_t begin, int n, const fl
 }
 
 template <class F, bool kMomentum, bool kDecays>
-Sums<double> update_codes(const Tensor& t, std::int64_t begin, int n, const float* grad, float* x,
-                          const std::uint32_t* bits, const Coefficients<float>& c) {
-  if (t.moved == nullptr) return UpdateCodes<F, kMomentum, false, false, kDecays>::run(t, begin, n, grad, x, bits, c);
-  return is_half(t.type) || !kMomentum
-             ? UpdateCodes<F, kMomentum, true, false, kDecays>::run(t, begin, n, grad, x, bits, c)
-             : UpdateCodes<F, kMomentum, true, kMomentum, kDecays>::run(t, begin, n, grad, x, bits, c);
+Sums<double> update_codes(const Tensor& t, std::int64_t begin, int n, const Arrays<float, float>& a,
+                          const Coefficients<float>& c) {
+  if (t.moved == nullptr) return UpdateCodes<F, kMomentum, false, false, kDecays>::run(t, begin, n, a, c);
+  return is_half(t.type) || !kMomentum ? UpdateCodes<F, kMomentum, true, false, kDecays>::run(t, begin, n, a, c)
+                                       : UpdateCodes<F, kMomentum, true, kMomentum, kDecays>::run(t, begin, n, a, c);
 }
 
 template <int kLanes>
-Sums<double> CodeRuns<kLanes>::update(const Tensor& t, std::int64_t begin, int n, const float* grad, float* x,
-                                      const std::uint32_t* bits, const Coefficients<float>& c) {
+Sums<double> CodeRuns<kLanes>::update(const Tensor& t, std::int64_t begin, int n, const Arrays<float, float>& a,
+                                      const Coefficients<float>& c) {
   using F = FloatsOf<kLanes>;
   const bool decays = c.l2 != 0.0f || c.decay != 0.0f;
   if (c.momentum) {
-    return decays ? update_codes<F, true, true>(t, begin, n, grad, x, bits, c)
-                  : update_codes<F, true, false>(t, begin, n, grad, x, bits, c);
+    return decays ? update_codes<F, true, true>(t, begin, n, a, c) : update_codes<F, true, false>(t, begin, n, a, c);
   }
-  return decays ? update_codes<F, false, true>(t, begin, n, grad, x, bits, c)
-                : update_codes<F, false, false>(t, begin, n, grad, x, bits, c);
+  return decays ? update_codes<F, false, true>(t, begin, n, a, c) : update_codes<F, false, false>(t, begin, n, a, c);
 }
 
 }  // namespace prodigy::cpu

@@ -8,6 +8,9 @@
 
 namespace prodigy::cpu {
 
+template <class X, class S>
+struct Arrays;
+
 // For the rule, where the root of v takes the place of v.
 struct KeptRoots : ExactRoots {
   template <class T>
@@ -26,10 +29,10 @@ struct CodeRuns {
   // delta grows by what the stored x has changed, from `before` to `x`; bits: of the elements.
   static void move(const Tensor& t, std::int64_t begin, int n, const float* before, const float* x,
                    const std::uint32_t* bits);
-  // Phase 1, but for samples that are not of all elements: new codes; x, float32, takes its step. Returns the sums. If
-  // x is a copy, a delta is left to `move`.
-  static Sums<double> update(const Tensor& t, std::int64_t begin, int n, const float* grad, float* x,
-                             const std::uint32_t* bits, const Coefficients<float>& c);
+  // Phase 1, but for samples that are not of all elements: new codes; x takes its step. Returns the sums. If x is a
+  // copy, a delta is left to `move`.
+  static Sums<double> update(const Tensor& t, std::int64_t begin, int n, const Arrays<float, float>& a,
+                             const Coefficients<float>& c);
 };
 
 #if defined(__GNUC__)

@@ -49,22 +49,20 @@ struct Stochastic {
   }
 };
 
-template <Type kType>
-struct Displaced {
-  static PRODIGY_INLINE void run(const std::uint16_t* __restrict from, int n, const float* __restrict x0,
-                                 float* __restrict delta, float* __restrict x) {
-    each(n, [=](int i) {
-      delta[i] = displacement<kType>(widen<kType>(from[i]), x0[i], delta[i]);
-      x[i] = x0[i] + delta[i];
-    });
+struct Added {
+  static PRODIGY_INLINE void run(const float* __restrict x0, const float* __restrict delta, int n,
+                                 float* __restrict sum) {
+    each(n, [=](int i) { sum[i] = x0[i] + delta[i]; });
   }
 };
 
-template <Type kType>
-struct Place {
-  static PRODIGY_INLINE void run(const float* __restrict x0, const float* __restrict delta, int n,
-                                 std::uint16_t* __restrict to) {
-    each(n, [=](int i) { to[i] = nearest<kType>(x0[i] + delta[i]); });
+struct Displaced {
+  static PRODIGY_INLINE void run(const float* __restrict rounded, int n, const float* __restrict x0,
+                                 float* __restrict delta, float* __restrict x) {
+    each(n, [=](int i) {
+      delta[i] = displacement(rounded[i], x[i], x0[i], delta[i]);
+      x[i] = x0[i] + delta[i];
+    });
   }
 };
 
@@ -99,6 +97,19 @@ void run_for(Type type, Args... args) {
   type == kBF ? run<Kernel<kBF>>(args...) : run<Kernel<kF>>(args...);
 }
 
+// Calls visit(Float16Runs<...>()) if the type is float16 and the instruction set has conversions; returns whether.
+template <class Visit>
+bool in_vectors(Type type, Visit visit) {
+#ifdef PRODIGY_HAS_CLONES
+  const InstructionSet set = type == kF ? instruction_set() : InstructionSet::kBaseline;
+  if (set == InstructionSet::kV4) visit(Float16Runs<16>());
+  if (set == InstructionSet::kV3) visit(Float16Runs<8>());
+  return set != InstructionSet::kBaseline;
+#else
+  return false;
+#endif
+}
+
 template <Type kType>
 using StochasticX = Stochastic<kType, first>;
 template <Type kType>
@@ -108,16 +119,21 @@ using StochasticS = Stochastic<kType, third>;
 
 }  // namespace
 
-void widen_run(Type type, const std::uint16_t* from, int n, float* to) { run_for<Widen>(type, from, n, to); }
+void widen_run(Type type, const std::uint16_t* from, int n, float* to) {
+  if (!in_vectors(type, [=](auto runs) { runs.widen(from, n, to); })) run_for<Widen>(type, from, n, to);
+}
 
-void nearest_run(Type type, const float* from, int n, std::uint16_t* to) { run_for<Nearest>(type, from, n, to); }
+void nearest_run(Type type, const float* from, int n, std::uint16_t* to) {
+  if (!in_vectors(type, [=](auto runs) { runs.nearest(from, n, to); })) run_for<Nearest>(type, from, n, to);
+}
 
 void random_run(RandomBits random, std::int64_t position, int n, std::uint32_t* bits) {
   run<Random>(random, std::uint32_t(position >> 3), n, bits);
 }
 
 void stochastic_x_run(Type type, const float* from, int n, std::uint16_t* to, const std::uint32_t* bits) {
-  run_for<StochasticX>(type, from, n, to, bits);
+  const auto visit = [=](auto runs) { runs.stochastic(from, n, to, bits); };
+  if (!in_vectors(type, visit)) run_for<StochasticX>(type, from, n, to, bits);
 }
 
 void stochastic_v_run(Type type, const float* from, int n, std::uint16_t* to, const std::uint32_t* bits) {
@@ -134,11 +150,21 @@ void stochastic_s_run(Type type, const float* from, int n, std::uint16_t* to, co
 }
 
 void displaced_run(Type type, const std::uint16_t* from, int n, const float* x0, float* delta, float* x) {
-  run_for<Displaced>(type, from, n, x0, delta, x);
+  if (in_vectors(type, [=](auto runs) { runs.displaced(from, n, x0, delta, x); })) return;
+  float rounded[kBlock];
+  std::uint16_t stored[kBlock];
+  run<Added>(x0, delta, n, rounded);
+  nearest_run(type, rounded, n, stored);
+  widen_run(type, stored, n, rounded);
+  widen_run(type, from, n, x);
+  run<Displaced>(rounded, n, x0, delta, x);
 }
 
 void place_run(Type type, const float* x0, const float* delta, int n, std::uint16_t* to) {
-  run_for<Place>(type, x0, delta, n, to);
+  if (in_vectors(type, [=](auto runs) { runs.place(x0, delta, n, to); })) return;
+  float x[kBlock];
+  run<Added>(x0, delta, n, x);
+  nearest_run(type, x, n, to);
 }
 
 void words_of_bytes_run(const std::int8_t* from, int n, std::int32_t* to) {

@@ -35,4 +35,14 @@ void bytes_of_words_run(const std::int32_t* from, int n, std::int8_t* to);
 void kept_run(const std::uint16_t* x, const std::int32_t* low, int n, float* to);
 void stochastic_24_run(const float* from, int n, std::uint16_t* x, std::int32_t* low, const std::uint32_t* bits);
 
+// float16 in vectors of kLanes floats: each for one instruction set, which all of a file is compiled for.
+template <int kLanes>
+struct Float16Runs {
+  static void widen(const std::uint16_t* from, int n, float* to);
+  static void nearest(const float* from, int n, std::uint16_t* to);
+  static void stochastic(const float* from, int n, std::uint16_t* to, const std::uint32_t* bits);
+  static void displaced(const std::uint16_t* from, int n, const float* x0, float* delta, float* x);
+  static void place(const float* x0, const float* delta, int n, std::uint16_t* to);
+};
+
 }  // namespace prodigy::cpu

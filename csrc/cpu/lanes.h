@@ -102,6 +102,13 @@ PRODIGY_INLINE Lanes<float, kLanes> whole_float(Lanes<std::uint32_t, kLanes> wor
   const auto whole = bits_as<Register<std::int32_t, kLanes>>(word);
   return Lanes<float, kLanes>::of(__builtin_convertvector(whole, Register<float, kLanes>));
 }
+// value: fits 32 bits.
+PRODIGY_INLINE float truncated(float value) { return float(std::int32_t(value)); }
+template <int kLanes>
+PRODIGY_INLINE Lanes<float, kLanes> truncated(Lanes<float, kLanes> value) {
+  const auto whole = __builtin_convertvector(value.all, Register<std::int32_t, kLanes>);
+  return Lanes<float, kLanes>::of(__builtin_convertvector(whole, Register<float, kLanes>));
+}
 template <int kLanes>
 PRODIGY_INLINE Lanes<float, kLanes> product_plus(Lanes<float, kLanes> a, float factor, Lanes<float, kLanes> b) {
 #if defined(__FMA__)

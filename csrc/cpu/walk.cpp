@@ -48,7 +48,7 @@ Sums<double> coded_blocks(const Tensor& t, const Gradient& grad, const Chunk& ch
   using Samplers = SampleBlock<kMomentum, kSampled>;
   return walk_blocks<float, float, kMomentum>(
       t, grad, chunk, c, [&](const Arrays<float, float>& a, int64_t begin, int n, const Samples& samples) {
-        const auto update = [&](auto codes) { return codes.update(t, begin, n, a.grad, a.x, a.random, c); };
+        const auto update = [&](auto codes) { return codes.update(t, begin, n, a, c); };
         if (kSampled == Sampled::kAll || kSampled == Sampled::kNone) return run_codes(update);
         const Sums<double> sums = run<Samplers>(a, &t, begin, n, samples, c);
         run_codes(update);

@@ -94,7 +94,7 @@ PRODIGY_INLINE std::uint32_t third(std::uint32_t bits) { return bits * power(kEi
 // -- bfloat16 and float16, as bits -----------------------------------------------------------------------------------
 
 // Bits of float32.
-constexpr std::uint32_t kSign = 0x80000000u, kInfinity = 0x7f800000u;
+constexpr std::uint32_t kSign = 0x80000000u, kInfinity = 0x7f800000u, kQuietNaN = 0x7fc00000u;
 constexpr std::uint32_t kOneHalf = 126u << 23;
 // Of 2^-14, the smallest normal float16, and of 2^16, where float16 overflows.
 constexpr std::uint32_t kHalfNormal = 113u << 23, kHalfInfinity = 143u << 23;
@@ -187,8 +187,9 @@ PRODIGY_INLINE Kept stochastic_24(float value, std::uint32_t random) {
 
 // The displacement of an x that is stored rounded: `delta`, unless something else has written to x since. rounded:
 // x0 + delta, to nearest.
-PRODIGY_INLINE float displacement(float rounded, float x, float x0, float delta) {
-  return rounded == x ? delta : x - x0;
+template <class F>
+PRODIGY_INLINE F displacement(F rounded, F x, F x0, F delta) {
+  return select(rounded == x, delta, x - x0);
 }
 template <Type kType>
 PRODIGY_INLINE float displacement(float x, float x0, float delta) {

@@ -18,6 +18,15 @@ int TensorImage::find(const void* object, int begin, int end, const void* value)
   return 0;
 }
 
+void TensorImage::find_sign(const py::handle& tensor) {
+  const py::object negated = tensor.attr("_neg_view")(), plain = negated.attr("_neg_view")();
+  for (int i = kBegin; i < kImplEnd && sign_at_ == 0; ++i) {
+    const Word before = word(cdata(tensor), i), marked = word(cdata(negated), i);
+    if (marked == before || word(cdata(plain), i) != before) continue;
+    sign_at_ = i, sign_ = marked ^ before;
+  }
+}
+
 bool TensorImage::take(const py::handle& tensor, const TensorView& view, const py::handle& tensor_class) {
   const py::object storage = tensor.attr("untyped_storage")();
   object_ = tensor.ptr();
@@ -36,6 +45,7 @@ bool TensorImage::take(const py::handle& tensor, const TensorView& view, const p
   const int data_at = storage_at == 0 ? 0 : find(storage_, kBegin, kStorageEnd, address(storage.attr("data_ptr")()));
   if (data_at == 0) return false;
   impl_at_ = impl_at, storage_at_ = storage_at, data_at_ = data_at;
+  if (sign_at_ == 0) find_sign(tensor);
   data_ = word(storage_, data_at_);
   digest_ = digest();
   const auto is_inside = [&](const std::int64_t* array) {

@@ -68,6 +68,12 @@ class TensorImage {
     fetch_lines(reinterpret_cast<const void*>(word(impl, storage_at_)), 1);
   }
 
+  // Whether a tensor's values are the negatives of those in memory, as torch marks a part of a conjugate.
+  static bool is_negated(PyObject* tensor) {
+    if (sign_at_ == 0) return pybind11::handle(tensor).attr("is_neg")().cast<bool>();
+    return (word(reinterpret_cast<const void*>(word(tensor, impl_at_)), sign_at_) & sign_) != 0;
+  }
+
  private:
   using Word = std::uint64_t;
   // The words of a TensorImpl that are digested, and of a StorageImpl those among which the data's address is. The
@@ -82,6 +88,8 @@ class TensorImage {
   }
   // The index of a word of [begin, end) that has this value; 0: none.
   static int find(const void* object, int begin, int end, const void* value);
+  // Looks for that mark: what a negated view has, and the negated view of that has not. A call would take 70 ns.
+  static void find_sign(const pybind11::handle& tensor);
 
   // The i-th of a sequence of odd numbers that have nothing to do with each other (SplitMix64, by Steele et al.).
   static constexpr Word factor(int i) {
@@ -102,6 +110,9 @@ class TensorImage {
   // Where a Python object has the address of its TensorImpl, this that of its StorageImpl, and this that of the data:
   // the same words in all tensors. 0: not known yet.
   static inline int impl_at_ = 0, storage_at_ = 0, data_at_ = 0;
+  // The word of a TensorImpl that has the mark, and its bit.
+  static inline int sign_at_ = 0;
+  static inline Word sign_ = 0;
 
   PyObject* object_ = nullptr;
   const void *impl_ = nullptr, *storage_ = nullptr;

@@ -23,12 +23,6 @@ ParameterImage::Keys interned_keys() {
   return keys;
 }
 
-// Whether torch's negative bit is set: the values are the negatives of those in memory. Autograd leaves such gradients,
-// which are parts of conjugates, with the layout of the parameter only if they have one element.
-bool is_negated(const py::handle& tensor, const TensorView& view) {
-  return view.numel() == 1 && tensor.attr("is_neg")().cast<bool>();
-}
-
 }  // namespace
 
 TensorList::TensorList(const py::list& slots, py::type tensor_class, const std::string& state_format,
@@ -236,7 +230,7 @@ bool TensorList::read_gradient(PyObject* object, const Entry& entry, Gradient& g
   TensorView view;
   const bool fits = reader_.read(object, view) && view.device == device_ &&
                     (view.type == type_ || (is_half(type_) && view.type == Type::kFloat32)) && view.has(entry.layout) &&
-                    !is_negated(object, view);
+                    !TensorImage::is_negated(object);
   if (fits) gradient = {view.data, view.type};
   return fits;
 }
