@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from itertools import chain
 from operator import is_
 from typing import Any, NamedTuple
@@ -83,9 +84,11 @@ def estimate_options_of(groups: list[Group]) -> list[EstimateOptions]:
     Raises:
         ValueError: two groups that share an estimate disagree on one of them; names the option and both groups.
     """
-    for i, group in enumerate(groups):
-        check_shared(groups[0], i, group)
-    return list(map(_estimate_options, groups))
+    found = list(map(_estimate_options, groups))
+    for i, (group, own) in enumerate(zip(groups, found, strict=True)):
+        if own != found[0] or any(group[name] != groups[0][name] for name in (*COMMON, "prodigy_steps")):
+            check_shared(groups[0], i, group)
+    return found
 
 
 def check_shared(first: Group, index: int, group: Group) -> None:
@@ -117,6 +120,15 @@ def _estimate_options(group: Group) -> EstimateOptions:
         float(group["d_limit"]),
         bool(group.get("frozen", False)),
     )
+
+
+def changed(found: tuple[Any, ...], known: tuple[Any, ...]) -> Iterable[str]:
+    """Returns the options that are other objects in one result of :func:`settings_of` than in another."""
+    betas = len(found) - len(SETTINGS)
+    if len(found) != len(known):
+        return OPTIONS
+    pairs = zip(("betas",) * betas + SETTINGS, found, known, strict=True)
+    return dict.fromkeys(name for name, a, b in pairs if a is not b)
 
 
 def identical(a: list[tuple[Any, ...]], b: list[tuple[Any, ...]]) -> bool:

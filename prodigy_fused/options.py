@@ -32,6 +32,8 @@ def on_device(value: Any) -> bool:
 
 def number(value: Any) -> float:
     """Returns ``value`` as a float; NaN, which fails every range check, for anything but one real number."""
+    if type(value) in (float, int):  # which is quicker than to ask what an unknown number is
+        return float(value)
     if isinstance(value, Tensor):
         return float(value) if value.numel() == 1 and not value.is_complex() else math.nan
     return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
@@ -231,14 +233,14 @@ def _require(ok: bool, name: str, value: Any, wanted: str) -> None:
         raise ValueError(f"Invalid {name}: {value!r}: must be {wanted}")
 
 
-def check(group: Group) -> None:
-    """Checks all options of a group.
+def check(group: Group, names: Iterable[str] = OPTIONS) -> None:
+    """Checks some options of a group, all unless said otherwise; and that they go together.
 
     Raises:
         ValueError: an option is out of range, NaN, or a tensor on a device (only ``lr`` may be one); names it.
     """
-    for name, option in OPTIONS.items():
-        value = group[name]
+    for name in names:
+        option, value = OPTIONS[name], group[name]
         if name != "lr":
             values = value if isinstance(value, (tuple, list)) else [value]
             wanted = "a Python number (only lr may be a tensor on a GPU)"
@@ -260,9 +262,10 @@ def check(group: Group) -> None:
     _require(fits, "low_precision", mode, "'24bit' or 'stochastic' with slice_p > 1: a displacement needs all of x0")
 
 
-def stored(group: Group) -> Group:
-    """Returns the options among the entries of ``group``, which are valid, as plain words and numbers."""
-    return {name: option.stored(group[name]) for name, option in OPTIONS.items() if name in group}
+def stored(group: Group, names: Iterable[str] = OPTIONS) -> Group:
+    """Returns those of some options, all unless said otherwise, that ``group`` has, valid ones, as plain words and
+    numbers."""
+    return {name: OPTIONS[name].stored(group[name]) for name in names if name in group}
 
 
 def check_scalar(name: str, value: Any) -> None:

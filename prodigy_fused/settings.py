@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from . import backends, hyper, options
@@ -36,11 +37,12 @@ class Settings:
             if not self._has_rates_of(groups):
                 self.hypers = _hypers_of(groups)
             return False
+        changed = self._changed(found)
         self._known = None
-        for group in groups:
-            options.check(group)
+        for group, names in zip(groups, changed, strict=True):
+            options.check(group, names)
             backends.check_choice(group)
-        plain = list(map(options.stored, groups))
+        plain = list(map(options.stored, groups, changed))
         self.estimates = hyper.estimate_options_of([{**g, **p} for g, p in zip(groups, plain, strict=True)])
         for group, values in zip(groups, plain, strict=True):
             group.update(values)
@@ -48,6 +50,12 @@ class Settings:
         former, self._layouts = self._layouts, list(map(hyper.layout_of, groups))
         self._known = list(map(hyper.settings_of, groups))
         return self._layouts != former
+
+    def _changed(self, found: list[tuple[Any, ...]]) -> list[Iterable[str]]:
+        """Returns the options of each group that are to be checked: all, where it is not known which group it was."""
+        if self._known is None or len(self._known) != len(found):
+            return [OPTIONS] * len(found)
+        return list(map(hyper.changed, found, self._known))
 
     def _has_rates_of(self, groups: list[Group]) -> bool:
         """Returns whether each ``lr`` is the very number that was read last. (One in a tensor may have changed.)"""

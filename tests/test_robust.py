@@ -147,6 +147,32 @@ def test_a_step_that_fails_ends_no_estimate(backend, split):
     agree(opt, other, rtol=0.0)
 
 
+@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("weight_decay", -1.0, "weight_decay"),
+        ("d_limit", 1e-9, "d_limit"),  # less than d0, which has not changed
+        ("low_precision", "displacement", "slice_p"),
+        ("d_coef", 2.0, "disagree on d_coef"),
+        ("betas", (0.9, 0.99), "disagree on beta3"),
+    ],
+)
+def test_a_change_of_one_option_is_checked_beside_all_that_stay(backend, at, name, value, words):
+    opt = make(backend, [{"params": [nn.Parameter(torch.ones(3, device=backend.device))]} for _ in range(3)], slice_p=2)
+    train(opt, steps=1)
+    feed(opt, 1)
+    group = opt.param_groups[at]
+    before, group[name] = group[name], value
+    for _ in range(2):
+        with pytest.raises(ValueError, match=words):
+            opt.step()
+    group[name] = before
+    group["eps"] = torch.tensor(1e-7)
+    opt.step()
+    assert opt.step_count == 2 and type(group["eps"]) is float
+
+
 @pytest.mark.parametrize("options", [{"betas": (0.9, 0.0), "eps": 1e-16}, {"d0": 0.5, "weight_decay": 2.0}])
 def test_a_step_that_is_none_leaves_x_alone(backend, options):
     """A late parameter, alone in its step, and without a non-zero gradient yet."""
