@@ -6,6 +6,10 @@
 #include "cpu/lanes.h"
 #include "cpu/vector.h"
 
+#if defined(PRODIGY_HAS_CLONES) && !defined(__F16C__)
+#error "to be compiled for x86-64-v3 or later, see csrc/CMakeLists.txt"
+#endif
+
 namespace prodigy::cpu {
 
 template <class F>
