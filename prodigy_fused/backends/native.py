@@ -81,7 +81,7 @@ def images_are_right(shows: Callable[[Tensor, type, Callable[[Tensor], Any]], bo
 
 
 try:
-    from .. import _C
+    import prodigy_fused._C as _C  # "from .. import _C" would blame a circular import where it is missing
 
     check_layout(_C, LAYOUT)
     _C.trust_images(images_are_right(_C.image_shows))
