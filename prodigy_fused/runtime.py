@@ -109,7 +109,7 @@ class Runtime:
                 self._read_options(groups)
             return self._prepare(groups, states, grad_scale, found_inf, opens)
         except Exception:
-            if self.plans is None or not self.plans.built:  # nothing has been given back
+            if self.plans is None or not self.plans.has_changed_states:  # nothing has been given back
                 self._set_frozen(ended, False)
             raise
 
