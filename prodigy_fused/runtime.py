@@ -248,7 +248,7 @@ class Runtime:
             self._settings.forget()
 
     def _read_options(self, groups: list[Group]) -> None:
-        """Has the settings be those of the groups. Checks the options where one was changed."""
+        """Brings the settings up to date with the groups. Checks the options where one was changed."""
         if self._settings.read(groups):
             self.forget_plans()
 
