@@ -172,6 +172,8 @@ def _import_state(
         own = {key: value.to(p.device) for key, value in unwrapped.items() if isinstance(value, Tensor)}
         if mode_of(p, group) != "24bit":
             own.pop("low", None)  # of a parameter that has 16 bits no more
+    if "p0" in own and "p0" not in unwrapped:  # a displacement from where x will be: whoever loads it may do so later
+        del own["p0"], own["delta"]
     if "p0" in own and own["p0"].dim() == 0 and p.dim() > 0 and own["p0"]:
         raise ValueError(f"the saved p0 of {describe(index, p)} is one number, {own['p0']:g}, and not zero")
     return {**others, "step": int(saved.get("step", group["k"])), **own}

@@ -58,7 +58,8 @@ def _gradient(slot: Slot) -> Tensor | None:
 
 
 def _is_finite(slot: Slot, grad: Tensor, what: str) -> bool:
+    g = slot.sampled(grad)  # what is not sampled is in no sum
     if what == "gradient":
-        return bool(grad.isfinite().all())
+        return bool(g.isfinite().all())
     t = slot.sampled(slot.param.detach()) if what == "value" else slot.state.get("p0")
-    return t is None or bool((t.isfinite() | (slot.sampled(grad) == 0)).all())
+    return t is None or bool((t.isfinite() | (g == 0)).all())

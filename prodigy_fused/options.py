@@ -263,8 +263,8 @@ def check(group: Group, names: Iterable[str] = OPTIONS) -> None:
 
 
 def stored(group: Group, names: Iterable[str] = OPTIONS) -> Group:
-    """Returns those of some options, all unless said otherwise, that ``group`` has, valid ones, as plain words and
-    numbers."""
+    """Returns the valid options of a group, all unless said otherwise, as plain words and numbers; without those that
+    it lacks."""
     return {name: OPTIONS[name].stored(group[name]) for name in names if name in group}
 
 

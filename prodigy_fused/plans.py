@@ -66,7 +66,7 @@ class PlanSet:
         self.slots: list[Slot] = []
         self.plans: list[Bucket] = []
         self.keys: list[BucketKey] = []  # of the plans
-        self.built = False
+        self.built = self.has_changed_states = False
         self.created: list[int] = []  # whose state is new in this step
         self._chosen: dict[int, str] = {}  # the backend of each parameter that takes part, by index
         self._memory = MemoryRuns()  # of those that are stepped in one pass
@@ -124,6 +124,7 @@ class PlanSet:
         }
         self.created = [index for index in self._new if index not in adapted]
         # All checks are done: from here on state is created, so nothing may raise because of a tensor.
+        self.has_changed_states = True
         buckets: dict[BucketKey, list[Slot]] = {}
         for index in self._new:
             p, mine, group = self.params[index], self.locals[index], self.groups[self.owners[index]]

@@ -109,7 +109,7 @@ class Runtime:
                 self._read_options(groups)
             return self._prepare(groups, states, grad_scale, found_inf, opens)
         except Exception:
-            if self.plans is None or not self.plans.built:  # nothing has been given back
+            if self.plans is None or not self.plans.has_changed_states:  # nothing has been given back
                 self._set_frozen(ended, False)
             raise
 
@@ -248,7 +248,7 @@ class Runtime:
             self._settings.forget()
 
     def _read_options(self, groups: list[Group]) -> None:
-        """Has the settings be those of the groups. Checks the options where one was changed."""
+        """Brings the settings up to date with the groups. Checks the options where one was changed."""
         if self._settings.read(groups):
             self.forget_plans()
 

@@ -320,16 +320,20 @@ def test_the_option_may_change_in_a_run(backend):
 
 @pytest.mark.parametrize("options", [{}, {"state_dtype": "8bit", "min_8bit_size": 1}], ids=["float32", "8 bits"])
 def test_a_displacement_once_the_start_was_given_back(backend, options):
-    """It counts from where the parameter is: in the run that is cast, and in one that goes on from its checkpoint."""
+    """It counts from where the parameter is: in the run that is cast, and in one that goes on from its checkpoint, also
+    where the weights are loaded after that."""
     opt = start(backend, torch.float32, prodigy_steps=3, **options)
     train(opt, steps=4)
     for p in parameters(opt):
         p.data, p.grad = p.data.half(), None
     opt.param_groups[0]["state_dtype"] = "float32"
-    again = on(backend, opt)
+    again, late = on(backend, opt), backend([torch.full_like(p, float("inf")) for p in parameters(opt)], d0=D0)
+    late.load_state_dict(opt.state_dict())
     before = [p.detach().float() for p in parameters(opt)]
-    train(opt, again, start=4)
-    assert same(snapshot(opt), snapshot(again))
+    for p, q in zip(parameters(opt), parameters(late), strict=True):
+        q.data.copy_(p)
+    train(opt, again, late, start=4)
+    assert same(snapshot(opt), snapshot(again)) and same(snapshot(opt), snapshot(late))
     for p, x in zip(parameters(opt), before, strict=True):
         state = opt.state[p]
         assert torch.equal((state["p0"].float() + state["delta"]).half(), p)

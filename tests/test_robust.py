@@ -147,6 +147,21 @@ def test_a_step_that_fails_ends_no_estimate(backend, split):
     agree(opt, other, rtol=0.0)
 
 
+def test_a_step_that_fails_once_samples_were_given_back(backend, monkeypatch):
+    """As where memory for a plan is lacking: the estimate has ended, and the next step goes on."""
+    opt = make(backend, prodigy_steps=2)
+    train(opt, steps=2)
+    feed(opt, 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(plans.PlanSet, "_add", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            opt.step()
+    opt.param_groups[0]["prodigy_steps"] = 0
+    train(opt, steps=1, start=2)
+    assert opt.step_count == 3 and opt.param_groups[0]["frozen"]
+    assert not any("s" in opt.state[p] for p in parameters(opt))
+
+
 @pytest.mark.parametrize("at", [0, 2])
 @pytest.mark.parametrize(
     ("name", "value", "words"),

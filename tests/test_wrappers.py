@@ -197,6 +197,17 @@ def test_an_infinite_parameter_without_a_gradient_is_not_to_blame(backend):
             assert opt.nonfinite_steps == t + 1
 
 
+def test_a_gradient_that_is_not_sampled_is_not_to_blame(backend):
+    first, second, *_ = parameters(opt := make(backend, slice_p=2))
+    second.data[0] = math.inf
+    with pytest.warns(UserWarning, match="the value of parameter 1 "):
+        for t in range(WARN_AFTER_STEPS):
+            feed(opt, t)
+            first.grad[0, 1] = math.nan
+            opt.step()
+            assert opt.nonfinite_steps == t + 1
+
+
 def test_one_finite_step_in_between_is_no_reason_to_warn(backend):
     opt = make(backend)
     with warnings.catch_warnings():
