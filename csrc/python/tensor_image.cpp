@@ -21,9 +21,9 @@ int TensorImage::find(const void* object, int begin, int end, const void* value)
 void TensorImage::find_sign(const py::handle& tensor) {
   const py::object negated = tensor.attr("_neg_view")(), plain = negated.attr("_neg_view")();
   for (int i = kBegin; i < kImplEnd && sign_at_ == 0; ++i) {
-    const Word before = word(cdata(tensor), i), marked = word(cdata(negated), i);
-    if (marked == before || word(cdata(plain), i) != before) continue;
-    sign_at_ = i, sign_ = marked ^ before;
+    const Word before = word(cdata(tensor), i), mark = word(cdata(negated), i) & ~before;
+    const bool is_one_bit = mark != 0 && (mark & (mark - 1)) == 0 && word(cdata(negated), i) == (before | mark);
+    if (is_one_bit && word(cdata(plain), i) == before) sign_at_ = i, sign_ = mark;
   }
 }
 
