@@ -38,7 +38,7 @@ POLICIES = {
     (F64, F64, "ALL", X, F64): (30, 4, 112),
     (F64, F64, "SOME", X, F64): (6, 0, 94),
     (F32, CODES, "ALL", X, F32): (78, 34, 182),
-    (F32, CODES, "SOME", X, F32): (38, 7, 115),
+    (F32, CODES, "SOME", X, F32): (42, 7, 115),
     (F32, CODES, "NONE", X, F32): (12, 0, 114),
     (BF16, CODES, "ALL", X, None): (96, 46, 196),
     (BF16, CODES, "SOME", LOW, BF16): (44, 4, 134),
