@@ -84,11 +84,9 @@ def estimate_options_of(groups: list[Group]) -> list[EstimateOptions]:
     Raises:
         ValueError: two groups that share an estimate disagree on one of them; names the option and both groups.
     """
-    found = list(map(_estimate_options, groups))
-    for i, (group, own) in enumerate(zip(groups, found, strict=True)):
-        if own != found[0] or any(group[name] != groups[0][name] for name in (*COMMON, "prodigy_steps")):
-            check_shared(groups[0], i, group)
-    return found
+    for i, group in enumerate(groups):
+        check_shared(groups[0], i, group)
+    return list(map(_estimate_options, groups))
 
 
 def check_shared(first: Group, index: int, group: Group) -> None:
@@ -96,12 +94,10 @@ def check_shared(first: Group, index: int, group: Group) -> None:
     for name in COMMON:
         if first[name] != group[name]:
             raise ValueError(f"parameter groups 0 and {index} disagree on {name}: all groups have it, or none")
-    shared: dict[str, tuple[Any, Any]] = {}
-    if not group["split_groups"]:
-        both = zip(_estimate_options(first), _estimate_options(group), strict=True)
-        shared |= dict(zip(EstimateOptions._fields, both, strict=True))
-        shared["prodigy_steps"] = first["prodigy_steps"], group["prodigy_steps"]
-    for name, (a, b) in shared.items():
+    if group["split_groups"]:
+        return
+    ours, theirs = ((*_estimate_options(each), each["prodigy_steps"]) for each in (first, group))
+    for name, a, b in zip((*EstimateOptions._fields, "prodigy_steps"), ours, theirs, strict=True):
         if a != b:
             defaulted = name == "beta3" and group["beta3"] is None
             advice = " (beta3 defaults to sqrt(beta2): give beta3 explicitly)" if defaulted else ""
