@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 NEEDED = (r"LDG?\.E\.128", r"STG?\.E\.128")  # a loop over packs has both
@@ -77,9 +77,18 @@ def blocks(code: list[Instruction]) -> dict[int, Block]:
 
 def longest_round(code: list[Instruction]) -> int:
     """Returns the most instructions of one round of the loop that has 16-byte loads and stores; 0 if there is none."""
+    return _round(code, max)
+
+
+def shortest_round(code: list[Instruction]) -> int:
+    """The fewest: where what a round seldom has to do is on ways of its own."""
+    return _round(code, min)
+
+
+def _round(code: list[Instruction], best: Callable[..., int]) -> int:
     usual = {start: block for start, block in blocks(code).items() if not block.seldom}
     heads = {to for start, block in usual.items() for to in block.after if to <= start and to in usual}
-    return max((_longest(head, _loop(head, usual)) for head in heads), default=0)
+    return best(filter(None, (_way(head, _loop(head, usual), best) for head in heads)), default=0)
 
 
 def _loop(head: int, usual: dict[int, Block]) -> dict[int, Block]:
@@ -93,8 +102,8 @@ def _loop(head: int, usual: dict[int, Block]) -> dict[int, Block]:
     return {start: usual[start] for start in found}
 
 
-def _longest(head: int, usual: dict[int, Block]) -> int:
-    """The longest way from the head of a loop to a jump back to it that has all that is needed; 0 if it has a loop."""
+def _way(head: int, usual: dict[int, Block], best: Callable[..., int]) -> int:
+    """The best way from the head of a loop to a jump back to it that has all that is needed; 0 if it has a loop."""
     lengths = {(head, usual[head].has): len(usual[head].code)}
     for _ in range(len(usual)):
         changed = False
@@ -102,10 +111,10 @@ def _longest(head: int, usual: dict[int, Block]) -> int:
             for to in usual[start].after:
                 if to == head or to not in usual:
                     continue
-                key, longer = (to, has | usual[to].has), length + len(usual[to].code)
-                if lengths.get(key, 0) < longer:
-                    lengths[key], changed = longer, True
+                key, new = (to, has | usual[to].has), length + len(usual[to].code)
+                if best(lengths.get(key, new), new) != lengths.get(key):
+                    lengths[key], changed = new, True
         if not changed:
             rounds = [n for (s, has), n in lengths.items() if has == (1 << len(NEEDED)) - 1 and head in usual[s].after]
-            return max(rounds, default=0)
+            return best(rounds, default=0)
     return 0

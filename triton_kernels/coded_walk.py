@@ -19,7 +19,6 @@ from .codes import (
     S_CODE,
     M,
     code_array,
-    fourth,
     load_codes,
     places,
     places_if,
@@ -27,7 +26,7 @@ from .codes import (
     store_codes,
 )
 from .elements import ALL, load_grads, load_x, size_of, store_x
-from .rounding import array, draw, second, third
+from .rounding import array, draw, third
 from .rule import (
     CORRECT,
     STEP,
@@ -36,8 +35,8 @@ from .rule import (
     gradient,
     moments,
     sample,
-    square_root,
     step,
+    step_by,
     undo,
     without_step,
 )
@@ -81,12 +80,13 @@ def update_coded_walk(
             norm += folded_parts(norm_terms)
             store_codes(s, scale, new_s, third(bits), at, S_CODE)
         new_m, new_v = moments(g, old_m, old_root * old_root, c)
-        root = store_codes(v, scale, square_root(new_v), second(bits), at, ROOT)
+        # Roots and quotients that are off by a few units in the last place, as codes are off by many.
+        root = store_codes(v, scale, tl.sqrt(new_v), bits, at, ROOT)
         new_m = store_codes(m, scale, new_m, 0, with_momentum, M)
-        new_x = step(old_x, old_x, new_m, root, decay, dlr, c.d_eps)
+        new_x = step_by(new_m / (root + c.d_eps), old_x, old_x, decay, dlr)
         new_x = store_x(x + at.i, low + at.i, new_x, with_momentum.mask, t, bits, X, KEPT)
         if SAMPLES == ALL:
-            store_codes(delta, scale, old_delta + finite_or_zero(new_x - old_x), fourth(bits), with_momentum, DELTA)
+            store_codes(delta, scale, old_delta + finite_or_zero(new_x - old_x), third(bits), with_momentum, DELTA)
     if SAMPLES == ALL:
         return sums_of(dot, norm)
     else:
@@ -122,4 +122,4 @@ def finish_coded_walk(
         new_x = store_x(x + at.i, low + at.i, new_x, at.mask, t, bits, X, KEPT)
         if SAMPLES == ALL:
             old_delta = load_codes(delta, scale, at, DELTA)
-            store_codes(delta, scale, old_delta + finite_or_zero(new_x - old_x), fourth(bits), at, DELTA)
+            store_codes(delta, scale, old_delta + finite_or_zero(new_x - old_x), third(bits), at, DELTA)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .elements import masked
-from .rounding import array, float_of, minus, plus, second, third, word_of
+from .rounding import array, float_of, minus, plus, word_of
 
 CODE_BLOCK = tl.constexpr(256)  # elements
 # The kinds of codes, each with its byte of a block's scale.
@@ -58,19 +58,15 @@ def fraction_bits(code):
 
 
 @triton.jit
-def fourth(bits):
-    """Returns random bits for a fourth value of the same element (delta), next to x, v and s."""
-    return second(third(bits))
-
-
-@triton.jit
 def rounded(steps, random, CODE: tl.constexpr):
     """Returns numbers in steps of their codes, rounded, uint32.
 
     steps: the lowest bits of the word are those of fixed point, see Note [8 bits].
+    random: the bits of the elements; for s and delta, `third` of them.
     """
     fraction: tl.constexpr = (1 << fraction_bits(CODE)) - 1
-    return plus(word_of(steps), (random >> 16) & fraction) >> fraction_bits(CODE)
+    bits = random >> 16 if CODE == S_CODE else (random ^ (random >> 16)) & fraction
+    return plus(word_of(steps), bits) >> fraction_bits(CODE)
 
 
 # -- e4m3 --------------------------------------------------------------------------------------------------------------
@@ -113,11 +109,11 @@ def e2m5_stochastic(units, random):
 @triton.jit
 def e2m5_number(code):
     """Returns the number, in units, of a code."""
-    word = (code.to(tl.int8).to(tl.int32) << 18).to(tl.uint32)
-    # Half of it if it is normal; of a subnormal one, the smallest normal number is still to be taken from twice this.
-    half = plus(word & 0x01FC0000, 131 << 23)
-    size = float_of(plus(half, 1 << 23)) - float_of(tl.maximum(half, 132 << 23))
-    return float_of(word_of(size) | (word & 0x80000000))
+    # A float16 whose exponent has its lowest two bits only, and the mantissa its upper five, is 2^-19 of it; also if it
+    # is subnormal.
+    word = code.to(tl.uint16)
+    half = ((word & 0x7F) << 5) | ((word & 0x80) << 8)
+    return half.to(tl.float16, bitcast=True).to(tl.float32) * 524288.0  # 2^19
 
 
 # -- codes and numbers -------------------------------------------------------------------------------------------------
@@ -152,7 +148,7 @@ def decoded(code, byte, CODE: tl.constexpr):
 
 @triton.jit
 def encoded(value, random, CODE: tl.constexpr):
-    """Returns the codes of numbers, as they are stored, and the bytes of their blocks. random: not used for M."""
+    """Returns the codes of numbers, as they are stored, and the bytes of their blocks. random: see `rounded`; not used for M."""
     size, sign = tl.minimum(tl.abs(value), largest_size(CODE)), word_of(value) & 0x80000000
     byte = byte_of(size, CODE)
     scaled = size * float_of(minus(127 + bias(CODE), byte) << 23)

@@ -7,30 +7,36 @@
 
 namespace prodigy::cuda {
 
-// The arrays that Arrays lacks. moved: x - x0; it and s are of all elements, or not there.
+// The arrays of a chunk that Arrays lacks. moved: x - x0; it and s are of all elements, or not there.
 struct CodeArrays {
   Array<std::uint8_t> m, roots, s, moved;
-  std::uint32_t* scale;
+  Array<std::uint32_t> scale;
 
-  __device__ __forceinline__ CodeArrays(const Tensor& t)
+  __device__ __forceinline__ CodeArrays(const Tensor& t, const Chunk& chunk)
       : m(t.m, Type::kUInt8),
         roots(t.v, Type::kUInt8),
         s(t.s, Type::kUInt8),
         moved(t.moved, Type::kUInt8),
-        scale(reinterpret_cast<std::uint32_t*>(t.scale)) {}
+        scale(t.scale, Type::kOther) {
+    m.advance(chunk.begin);
+    roots.advance(chunk.begin);
+    if (moved.data != nullptr) s.advance(chunk.begin);
+    moved.advance(chunk.begin);
+    scale.advance(chunk.begin / kCodeBlock);
+  }
 
-  // Whether packs can be moved at once from element `begin` on.
+  // Whether packs can be moved at once.
   template <class Storage>
-  __device__ __forceinline__ bool aligned(const Arrays<Storage>& a, std::int64_t begin) const {
-    const auto is = [&](const auto& array) { return array.template aligned<kLaneCodes>(begin); };
+  __device__ __forceinline__ bool aligned(const Arrays<Storage>& a) const {
+    const auto is = [&](const auto& array) { return array.template aligned<kLaneCodes>(0); };
     return is(a.x) && is(a.grad) && (!a.extended() || is(a.low)) && is(m) && is(roots) &&
            (moved.data == nullptr || (is(moved) && is(s)));
   }
   // The word of the block that element i is in.
-  __device__ __forceinline__ std::uint32_t& scale_of(std::int64_t i) const {
-    return global(scale)[std::uint64_t(i) / kCodeBlock];
+  __device__ __forceinline__ std::uint32_t& scale_of(std::uint32_t i) const {
+    return *global(scale.at(i / kCodeBlock));
   }
-  __device__ __forceinline__ void store_scale(std::int64_t i, std::uint32_t word) const {
+  __device__ __forceinline__ void store_scale(std::uint32_t i, std::uint32_t word) const {
     if (threadIdx.x % kWarpSize == 0) scale_of(i) = word;
   }
 };
@@ -40,33 +46,57 @@ struct LaneCodes {
   Codes m{}, roots, s{}, moved{};
 };
 
-// Calls visit(i, count, full) for this lane's part of each block that its warp takes; see each_pack(). count may be 0.
+// Calls visit(i, count, full) for this lane's part of each block that its warp takes; see each_pack(). count may be 0,
+// or less.
 template <class Policy, class Visit>
-__device__ __forceinline__ void each_block(std::int64_t begin, std::int64_t end, bool aligned, Visit visit) {
-  const int size = int(end - begin), lane = int(threadIdx.x % kWarpSize * kLaneCodes);
-  for (int offset = int(threadIdx.x * kLaneCodes); offset - lane < size; offset += Policy::kThreads * kLaneCodes) {
-    const int left = size - offset, count = left < 0 ? 0 : left < kLaneCodes ? left : kLaneCodes;
-    visit(begin + offset, count, aligned && left >= kLaneCodes);
+__device__ __forceinline__ void each_block(int begin, int end, bool aligned, Visit visit) {
+  const int lane = int(threadIdx.x % kWarpSize * kLaneCodes), last = held(aligned ? end - kLaneCodes : -1);
+  for (int i = begin + int(threadIdx.x * kLaneCodes); i - lane < end; i += Policy::kThreads * kLaneCodes) {
+    visit(std::uint32_t(i), end - i, i <= last);
   }
 }
 
-// The random bits of a lane's elements.
-__device__ __forceinline__ std::uint32_t lane_run(const RandomBits& random, std::int64_t i) {
-  return random.shared(std::uint32_t(i >> 3));
+// The random bits of lanes' elements.
+struct LaneBits {
+  RandomBits bits;
+  std::uint32_t eights;  // before the chunk, which begins at a multiple of eight
+
+  __device__ __forceinline__ LaneBits(std::uint32_t step, std::uint32_t tensor, Stream stream, const Chunk& chunk)
+      : bits(step, tensor, stream, chunk.begin), eights(std::uint32_t(chunk.begin >> 3)) {}
+
+  // bits.run of the elements from i on.
+  __device__ __forceinline__ std::uint32_t run(std::uint32_t i) const { return bits.shared((i >> 3) + eights); }
+  // Of element i of the tensor.
+  __device__ __forceinline__ std::uint32_t of(std::int64_t i) const { return bits.of(i); }
+};
+
+// Whether all numbers are finite. A lane asks once: for each it would be a comparison and a choice, of which a
+// multiprocessor does half as many as of multiplications.
+__device__ __forceinline__ bool all_finite(const Numbers& numbers) {
+  float zero = 0.0f;
+#pragma unroll
+  for (int e = 0; e < kLaneCodes; ++e) zero += 0.0f * numbers.value[e];
+  return zero == 0.0f;
 }
 
 // The change from x to what `moved` stores enters x - x0.
 template <class Storage>
 __device__ __forceinline__ void add_change(const Arrays<Storage>& a, const Numbers& x, const Moved<Storage>& moved,
                                            Numbers& delta) {
-  const Numbers after = kept_values(a, moved);
+  Numbers change = kept_values(a, moved);
 #pragma unroll
-  for (int e = 0; e < kLaneCodes; ++e) delta.value[e] += finite_or_zero(after.value[e] - x.value[e]);
+  for (int e = 0; e < kLaneCodes; ++e) change.value[e] -= x.value[e];
+  as_constant(all_finite(change), [&](auto finite) {
+#pragma unroll
+    for (int e = 0; e < kLaneCodes; ++e) {
+      delta.value[e] += finite_or_zero<decltype(finite)::value>(change.value[e]);
+    }
+  });
 }
 
 // x - x0 after the change that `finish` has made to x. old: its codes before.
 template <class Storage>
-__device__ __forceinline__ void finish_delta(const Arrays<Storage>& a, const CodeArrays& codes, std::int64_t i,
+__device__ __forceinline__ void finish_delta(const Arrays<Storage>& a, const CodeArrays& codes, std::uint32_t i,
                                              int count, bool full, std::uint32_t run, const Numbers& x,
                                              const Moved<Storage>& moved, const Codes& old, std::uint32_t scale) {
   Numbers delta = numbers_of<Code::kDelta>(old, scale);
@@ -88,44 +118,50 @@ struct LaneNumbers {
         delta(numbers_of<Code::kDelta>(codes.moved, scale)) {}
 };
 
-// The new state, and the lane's part of the sums.
+// The new state, and the lane's part of the sums. Returns whether all gradients, and so x, are finite.
 template <class Roots, class Lanes>
-__device__ __forceinline__ void update_numbers(const Numbers& grad, const Numbers& x, LaneNumbers& state, bool every,
+__device__ __forceinline__ bool update_numbers(const Numbers& grad, const Numbers& x, LaneNumbers& state, bool every,
                                                const Coefficients<float>& c, Lanes& sums) {
   Numbers g;
 #pragma unroll
-  for (int e = 0; e < kLaneCodes; ++e) g.value[e] = gradient(grad.value[e], x.value[e], c);
-  if (every) {
+  for (int e = 0; e < kLaneCodes; ++e) g.value[e] = gradient<true, true>(grad.value[e], x.value[e], c);
+  const bool all = all_finite(g);
+  as_constant(all, [&](auto finite) {
+    constexpr bool kFinite = decltype(finite)::value;
 #pragma unroll
     for (int e = 0; e < kLaneCodes; ++e) {
-      add_sample(g.value[e], -state.delta.value[e], state.s.value[e], c, sums.of(e));
+      if (!kFinite) g.value[e] = gradient(grad.value[e], x.value[e], c);
+      if (every) add_sample<kFinite>(g.value[e], -state.delta.value[e], state.s.value[e], c, sums.of(e));
+      float& root = state.roots.value[e];
+      root = root * root;
+      moments<kFinite>(g.value[e], state.m.value[e], root, c);
     }
-  }
+  });
 #pragma unroll
-  for (int e = 0; e < kLaneCodes; ++e) {
-    float& root = state.roots.value[e];
-    float v = root * root;
-    moments(g.value[e], state.m.value[e], v, c);
-    root = Roots::root(v);
-  }
+  for (int e = 0; e < kLaneCodes; ++e) state.roots.value[e] = Roots::root(state.roots.value[e]);
+  return all;
 }
 
-// The position after a step with the stored numbers of m and of the root of v.
+// The position after a step with the stored numbers of m and of the root of v. all_finite: whether all of x is.
 __device__ __forceinline__ Positions<float, kLaneCodes> step_of(const Numbers& x, const Numbers& m,
-                                                                const Numbers& roots, const Coefficients<float>& c) {
+                                                                const Numbers& roots, bool all_finite,
+                                                                const Coefficients<float>& c) {
   Positions<float, kLaneCodes> p{x, x, Numbers{}};
+  as_constant(all_finite, [&](auto finite) {
+    constexpr bool kFinite = decltype(finite)::value;
 #pragma unroll
-  for (int e = 0; e < kLaneCodes; ++e) {
-    p.at.value[e] = step<KnownRoots>(x.value[e], x.value[e], m.value[e], roots.value[e], c);
-  }
+    for (int e = 0; e < kLaneCodes; ++e) {
+      p.at.value[e] = step<KnownRoots, kFinite>(x.value[e], x.value[e], m.value[e], roots.value[e], c);
+    }
+  });
   return p;
 }
 
 // A lane's part of what update_pack() does.
 template <class Storage, class Lanes>
-__device__ __forceinline__ void update_block(const Arrays<Storage>& a, const CodeArrays& arrays, std::int64_t i,
+__device__ __forceinline__ void update_block(const Arrays<Storage>& a, const CodeArrays& arrays, std::uint32_t i,
                                              int count, bool full, bool every, const Coefficients<float>& c,
-                                             const RandomBits& random, Lanes& sums) {
+                                             const LaneBits& random, Lanes& sums) {
   Loaded<Storage> in;
   LaneCodes codes;
   const std::uint32_t before = arrays.scale_of(i);
@@ -142,9 +178,10 @@ __device__ __forceinline__ void update_block(const Arrays<Storage>& a, const Cod
 
   const Numbers x = kept_values(a, in);
   LaneNumbers state(codes, before);
-  update_numbers<typename Storage::Roots>(widened<float>(a.grad, in.grad), x, state, every, c, sums);
+  const bool finite =
+      update_numbers<typename Storage::Roots>(widened<float>(a.grad, in.grad), x, state, every, c, sums);
 
-  const std::uint32_t run = lane_run(random, i);
+  const std::uint32_t run = random.run(i);
   std::uint32_t scale = before;
   const float root_unit = renewed<Code::kRoot>(state.roots, scale);
   codes.roots = encode_roots(state.roots, root_unit, run);
@@ -155,7 +192,7 @@ __device__ __forceinline__ void update_block(const Arrays<Storage>& a, const Cod
   const std::uint32_t without_m = scale;
   const float m_unit = renewed<Code::kM>(state.m, scale);
   codes.m = encoded_m(state.m, m_unit);
-  const Moved<Storage> moved(a, step_of(x, numbers_of<Code::kM>(codes.m, scale), state.roots, c), run);
+  const Moved<Storage> moved(a, step_of(x, numbers_of<Code::kM>(codes.m, scale), state.roots, finite, c), run);
   if (every) {
     add_change(a, x, moved, state.delta);
     const float unit = renewed<Code::kDelta>(state.delta, scale);
@@ -181,26 +218,27 @@ __device__ __forceinline__ Sums<double> update_codes(const Tensor& t, const Grad
   using Storage = typename Policy::Storage;
   using Sampling = typename Policy::Sampling;
   constexpr bool kAsk = std::is_same_v<Sampling, AnySampling>;
-  const Arrays<Storage> a(t, grad);
-  const CodeArrays codes(t);
+  const Arrays<Storage> a(t, grad, chunk);
+  const CodeArrays codes(t, chunk);
   const bool every = kAsk ? codes.moved.data != nullptr : std::is_same_v<Sampling, EveryElement>;
   const bool sampled = kAsk ? t.s != nullptr && !every : std::is_same_v<Sampling, EveryPth>;
-  const bool aligned = codes.aligned(a, chunk.begin);
-  const RandomBits random(c.k, a.index, kStepStream, chunk.begin);
+  const int size = int(chunk.end - chunk.begin);
+  const bool aligned = codes.aligned(a);
+  const LaneBits random(c.k, a.index, kStepStream, chunk);
   LaneSums<float, 2> sums;
-  const auto walk = [&](std::int64_t begin, std::int64_t end) {
-    each_block<Policy>(begin, end, aligned, [&](std::int64_t i, int count, bool full) {
+  const auto walk = [&](int begin, int end) {
+    each_block<Policy>(begin, end, aligned, [&](std::uint32_t i, int count, bool full) {
       update_block(a, codes, i, count, full, every, c, random, sums);
     });
   };
   if constexpr (std::is_same_v<Sampling, EveryElement>) {
-    walk(chunk.begin, chunk.end);
+    walk(0, size);
   } else {
     Samples<Policy::kThreads> samples(t, chunk);
-    for (std::int64_t begin = chunk.begin; begin < chunk.end; begin += Policy::kTile) {
-      const std::int64_t end = begin + Policy::kTile < chunk.end ? begin + Policy::kTile : chunk.end;
+    for (int begin = 0; begin < size; begin += Policy::kTile) {
+      const int end = begin + Policy::kTile < size ? begin + Policy::kTile : size;
       if (sampled) {
-        take_samples(a, samples, int(end - chunk.begin), c, random, sums.lane[0]);
+        take_samples(a, samples, end, c, random, sums.lane[0]);
         __syncthreads();  // their x has been read
       }
       walk(begin, end);
@@ -214,12 +252,13 @@ template <class Policy>
 __device__ __forceinline__ void finish_codes(const Tensor& t, const Gradient& grad, const Chunk& chunk,
                                              const GroupRow<float>& group) {
   using Storage = typename Policy::Storage;
-  const Arrays<Storage> a(t, grad);
-  const CodeArrays codes(t);
+  const Arrays<Storage> a(t, grad, chunk);
+  const CodeArrays codes(t, chunk);
   const bool momentum = group.c.momentum, every = codes.moved.data != nullptr;
-  const bool aligned = codes.aligned(a, chunk.begin);
-  const RandomBits random(group.c.k, a.index, stream_of(group.how), chunk.begin);
-  each_block<Policy>(chunk.begin, chunk.end, aligned, [&](std::int64_t i, int count, bool full) {
+  const LaneBits random(group.c.k, a.index, stream_of(group.how), chunk);
+  const int size = int(chunk.end - chunk.begin);
+  const bool aligned = codes.aligned(a);
+  each_block<Policy>(0, size, aligned, [&](std::uint32_t i, int count, bool full) {
     Loaded<Storage> in;
     LaneCodes old;
     const std::uint32_t scale = codes.scale_of(i);
@@ -243,7 +282,7 @@ __device__ __forceinline__ void finish_codes(const Tensor& t, const Gradient& gr
       float& at = p.at.value[e];
       at = finish_element<KnownRoots>(at, at, 0.0f, m.value[e], roots.value[e], group);
     }
-    const std::uint32_t run = lane_run(random, i);
+    const std::uint32_t run = random.run(i);
     const Moved<Storage> moved(a, p, run);
     full ? moved.template write<true>(a, i, count) : moved.template write<false>(a, i, count);
     if (every) finish_delta(a, codes, i, count, full, run, x, moved, old.moved, scale);

@@ -61,6 +61,15 @@ __device__ __forceinline__ float whole_and_byte(std::uint32_t word, int which) {
   return bits_as<float>(__byte_perm(word, kWholeBits, 0x7640u + std::uint32_t(which)));
 }
 
+// E2M5::number() of the lower or the upper two of four bytes, in units of 2^-19: a float16 whose exponent has its
+// lowest two bits only, and the mantissa its upper five. Shifted by multiplications, which are
+// done by units that have less to do.
+__device__ __forceinline__ Two widen_e2m5(std::uint32_t word, int pair) {
+  const std::uint32_t codes = __byte_perm(word, 0u, pair == 0 ? 0x4140u : 0x4342u), signs = codes & 0x00800080u;
+  const std::uint32_t halves = codes * (1u << 5) + signs * ((1u << 8) - (1u << 5));
+  return {widen_low<Type::kFloat16>(halves), widen_high<Type::kFloat16>(halves)};
+}
+
 template <Code kCode>
 __device__ __forceinline__ Numbers numbers_of(const Codes& codes, std::uint32_t scale) {
   const float one = CodeTraits<kCode>::unit(byte_in<kCode>(scale));
@@ -70,7 +79,8 @@ __device__ __forceinline__ Numbers numbers_of(const Codes& codes, std::uint32_t 
   for (int e = 0; e < kLaneCodes; ++e) {
     const std::uint32_t word = codes.word[e / 4];
     if constexpr (kCode == Code::kS) {
-      numbers.value[e] = decoded<kCode, float>(std::uint32_t(std::int8_t(word >> e % 4 * 8)), unit);
+      const Two two = widen_e2m5(word, e % 4 / 2);
+      numbers.value[e] = (e % 2 == 0 ? two.low : two.high) * 0x1p19f * unit;
     } else if constexpr (kCode == Code::kM) {
       const Two two = widen_e4m3(word >> e % 4 / 2 * 16);
       numbers.value[e] = (e % 2 == 0 ? two.low : two.high) * unit;
@@ -85,16 +95,20 @@ __device__ __forceinline__ Numbers numbers_of(const Codes& codes, std::uint32_t 
 
 // -- codes of numbers ------------------------------------------------------------------------------------------------
 
-// The lowest bytes of four words.
-__device__ __forceinline__ std::uint32_t lowest_bytes(const std::uint32_t* four) {
-  const std::uint32_t low = __byte_perm(four[0], four[1], 0x40), high = __byte_perm(four[2], four[3], 0x40);
-  return __byte_perm(low, high, 0x5410);
+// The highest bytes of four words.
+__device__ __forceinline__ std::uint32_t highest_bytes(const std::uint32_t* four) {
+  return __byte_perm(__byte_perm(four[0], four[1], 0x73u), __byte_perm(four[2], four[3], 0x73u), 0x5410u);
 }
 
-__device__ __forceinline__ Codes codes_of(const std::uint32_t (&words)[kLaneCodes]) {
+// The codes of whole numbers of steps, see Fixed: two at a time, their 8 bits are moved to where a byte is.
+template <Code kCode>
+__device__ __forceinline__ Codes codes_of(const std::uint32_t (&steps)[kLaneCodes]) {
+  constexpr int kPlaces = Fixed<kCode>::kPlaces;
+  static_assert(8 < kPlaces && kPlaces <= 16);
+  const auto two = [&](int e) { return __byte_perm(steps[e], steps[e + 1], 0x6521u) << (16 - kPlaces); };
   Codes codes;
 #pragma unroll
-  for (int w = 0; w < Codes::kWords; ++w) codes.word[w] = lowest_bytes(words + 4 * w);
+  for (int w = 0; w < Codes::kWords; ++w) codes.word[w] = __byte_perm(two(4 * w), two(4 * w + 2), 0x7531u);
   return codes;
 }
 
@@ -113,30 +127,47 @@ __device__ __forceinline__ Codes encoded_m(const Numbers& m, float unit) {
 
 // Of s. run: see RandomBits.
 __device__ __forceinline__ Codes encoded_s(const Numbers& s, float unit, std::uint32_t run) {
-  std::uint32_t words[kLaneCodes];
+  std::uint32_t steps[kLaneCodes], numbers[kLaneCodes];
 #pragma unroll
-  for (int e = 0; e < kLaneCodes; ++e) words[e] = coded_s(s.value[e], unit, third(run * power(e)));
-  return codes_of(words);
+  for (int e = 0; e < kLaneCodes; ++e) {
+    steps[e] = steps_of_s(std::fabs(s.value[e]), unit, third(run * power(e)));
+    numbers[e] = word_of(s.value[e]);
+  }
+  Codes codes = codes_of<Code::kS>(steps);
+#pragma unroll
+  for (int w = 0; w < Codes::kWords; ++w) {
+    constexpr std::uint32_t kSigns = 0x80808080u;
+    codes.word[w] = (codes.word[w] & ~kSigns) | (highest_bytes(numbers + 4 * w) & kSigns);
+  }
+  return codes;
 }
 
 // Of roots, which become the numbers of their codes.
 __device__ __forceinline__ Codes encode_roots(Numbers& roots, float unit, std::uint32_t run) {
-  std::uint32_t words[kLaneCodes];
+  using Steps = Fixed<Code::kRoot>;
+  const float zero = Steps::kHigh * unit;
+  std::uint32_t steps[kLaneCodes];
 #pragma unroll
   for (int e = 0; e < kLaneCodes; ++e) {
-    const auto root = coded_root(roots.value[e], unit, run * power(e));
-    words[e] = root.code;
-    roots.value[e] = root.number;
+    // A root that is not 0 is at least 2^-75.
+    const float least = saturated(roots.value[e] * 0x1p127f) * unit + zero;
+    steps[e] = prodigy::larger(steps_of<Code::kRoot>(roots.value[e], unit, run * power(e)), word_of(least));
+    roots.value[e] = float_of(steps[e] & ~Steps::kFraction) - zero;
   }
-  return codes_of(words);
+  return codes_of<Code::kRoot>(steps);
 }
 
 // Of x - x0.
 __device__ __forceinline__ Codes encoded_delta(const Numbers& delta, float unit, std::uint32_t run) {
-  std::uint32_t words[kLaneCodes];
+  std::uint32_t steps[kLaneCodes];
 #pragma unroll
-  for (int e = 0; e < kLaneCodes; ++e) words[e] = coded_delta(delta.value[e], unit, third(run * power(e)));
-  return codes_of(words);
+  for (int e = 0; e < kLaneCodes; ++e) {
+    steps[e] = steps_of<Code::kDelta>(delta.value[e], unit, third(run * power(e)));
+  }
+  Codes codes = codes_of<Code::kDelta>(steps);
+#pragma unroll
+  for (int w = 0; w < Codes::kWords; ++w) codes.word[w] ^= 0x80808080u;
+  return codes;
 }
 
 }  // namespace prodigy::cuda

@@ -90,6 +90,16 @@ __device__ __forceinline__ float larger(float a, float b) {
   return size;
 }
 
+// 256 times one of four bytes, which have signs.
+__device__ __forceinline__ std::uint32_t byte_above(std::uint32_t word, int which) {
+  std::uint32_t above;
+  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(above) : "r"(word), "r"(0x8804 + 0x1110 * which));
+  return above;
+}
+
+// The nearest number from 0 to 1; 0 of a NaN.
+__device__ __forceinline__ float saturated(float value) { return __saturatef(value); }
+
 // A number that, rounded up to a whole one, is `value`, less than 2^22, rounded stochastically; at most `value`.
 __device__ __forceinline__ float before_whole(float value, std::uint32_t random) {
   return __fmaf_ru(float(std::int32_t(random >> 8)), -0x1p-24f, value);

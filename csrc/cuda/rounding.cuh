@@ -63,9 +63,8 @@ __device__ __forceinline__ bool byte_counts_beside(std::uint32_t word) { return 
 
 // kept_value() of a widened bfloat16 and one of four bytes.
 __device__ __forceinline__ float kept(float x, std::uint32_t bytes, int which) {
-  const std::uint32_t word = bits_as<std::uint32_t>(x);
-  const auto low = std::int8_t(bytes >> which * 8);
-  return byte_counts_beside(word) ? bits_as<float>(word + (std::uint32_t(std::int32_t(low)) << 8)) : x;
+  const bool counts = (x != 0.0f) & (std::fabs(x) < INFINITY);  // not &&, which are branches
+  return bits_as<float>(bits_as<std::uint32_t>(x) + (counts ? byte_above(bytes, which) : 0u));
 }
 
 // stochastic_24(): the bfloat16 in the upper half of `x`, and the byte, the second lowest of `low`.

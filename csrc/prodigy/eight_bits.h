@@ -4,6 +4,7 @@
 // F: float, or a vector of floats that has the same functions.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "prodigy/rounding.h"
@@ -20,7 +21,7 @@ PRODIGY_INLINE float float_of(std::uint32_t word) { return bits_as<float>(word);
 // Of a word that is a whole number with a sign.
 PRODIGY_INLINE float whole_float(std::uint32_t word) { return float(std::int32_t(word)); }
 PRODIGY_INLINE std::uint32_t larger(std::uint32_t a, std::uint32_t b) { return a > b ? a : b; }
-PRODIGY_INLINE float lesser(float a, float b) { return a < b ? a : b; }
+PRODIGY_INLINE float lesser(float a, float b) { return std::fmin(a, b); }
 // a * factor + b, where the product is exact: so it does not matter whether it is rounded before the sum.
 PRODIGY_INLINE float product_plus(float a, float factor, float b) { return a * factor + b; }
 
@@ -117,6 +118,18 @@ struct Fixed {
   }
 };
 
+// The steps of a root, or of delta. bits: random ones of the element; of delta, third() of them.
+template <Code kCode, class F>
+PRODIGY_INLINE WordOf<F> steps_of(F value, float unit, WordOf<F> bits) {
+  using Steps = Fixed<kCode>;
+  return Steps::of(value, unit) + ((bits ^ bits >> 16) & WordOf<F>(Steps::kFraction));
+}
+// Of a size of s. bits: third() of the element's.
+template <class F>
+PRODIGY_INLINE WordOf<F> steps_of_s(F size, float unit, WordOf<F> bits) {
+  return Fixed<Code::kS>::of(size, unit) + (bits >> 16);
+}
+
 // -- codes and numbers ------------------------------------------------------------------------------------------------
 
 // The number of a code, a byte with its sign extended; of a root, without. unit: of its block.
@@ -154,7 +167,7 @@ PRODIGY_INLINE Coded<F> coded_root(F root, float unit, WordOf<F> bits) {
   using Steps = Fixed<Code::kRoot>;
   using W = WordOf<F>;
   const F zero = F(Steps::kHigh * unit), one = F((Steps::kHigh + 1.0f) * unit);
-  const W rounded = Steps::of(root, unit) + ((bits ^ bits >> 16) & W(Steps::kFraction));
+  const W rounded = steps_of<Code::kRoot>(root, unit, bits);
   const W steps = select(root > F(0.0f), larger(rounded, word_of(one)), rounded);
   return {steps >> Steps::kPlaces, float_of(steps & W(~Steps::kFraction)) - zero};
 }
@@ -164,15 +177,12 @@ template <class F>
 PRODIGY_INLINE WordOf<F> coded_s(F s, float unit, WordOf<F> bits) {
   using Steps = Fixed<Code::kS>;
   using W = WordOf<F>;
-  const W steps = Steps::of(float_of(word_of(s) & W(~kSign)), unit) + (bits >> 16);
+  const W steps = steps_of_s(float_of(word_of(s) & W(~kSign)), unit, bits);
   return (steps >> Steps::kPlaces & W(0x7fu)) | (word_of(s) >> 24 & W(0x80u));
 }
 template <class F>
 PRODIGY_INLINE WordOf<F> coded_delta(F delta, float unit, WordOf<F> bits) {
-  using Steps = Fixed<Code::kDelta>;
-  using W = WordOf<F>;
-  const W steps = Steps::of(delta, unit) + ((bits ^ bits >> 16) & W(Steps::kFraction));
-  return steps >> Steps::kPlaces ^ W(0x80u);
+  return steps_of<Code::kDelta>(delta, unit, bits) >> Fixed<Code::kDelta>::kPlaces ^ WordOf<F>(0x80u);
 }
 
 }  // namespace prodigy

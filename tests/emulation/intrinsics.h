@@ -48,6 +48,10 @@ inline float approximate_reciprocal(float value) {
 inline float larger(float a, float b) {
   return bits_as<float>(std::max(bits_as<std::uint32_t>(a), bits_as<std::uint32_t>(b)));
 }
+inline std::uint32_t byte_above(std::uint32_t word, int which) {
+  return std::uint32_t(std::int8_t(word >> 8 * which)) << 8;
+}
+inline float saturated(float value) { return value > 0.0f ? std::min(value, 1.0f) : 0.0f; }
 inline float before_whole(float value, std::uint32_t random) {
   if (!(value < 0x1p22f)) return value;
   const float whole = std::floor(value), draw = float(random >> 8) * 0x1p-24f;
