@@ -100,18 +100,9 @@ def blocks_of(numel: int) -> int:
     return -(-numel // BLOCK)
 
 
-def _of_blocks(flat: Tensor, powers: Tensor) -> Tensor:
-    """Multiplies numbers, flat, by the power of two of each block's elements; returns them."""
-    whole = flat.numel() // BLOCK
-    flat[: whole * BLOCK].view(-1, BLOCK).mul_(powers[:whole, None])
-    if len(powers) > whole:
-        flat[whole * BLOCK :].mul_(powers[whole])
-    return flat
-
-
-def _powers(exponents: Tensor, bias: int) -> Tensor:
-    """Returns 2 to the power of exponents less ``bias``, from -126 to 127."""
-    return ((exponents.to(torch.int32) + (127 - bias)) << 23).view(torch.float32)
+def _powers(exponents: Tensor) -> Tensor:
+    """Returns a column of powers of two, given as the exponents of float32 are, 1 to 254."""
+    return (exponents << 23).view(torch.float32)[:, None]
 
 
 def _word(number: float) -> int:
@@ -129,15 +120,15 @@ def _bytes(code: Code, blocks: Tensor) -> Tensor:
     return found
 
 
-def _codes(code: Code, sizes: Tensor, words: Tensor, scale: Tensor, draws: Tensor | None) -> Tensor:
+def _codes(code: Code, blocks: Tensor, words: Tensor, scale: Tensor, draws: Tensor | None) -> Tensor:
     """Returns codes in their storage dtype, flat.
 
     Args:
-        sizes: as bits, flat; they are overwritten.
+        blocks: a row of sizes for each, as bits; they are overwritten.
         words: the numbers, as bits, flat, of which the signs are taken.
         draws: as many random bits as the fraction has; None: all are rounded to nearest.
     """
-    units = _of_blocks(sizes.view(torch.float32), _powers(-scale, -code.bias))
+    units = blocks.view(torch.float32).mul_(_powers(127 + code.bias - scale)).view(-1)[: len(words)]
     if code.format in ("e4m3", "signed"):
         units.view(torch.int32).bitwise_or_(words & _SIGN)
     if code.format == "e4m3":  # to nearest, always
@@ -160,21 +151,17 @@ def _codes(code: Code, sizes: Tensor, words: Tensor, scale: Tensor, draws: Tenso
     return torch.maximum(whole.to(torch.uint8), least.to(torch.uint8))
 
 
-def _numbers(code: Code, codes: Tensor, scale: Tensor) -> Tensor:
-    """Returns the numbers of codes, flat."""
-    powers = _powers(scale, code.bias)
-    if code.format in ("whole", "signed"):
-        return _of_blocks(codes.to(torch.float32), powers)
-    # The sizes are convex functions of the codes: the largest, or the smallest, of lines.
-    if code.format == "e2m5":  # N, 2 N - 64 or 4 N - 256: in bytes, of which 256 are none
+def _write_units(code: Code, codes: Tensor, numbers: Tensor) -> None:
+    """Sets ``numbers`` to those of codes if the unit is 1."""
+    if code.format == "e4m3":
+        every = torch.arange(256, dtype=torch.uint8, device=codes.device).view(torch.float8_e4m3fn)
+        torch.index_select(every.to(torch.float32), 0, codes.to(torch.int32), out=numbers)
+    elif code.format == "e2m5":  # the largest of N, 2 N - 64 and 4 N - 256, in bytes, of which 256 are none
         size = codes & 0x7F
-        size = (size + size.clamp(min=64)).add_(size.clamp_(min=96), alpha=2).to(torch.float32)
-    else:  # of the bits of a float32, whose exponent is one too large for a subnormal number
-        words = (codes & 0x7F).to(torch.int32)
-        size = words.bitwise_left_shift_(20).add_(_word(2.0**-7)).view(torch.float32)
-        size = torch.minimum(size, (size * 2).sub_(2.0**-6))
-    signs = codes.view(torch.int8).to(torch.int32).bitwise_and_(_SIGN)
-    return _of_blocks(size.view(torch.int32).bitwise_or_(signs).view(torch.float32), powers)
+        numbers.copy_((size + size.clamp(min=64)).add_(size.clamp_(min=96), alpha=2))
+        numbers.view(torch.int32).bitwise_or_(codes.view(torch.int8).to(torch.int32).bitwise_and_(_SIGN))
+    else:
+        numbers.copy_(codes)
 
 
 def encode(
@@ -197,21 +184,20 @@ def encode(
     """
     words, count = flat.view(torch.int32), len(flat)
     blocks = words.new_empty(blocks_of(count), BLOCK)
-    sizes, rest = torch.split(blocks.view(-1), [count, blocks.numel() - count])
-    torch.bitwise_and(words, ~_SIGN, out=sizes).clamp_(max=_word(code.largest * 2.0**code.largest_unit))
-    rest.zero_()
-    least = _bytes(code, blocks)
+    blocks.view(-1)[count:] = 0
+    torch.bitwise_and(words, ~_SIGN, out=blocks.view(-1)[:count])
+    least = _bytes(code, blocks.clamp_(max=_word(code.largest * 2.0**code.largest_unit)))
     draws = None
     if bits is not None and code.format != "e4m3":
         draws = draw(bits, 16) if code.places == 16 else draw(bits, 16).bitwise_and_(0x7FFF)
-    former = sizes.clone() if scale is not None else sizes
-    codes = _codes(code, sizes, words, least, draws)
+    sizes = blocks.clone() if scale is not None else blocks
+    codes = _codes(code, blocks, words, least, draws)
     if scale is not None:
         given = torch.maximum(scale.to(torch.int32), least)
-        others = _codes(code, former.clone(), words, given, None)
-        torch.eq(_numbers(code, others, given).abs(), former.view(torch.float32), out=sizes)
-        rest.fill_(1)
-        exact = blocks.all(1)
+        others = _codes(code, sizes.clone(), words, given, None)
+        blocks = torch.zeros_like(sizes, dtype=torch.float32)
+        blocks.view(-1)[:count] = decode(code, others, given).abs()
+        exact = (blocks == sizes.view(torch.float32)).all(1)
         codes = torch.where(exact.repeat_interleave(BLOCK)[:count], others, codes)
         least = torch.where(exact, given, least)
     return codes, least.to(torch.uint8)
@@ -219,4 +205,8 @@ def encode(
 
 def decode(code: Code, codes: Tensor, scale: Tensor) -> Tensor:
     """Returns the numbers of codes, flat and in the order of memory; of "exp_avg_sq", roots. The inverse of encode."""
-    return _numbers(code, codes, scale)
+    blocks = torch.empty(len(scale), BLOCK, dtype=torch.float32, device=codes.device)
+    numbers = blocks.view(-1)[: len(codes)]  # behind the last one may be anything
+    _write_units(code, codes, numbers)
+    blocks.mul_(_powers(scale.to(torch.int32) + (127 - code.bias)))
+    return numbers
