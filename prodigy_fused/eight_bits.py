@@ -44,6 +44,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -105,6 +106,7 @@ def _powers(exponents: Tensor) -> Tensor:
     return (exponents << 23).view(torch.float32)[:, None]
 
 
+@cache
 def _word(number: float) -> int:
     """Returns the bits of a float32."""
     (word,) = struct.unpack("<i", struct.pack("<f", number))
