@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
 from . import estimate, hyper, options, state
 from .coded_state import as_on_all_ranks, in_codes, numbers_of, with_codes, with_numbers
@@ -36,7 +37,18 @@ class Verbatim:
     state: dict[str, Any]
 
 
-def export(own_groups: list[Group], state_dict: StateDict, compact: bool = False) -> StateDict:
+def check_owners(optimizer: Optimizer) -> None:
+    """Raises ``KeyError``, as torch does with an address for a message, if a state's parameter is in no group."""
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for p in optimizer.state:
+        if isinstance(p, Tensor) and id(p) not in owned:
+            raise KeyError(
+                f"optimizer.state has an entry for a parameter of shape {tuple(p.shape)} that is in no group (any "
+                "more), so that no checkpoint can hold it: delete the entry, or add the parameter again"
+            )
+
+
+def export(optimizer: Optimizer, state_dict: StateDict, compact: bool = False) -> StateDict:
     """Returns ``Optimizer.state_dict()`` in the reference's format: flat ``s`` and ``p0``, numbers in the groups.
 
     The state of DTensors is in DTensors, all of the parameter's shape. State in 8 bits is in float32, unless
@@ -47,7 +59,7 @@ def export(own_groups: list[Group], state_dict: StateDict, compact: bool = False
         numbers = {name: (int if name in COUNTERS else float)(group[name]) for name in FIELDS}
         groups.append({**group, **numbers})
     states = dict(state_dict["state"])  # also entries that belong to no parameter
-    for own, group in zip(own_groups, groups, strict=True):
+    for own, group in zip(optimizer.param_groups, groups, strict=True):
         for p, i in zip(own["params"], group["params"], strict=True):
             if not state.is_there(states.get(i)):
                 continue

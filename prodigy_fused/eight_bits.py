@@ -43,6 +43,8 @@ two units may serve a block, and a step takes the least one before it rounds.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -50,10 +52,11 @@ from torch import Tensor
 
 from .dtensor import local
 from .options import Group
-from .rounding import shifted
+from .rounding import first
 
 BLOCK = 256
 _MANTISSA = 0x7FFFFF
+_SIGN = -1 << 31
 
 
 class Code(NamedTuple):
@@ -98,86 +101,114 @@ def blocks_of(numel: int) -> int:
     return -(-numel // BLOCK)
 
 
-def _in_blocks(flat: Tensor) -> Tensor:
-    missing = blocks_of(flat.numel()) * BLOCK - flat.numel()
-    return (torch.nn.functional.pad(flat, (0, missing)) if missing else flat).view(-1, BLOCK)
+def _powers(exponents: Tensor) -> Tensor:
+    """Returns a column of powers of two, given as the exponents of float32 are, 1 to 254."""
+    return (exponents << 23).view(torch.float32)[:, None]
 
 
-def _power(exponents: Tensor) -> Tensor:
-    """Returns 2 to the power of exponents from -126 to 127."""
-    return ((exponents.to(torch.int32) + 127) << 23).view(torch.float32)
-
-
+@cache
 def _word(number: float) -> int:
     """Returns the bits of a float32."""
     (word,) = struct.unpack("<i", struct.pack("<f", number))
     return int(word)
 
 
-def _bytes(code: Code, sizes: Tensor) -> Tensor:
-    """Returns the byte of each block, int32, from the sizes of its elements, as bits."""
+def _bytes(code: Code, blocks: Tensor) -> Tensor:
+    """Returns the byte of each block, int32, from a row of the sizes of its elements, as bits."""
     largest = _word(code.largest)
     carry = _MANTISSA - (largest & _MANTISSA)  # into the exponent of what is above a power of two times `largest`
     least = (largest >> 23) - code.bias  # the exponent that is byte 0
-    found: Tensor = (((sizes.amax(1) + carry) >> 23) - least).clamp_(min=code.least_byte)
+    found: Tensor = (((blocks.amax(1) + carry) >> 23) - least).clamp_(min=code.least_byte)
     return found
 
 
-def _codes(code: Code, sizes: Tensor, negative: Tensor, scale: Tensor, bits: Tensor | None) -> Tensor:
-    """Returns codes in their storage dtype, in blocks."""
-    units = sizes.view(torch.float32) * _power(code.bias - scale)[:, None]
+def _codes(code: Code, blocks: Tensor, words: Tensor, scale: Tensor, draws: Tensor | None) -> Tensor:
+    """Returns codes in their storage dtype, flat.
+
+    Args:
+        blocks: a row of sizes for each, as bits; they are overwritten.
+        words: the numbers, as bits, flat, of which the signs are taken.
+        draws: as many random bits as the fraction has; None: all are rounded to nearest.
+    """
+    units = blocks.view(torch.float32).mul_(_powers(127 + code.bias - scale)).view(-1)[: len(words)]
+    if code.format in ("e4m3", "signed"):
+        units.view(torch.int32).bitwise_or_(words & _SIGN)
     if code.format == "e4m3":  # to nearest, always
-        return units.to(torch.float8_e4m3fn).view(torch.uint8) + (negative * 0x80).to(torch.uint8)
-    # In steps of the code: the fraction is the lowest bits of the float32.
+        return units.to(torch.float8_e4m3fn).view(torch.uint8)
+    # In steps of the code: the fraction is the lowest bits of the float32, the code the byte above.
     if code.format == "e2m5":
-        steps = torch.minimum(units + 128, torch.minimum(units * 0.5 + 160, units * 0.25 + 192))
-    elif code.format == "whole":
-        steps = units + 256
+        steps = units + 128
+        for offset in (160, 192):
+            torch.minimum(steps, units.mul_(0.5) + offset, out=steps)
     else:
-        steps = torch.where(negative, -units, units) + 384
-    draws = 1 << code.places - 1 if bits is None else shifted(bits, 16) & (1 << code.places) - 1
-    whole = (steps.view(torch.int32) + draws) >> code.places
+        steps = units.add_(256 if code.format == "whole" else 384)
+    whole = steps.view(torch.int32)
+    whole += 1 << code.places - 1 if draws is None else draws
+    whole >>= code.places
+    if code.format == "signed":
+        return whole.sub_(128).to(torch.int8)
     if code.format == "e2m5":
-        return (whole & 0x7F | 0x80 * negative).to(torch.uint8)
-    if code.format == "whole":
-        return torch.maximum(whole & 0xFF, (sizes > 0).to(whole.dtype)).to(torch.uint8)
-    return ((whole & 0xFF) - 128).to(torch.int8)
+        return whole.add_(words >> 31, alpha=128).to(torch.uint8)
+    least = words.clamp(max=1)  # 1 for what is not 0; of -0, the lowest byte is 0
+    return torch.maximum(whole.to(torch.uint8), least.to(torch.uint8))
 
 
-def _numbers(code: Code, codes: Tensor, scale: Tensor) -> Tensor:
-    """Returns the numbers of blocks of codes."""
-    numbers = codes.view(torch.float8_e4m3fn).float() if code.format == "e4m3" else codes.float()
-    if code.format == "e2m5":
-        size = numbers % 128
-        size = torch.where(size < 64, size, torch.where(size < 96, 2 * size - 64, 4 * size - 256))
-        numbers = torch.where(numbers < 128, size, -size)
-    return numbers * _power(scale.to(torch.int32) - code.bias)[:, None]
+def _write_units(code: Code, codes: Tensor, numbers: Tensor) -> None:
+    """Sets ``numbers`` to those of codes if the unit is 1."""
+    if code.format == "e4m3":
+        every = torch.arange(256, dtype=torch.uint8, device=codes.device).view(torch.float8_e4m3fn)
+        torch.index_select(every.to(torch.float32), 0, codes.to(torch.int32), out=numbers)
+    elif code.format == "e2m5":  # the largest of N, 2 N - 64 and 4 N - 256, in bytes, of which 256 are none
+        size = codes & 0x7F
+        numbers.copy_((size + size.clamp(min=64)).add_(size.clamp_(min=96), alpha=2))
+        numbers.view(torch.int32).bitwise_or_(codes.view(torch.int8).to(torch.int32).bitwise_and_(_SIGN))
+    else:
+        numbers.copy_(codes)
 
 
-def encode(code: Code, flat: Tensor, bits: Tensor | None = None, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def encode(
+    code: Code,
+    flat: Tensor,
+    bits: Tensor | None = None,
+    scale: Tensor | None = None,
+    draw: Callable[[Tensor, int], Tensor] = first,
+) -> tuple[Tensor, Tensor]:
     """Returns the codes of numbers, and their blocks' bytes of scale.
 
     Args:
         flat: float32, in the order of memory; of "exp_avg_sq", roots.
         bits: int32 of the same shape, random; None: all are rounded to nearest.
         scale: uint8, bytes that are taken where the numbers are whole codes with them.
+        draw: what takes from ``bits`` as many as are needed.
 
     Returns:
         Flat, in the storage dtype of the code; and uint8, one for each block.
     """
-    words = _in_blocks(flat).view(torch.int32)
-    negative, sizes = words < 0, (words & 0x7FFFFFFF).clamp_(max=_word(code.largest * 2.0**code.largest_unit))
-    least = _bytes(code, sizes)
-    draws = None if bits is None or code.column == 0 else _in_blocks(bits)
-    codes = _codes(code, sizes, negative, least, draws)
+    words, count = flat.view(torch.int32), len(flat)
+    blocks = words.new_empty(blocks_of(count), BLOCK)
+    blocks.view(-1)[count:] = 0
+    torch.bitwise_and(words, ~_SIGN, out=blocks.view(-1)[:count])
+    least = _bytes(code, blocks.clamp_(max=_word(code.largest * 2.0**code.largest_unit)))
+    draws = None
+    if bits is not None and code.format != "e4m3":
+        draws = draw(bits, 16) if code.places == 16 else draw(bits, 16).bitwise_and_(0x7FFF)
+    sizes = blocks.clone() if scale is not None else blocks
+    codes = _codes(code, blocks, words, least, draws)
     if scale is not None:
         given = torch.maximum(scale.to(torch.int32), least)
-        others = _codes(code, sizes, negative, given, None)
-        exact = (_numbers(code, others, given).abs() == sizes.view(torch.float32)).all(1)
-        codes, least = torch.where(exact[:, None], others, codes), torch.where(exact, given, least)
-    return codes.flatten()[: flat.numel()], least.to(torch.uint8)
+        others = _codes(code, sizes.clone(), words, given, None)
+        blocks = torch.zeros_like(sizes, dtype=torch.float32)
+        blocks.view(-1)[:count] = decode(code, others, given).abs()
+        exact = (blocks == sizes.view(torch.float32)).all(1)
+        codes = torch.where(exact.repeat_interleave(BLOCK)[:count], others, codes)
+        least = torch.where(exact, given, least)
+    return codes, least.to(torch.uint8)
 
 
 def decode(code: Code, codes: Tensor, scale: Tensor) -> Tensor:
     """Returns the numbers of codes, flat and in the order of memory; of "exp_avg_sq", roots. The inverse of encode."""
-    return _numbers(code, _in_blocks(codes), scale).flatten()[: codes.numel()]
+    blocks = torch.empty(len(scale), BLOCK, dtype=torch.float32, device=codes.device)
+    numbers = blocks.view(-1)[: len(codes)]  # behind the last one may be anything
+    _write_units(code, codes, numbers)
+    blocks.mul_(_powers(scale.to(torch.int32) + (127 - code.bias)))
+    return numbers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -249,9 +250,8 @@ class Prodigy(Readings, Optimizer):
     def _exported(self, compact: bool) -> dict[str, Any]:
         # Run first, so that user hooks see the reference's format.
         self._runtime.check_closed("state_dict()")
-        first = self.register_state_dict_post_hook(
-            lambda opt, saved: checkpoint.export(opt.param_groups, saved, compact), prepend=True
-        )
+        checkpoint.check_owners(self)
+        first = self.register_state_dict_post_hook(partial(checkpoint.export, compact=compact), prepend=True)
         try:
             return super().state_dict()
         finally:

@@ -191,9 +191,9 @@ def third(bits: Tensor, count: int = 32) -> Tensor:
     return words
 
 
-def fourth(bits: Tensor) -> Tensor:
-    """Returns random bits for a fourth value (``delta`` in 8 bits) of the elements."""
-    return second(third(bits))
+def fourth(bits: Tensor, count: int = 32) -> Tensor:
+    """Returns random bits for a fourth value (``delta`` in 8 bits) of the elements, the upper ``count`` of them."""
+    return second(third(bits), count)
 
 
 def stochastic(

@@ -13,6 +13,7 @@ from .backends.gpu import capturing
 from .estimate import Estimates, Published, all_changes, members, same_changes
 from .groups import check_all_are_stepped
 from .hyper import Hyper
+from .inference import outside_inference_mode
 from .low_precision import STUCK_AFTER_STEPS, warn_if_stuck
 from .nonfinite import NonfiniteWatch
 from .open_step import OpenStep, not_ours
@@ -78,6 +79,7 @@ class Runtime:
             self._lock.release()
 
     @torch._disable_dynamo  # type: ignore[attr-defined] # in a compiled function a step runs as it is
+    @outside_inference_mode
     def _step_or_close(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
         try:
             if self._open is None:
@@ -153,6 +155,7 @@ class Runtime:
     # -- gradients one by one ------------------------------------------------------------------------------------------
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
+    @outside_inference_mode
     def take(self, groups: list[Group], states: dict[Tensor, Any], p: Tensor, scaled: bool) -> None:
         """Updates one parameter with its gradient, see Note [Gradients one by one] in open_step.py. The first one opens
         the step. Autograd may call from several threads.

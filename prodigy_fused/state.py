@@ -292,6 +292,7 @@ def _zeros(like: Tensor, dtype: torch.dtype) -> Tensor:
 def _like(value: Tensor, p: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns ``value`` on the device of ``p``, in ``dtype``, and in the memory order of ``p`` if it has its shape."""
     value = value.detach().to(device=p.device, dtype=dtype)
+    value = value.clone() if value.is_inference() else value
     if value.shape != p.shape or not is_dense(p):
         return value.contiguous() if value.shape != p.shape else value
     return value if same_layout(value, p) else torch.empty_like(p, dtype=dtype).copy_(value)

@@ -20,6 +20,7 @@ from toolbox import (
     make,
     make_params,
     parameters,
+    refused,
     snapshot,
     train,
     twins,
@@ -322,6 +323,17 @@ def test_how_a_step_is_computed_stays_as_constructed():
     again = make(**own)
     again.load_state_dict(saved)
     assert {key: again.param_groups[0][key] for key in own} == own
+
+
+def test_the_state_of_a_parameter_that_is_in_no_group():
+    opt = Prodigy([{"params": p} for p in make_params()], d0=D0)
+    train(opt, steps=1)
+    p = opt.param_groups.pop()["params"][0]
+    train(opt, steps=1, start=1)
+    with refused(opt, KeyError, "(2, 3, 2, 2)", "delete"):
+        opt.state_dict()
+    del opt.state[p]
+    assert len(opt.state_dict()["state"]) == 3
 
 
 # -- hooks and tools -----------------------------------------------------------------------------------------

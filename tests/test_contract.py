@@ -1,5 +1,6 @@
 """The promises of torch.optim about any optimizer, and other tools that work on one between its steps."""
 
+import copy
 import warnings
 
 import prodigyopt
@@ -105,16 +106,21 @@ def test_gradients_are_never_written(backend):
         assert all(torch.equal(p.grad, g) for p, g in zip(parameters(opt), before, strict=True))
 
 
-def test_steps_in_inference_mode_count_like_others(backend):
-    """As with torch's optimizers, state *created* in inference mode could not be stepped outside of it."""
-    opt, theirs = twins(backend)
-    train(opt, theirs, steps=1)
-    for t in range(1, 8):
+@pytest.mark.parametrize("parameters_too", [False, True])
+def test_steps_in_inference_mode_count_like_others(backend, parameters_too):
+    """What is created in it cannot be changed outside: with torch's optimizers state, too."""
+    with torch.inference_mode(parameters_too):
+        opt = make(backend)
+    _, theirs = twins(backend)
+    for t in range(8):
         feed(opt, t)
         with torch.inference_mode(t % 2 == 0):
             opt.step()
-    train(theirs, steps=7, start=1)
+            if t == 4:
+                opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+    train(theirs)
     agree(opt, theirs)
+    assert not any(t.is_inference() for s in opt.state.values() for t in s.values() if isinstance(t, torch.Tensor))
 
 
 # -- gradients that are not there ----------------------------------------------------------------------------

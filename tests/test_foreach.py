@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prodigy_fused import Prodigy, plans
+from prodigy_fused.backends import foreach
 from prodigy_fused.backends.foreach import ForeachPlan
 from prodigy_fused.dtensor import IndexMap
 from prodigy_fused.step import Step
@@ -81,6 +82,7 @@ def last_step(opt):
     return Step(settings.hypers, settings.estimates, rows, torch.empty_like(rows))
 
 
+EIGHT = {"state_dtype": "8bit", "min_8bit_size": 1}
 CASES = [
     {},
     {"slice_p": 11},
@@ -94,7 +96,9 @@ CASES = [
     ("dtype", "more"),
     [
         (torch.float32, {}),
+        (torch.float32, EIGHT),
         (torch.bfloat16, {}),
+        (torch.bfloat16, EIGHT),
         (torch.bfloat16, {"state_dtype": torch.bfloat16}),
         (torch.bfloat16, {"low_precision": "displacement"}),
         (torch.bfloat16, {"low_precision": "24bit"}),
@@ -107,7 +111,7 @@ def test_operations_do_not_grow_with_the_tensors(as_on_a_gpu, dtype, more, optio
     few, many = (operations(n, dtype, **more, **options) for n in (10, 100))
     # Samples are not side by side: those of x, of its further 8 bits, of the gradient and of the random bits are copied
     # tensor by tensor.
-    of_each = 2 + (dtype == torch.bfloat16) + ("state_dtype" in more) if "slice_p" in options else 0
+    of_each = 2 + (dtype == torch.bfloat16) + (more.get("state_dtype") == torch.bfloat16) if "slice_p" in options else 0
     assert len(many) == len(few) + 90 * of_each
     assert not READS & set(many)
 
@@ -126,6 +130,32 @@ def test_operations_do_not_grow_with_the_shards(as_on_a_gpu, monkeypatch):
     few, many = (operations(n, torch.bfloat16) for n in (20, 100))
     assert len(few) == len(many) <= 4 * len(ordinary)
     assert not READS & set(many)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", CASES, ids=str)
+def test_codes_of_many_tensors_at_once_are_those_of_each(monkeypatch, dtype, options):
+    """Short blocks at their ends, other orders of memory, gaps, none."""
+    runs = []
+    for large in (1, 1 << 16):
+        monkeypatch.setattr(foreach, "LARGE", large)
+        draw = torch.Generator().manual_seed(0)
+        values = [
+            torch.randn(shape, generator=draw).to(dtype) for shape in ((293,), (2, 3, 40, 50), (0,), (), (9, 300))
+        ]
+        values[1] = values[1].to(memory_format=torch.channels_last)
+        values.append(torch.randn(30, 80, generator=draw).to(dtype)[:, ::2])
+        params = list(map(nn.Parameter, values))
+        opt = Prodigy(params, backend="foreach", d0=1e-3, **EIGHT, **options)
+        for _ in range(4):
+            for p in params:
+                p.grad = (p.detach() + torch.randn(p.shape, generator=draw)).to(p.dtype)
+            opt.step()
+        tensors = [t for p in params for t in (p.detach(), *opt.state[p].values()) if isinstance(t, torch.Tensor)]
+        runs.append((opt.d, tensors))
+    (d_alone, alone), (d, together) = runs
+    assert d == d_alone > 1e-3 or options.get("maximize")
+    assert all(map(torch.equal, together, alone))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)

@@ -20,11 +20,11 @@ from prodigy_fused.options import OPTIONS
 ROOT = Path(__file__).parents[1]
 # From the ground up: a module imports only modules that stand before it.
 ORDER = (
-    "options", "hyper", "dtensor", "tensors", "sums", "rounding", "eight_bits", "record", "estimate", "step",
-    "low_precision", "coded_state", "nonfinite", "sampling", "state", "sharding", "redistribute", "backends.native",
-    "backends.gpu", "backends.tensor_list", "backends.elementwise", "backends.flat", "backends.pieces", "backends.runs",
-    "backends.numbers", "backends.cpu",
-    "backends.cuda", "backends.triton_tables", "backends.triton", "backends.foreach", "backends.reference", "backends",
+    "options", "hyper", "dtensor", "inference", "tensors", "sums", "rounding", "eight_bits", "record", "estimate",
+    "step", "low_precision", "coded_state", "nonfinite", "sampling", "state", "sharding", "redistribute",
+    "backends.native", "backends.gpu", "backends.tensor_list", "backends.elementwise", "backends.flat",
+    "backends.pieces", "backends.runs", "backends.numbers", "backends.cpu", "backends.cuda", "backends.triton_tables",
+    "backends.triton", "backends.foreach", "backends.reference", "backends",
     "buckets", "plans", "open_step", "groups", "scalars", "settings", "release", "runtime", "readings", "checkpoint",
     "convex.vectors", "convex.base", "convex.subgradient", "convex.prodigy", "convex.distance", "convex.adam",
     "convex", "prodigy", "install", "", "report", "run", "__main__", "stand_in.package.prodigyopt.prodigy",

@@ -307,15 +307,20 @@ def test_swap_before_the_first_step(backend):
     assert not set(map(id, originals)) & set(map(id, opt.state))
 
 
+@pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize("backend", ON_CPU)
-def test_model_made_double_between_steps(backend):
+def test_model_made_double_between_steps(backend, swap):
+    """As ``module.to`` does it, or does after ``set_swap_module_params_on_conversion(True)``."""
     opt = make(backend, make_params(torch.float32))
     train(opt, steps=4)
     again = Prodigy([nn.Parameter(p.detach().double()) for p in parameters(opt)], d0=D0, backend=backend)
     again.load_state_dict(opt.state_dict())
     opt.zero_grad()
     for p in parameters(opt):
-        p.data = p.data.double()
+        if swap:
+            torch.utils.swap_tensors(p, nn.Parameter(p.detach().double()))
+        else:
+            p.data = p.data.double()
     train(opt, again, start=4)
     agree(opt, again)
     kept = [state["exp_avg_sq"].dtype for state in opt.state.values()]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import coded_state
 from ..hyper import Hyper
+from ..inference import writable
 from ..options import SIXTEEN_BIT
 from ..rounding import fourth, kept_value, random_bits, second, stochastic, stochastic_24, third
 from ..state import KEYS
@@ -106,7 +107,7 @@ def apply_step(slot: Slot, step_of_x: Tensor, k: Any) -> None:
 
 
 def _subtract(slot: Slot, step_of_x: Tensor, k: Any) -> None:
-    p = slot.param
+    p = writable(slot.param)
     if slot.low_precision == "displacement":
         delta = slot.state["delta"]
         delta.sub_(step_of_x)

@@ -35,7 +35,7 @@ RUN_ELEMENTS, RUN_ELEMENTS_PER_THREAD = 1 << 23, 1 << 18
 SMALL = 1 << 13
 # Where nothing is copied, a run may have so many times as many, so that what Python does takes less of the time.
 LISTED = 2
-# With 16 bits those from this size on are runs of their own: what is flat need not be put together from many then.
+# With 16 or 8 bits those from this size on are runs of their own: what is flat need not be put together from many then.
 LARGE = 1 << 16
 
 
@@ -75,7 +75,7 @@ class ForeachPlan(TensorPlan):
     def __init__(self, key: BucketKey, slots: Sequence[Slot], estimates: int) -> None:
         super().__init__(key, slots, estimates)
         names = [str(dtype).removeprefix("torch.") for dtype in SIXTEEN_BIT]
-        self._rounds = key.dtype in names or key.state_format in names
+        self._rounds = key.dtype in names or key.state_format in (*names, "8bit")
         self._tables: dict[Any, RowTable] = {}
         self._runs: list[Run] | None = None  # of this step, from update to finish
         self._apart = True  # else each tensor is a run of its own, or one's new values would be another's old ones
@@ -134,8 +134,7 @@ class ForeachPlan(TensorPlan):
             h = step.hypers[slot.group]
             if grad is None or h.lr == 0 or grad.numel() == 0:
                 continue
-            # Codes, of large tensors only, are in blocks of each by itself.
-            if not self._apart or slot.coded or (on_host and self._rounds and grad.numel() >= LARGE):
+            if not self._apart or (on_host and self._rounds and grad.numel() >= LARGE):
                 for piece in pieces_of(slot, grad, most):
                     yield Run([piece], h, on_host, False, self._tables)
                 continue
@@ -261,7 +260,7 @@ class ForeachPlan(TensorPlan):
             m, factor = run.values("exp_avg"), 1.0
         else:
             m, factor = product(run.finite(run.gradients(numbers.grad_scale)), numbers.d_new, MOST)
-        root = run.values("exp_avg_sq").apply("sqrt")
+        root = run.root()
         if numbers.shrink is None:
             root.apply("add_", numbers.shift)
         else:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..eight_bits import blocks_of
+from ..inference import writable
 from ..rounding import EIGHTS
 from ..state import KEYS
 from ..step import Slot
@@ -44,7 +45,7 @@ def pieces_of(slot: Slot, grad: Tensor, most: int) -> Iterator[Piece]:
 
     They begin at multiples of whole rows of samples, so that the sums of rows do not depend on ``most``.
     """
-    p = slot.param
+    p = writable(slot.param)
     contiguous = p.is_contiguous()
     if contiguous and p.numel() <= most:
         yield Piece(slot, p, grad, slot.state, copied=not grad.is_contiguous())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import eight_bits
-from ..eight_bits import CODES, Code
+from ..eight_bits import CODES, Code, blocks_of
 from ..hyper import Hyper
 from ..options import SIXTEEN_BIT
 from ..rounding import (
@@ -24,6 +24,7 @@ from ..rounding import (
     stochastic_24,
     third,
 )
+from ..sums import ROW
 from .elementwise import arithmetic
 from .flat import Grid, Values
 from .pieces import SAMPLED, Piece, RowTable, row_table
@@ -59,8 +60,9 @@ class Run:
         self.xs = [piece.x for piece in pieces]
         self._stored = {"x": self.xs, "grad": [piece.grad for piece in pieces]}
         self._own: dict[str, Values] = {}
-        self.grid = Grid(self.xs, not on_host)
+        self.grid = Grid(self.xs, self.slot.coded or not on_host)
         self._bits: Tensor | None = None
+        self._scale: tuple[Tensor, list[Tensor]] | None = None
         if not self.slot.frozen:
             self._samples = self._sampled(self.xs)
             self.sample_grid = self.grid if self.slot.slice_p == 1 else Grid(self._samples, not on_host)
@@ -103,6 +105,12 @@ class Run:
         self._own[key] = own
         return own
 
+    def root(self) -> Values:
+        """Returns the root of ``v``, new tensors."""
+        if self.slot.has_codes_of("exp_avg_sq"):
+            return Values(self.grid, eight_bits.decode(*self._codes("exp_avg_sq")))
+        return self.values("exp_avg_sq").apply("sqrt")
+
     def flat(self, key: str) -> Tensor:
         """Returns a copy; of 24 bits, the kept value."""
         if key == "x" and self.extended:
@@ -120,7 +128,7 @@ class Run:
         if key in self._own:
             return
         if self.slot.has_codes_of(key):
-            self._store_codes(key, values.joined(), k)
+            self._store_codes(key, values, k)
             return
         tensors = self.stored(key)
         dtype = tensors[0].dtype
@@ -144,16 +152,35 @@ class Run:
         torch._foreach_copy_(tensors, values.parts if flat is values.flat else values.grid.parts(flat))
 
     def _codes(self, key: str) -> tuple[Code, Tensor, Tensor]:
-        """Returns what the codes of the run's only piece are, the codes, flat, and their column of scale."""
-        code, (piece,) = CODES[key], self.pieces
-        return code, piece.state[key].view(-1), piece.state["scale"][:, code.column]
+        """Returns what the codes of the run are, the codes, flat, and their column of scale."""
+        code, tensors = CODES[key], self.stored(key)
+        codes = tensors[0].view(-1) if len(tensors) == 1 else self.grid.flat(tensors, code.storage)
+        return code, codes, self._scales()[0][:, code.column]
 
-    def _store_codes(self, key: str, flat: Tensor, k: Any) -> None:
-        code, codes, scale = self._codes(key)
+    def _scales(self) -> tuple[Tensor, list[Tensor]]:
+        """Returns the scale of all blocks of the grid, and the parts of it that tensors have, none if there is one."""
+        if self._scale is None:
+            stored = self.stored("scale")
+            if len(stored) == 1:
+                self._scale = stored[0], []
+            else:
+                blocks = [blocks_of(rows * ROW) for rows in self.grid.rows]
+                scale = stored[0].new_zeros(sum(blocks), len(CODES))
+                parts = [part[: len(t)] for part, t in zip(torch.split(scale, blocks), stored, strict=True)]
+                torch._foreach_copy_(parts, stored)
+                self._scale = scale, parts
+        return self._scale
+
+    def _store_codes(self, key: str, values: Values, k: Any) -> None:
+        code, flat = CODES[key], values.joined()
         flat = flat.sqrt() if key == "exp_avg_sq" else flat
-        bits = None if key == "exp_avg" else DRAWS[key](self._bits_for(key, k))
-        for to, value in zip((codes, scale), eight_bits.encode(code, flat, bits), strict=True):
-            to.copy_(value)
+        bits = None if key == "exp_avg" else self._bits_for(key, k)
+        codes, column = eight_bits.encode(code, flat, bits, draw=DRAWS.get(key, first))
+        self._put(key, codes, values)
+        scale, parts = self._scales()
+        scale[:, code.column] = column
+        if parts:
+            torch._foreach_copy_(self.stored("scale"), parts)
 
     def _bits_for(self, key: str, k: Any) -> Tensor:
         """Returns the random bits of the elements that a tensor has."""
@@ -183,7 +210,7 @@ class Run:
 
     def forget(self) -> None:
         """Frees the memory of what was made for one phase."""
-        self._bits = None
+        self._bits = self._scale = None
         self.grid.forget_room()
         if not self.slot.frozen:
             self.sample_grid.forget_room()
