@@ -148,7 +148,10 @@ def decoded(code, byte, CODE: tl.constexpr):
 
 @triton.jit
 def encoded(value, random, CODE: tl.constexpr):
-    """Returns the codes of numbers, as they are stored, and the bytes of their blocks. random: see `rounded`; not used for M."""
+    """Returns the codes of numbers, as they are stored, and the bytes of their blocks.
+
+    random: see `rounded`; not used for M.
+    """
     size, sign = tl.minimum(tl.abs(value), largest_size(CODE)), word_of(value) & 0x80000000
     byte = byte_of(size, CODE)
     scaled = size * float_of(minus(127 + bias(CODE), byte) << 23)

@@ -61,9 +61,9 @@ __device__ __forceinline__ float whole_and_byte(std::uint32_t word, int which) {
   return bits_as<float>(__byte_perm(word, kWholeBits, 0x7640u + std::uint32_t(which)));
 }
 
-// E2M5::number() of the lower or the upper two of four bytes, in units of 2^-19: a float16 whose exponent has its
-// lowest two bits only, and the mantissa its upper five. Shifted by multiplications, which are
-// done by units that have less to do.
+// E2M5::number() of the lower or the upper two of four bytes, in units of 2^19: a float16 whose exponent has its lowest
+// two bits only, and the mantissa its upper five. Shifted by multiplications, for other parts of a multiprocessor do
+// them, which have less to do.
 __device__ __forceinline__ Two widen_e2m5(std::uint32_t word, int pair) {
   const std::uint32_t codes = __byte_perm(word, 0u, pair == 0 ? 0x4140u : 0x4342u), signs = codes & 0x00800080u;
   const std::uint32_t halves = codes * (1u << 5) + signs * ((1u << 8) - (1u << 5));
