@@ -240,11 +240,13 @@ def test_grad_scale_and_found_inf_set_by_hand(backend):
 # -- models --------------------------------------------------------------------------------------------------
 
 
+X, Y = torch.randn(2, 16, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64).unbind()
+
+
 def train_model(model, opt, steps=6):
-    x, y = torch.randn(2, 16, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64).unbind()
     for _ in range(steps):
         opt.zero_grad()
-        ((model(x) - y) ** 2).mean().backward()
+        ((model(X) - Y) ** 2).mean().backward()
         opt.step()
 
 

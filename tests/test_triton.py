@@ -227,7 +227,7 @@ def raise_compile_error(device):
     [
         (lambda m: m.setitem(sys.modules, "triton", None), ["missing", "pip install triton"]),
         (lambda m: m.delattr("triton.__version__"), ["missing", "pip install triton"]),
-        (lambda m: m.setattr("triton.__version__", "3.1.0"), ["3.1.0 is too old", "3.6"]),
+        (lambda m: m.setattr("triton.__version__", "3.1.0"), ["3.1.0 is too old", "3.4", "torch 2.8"]),
         (lambda m: m.setattr(triton, "try_out", raise_compile_error), ["Failed to find C compiler.)", "gcc"]),
     ],
     ids=["missing", "a folder of that name", "old", "no compiler"],
