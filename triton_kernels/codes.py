@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .constant import constexpr_function
 from .elements import masked
 from .rounding import array, float_of, minus, plus, second, third, word_of
 
@@ -27,32 +26,32 @@ CODES = tl.constexpr(4)
 LANES = tl.constexpr(32)  # of a warp
 
 
-@constexpr_function
+@triton.constexpr_function
 def largest_code(code):
     """Returns the number of the largest code, as bits of float32: 448, 255, 252 or 127."""
     return {M.value: 0x43E00000, ROOT.value: 0x437F0000, S_CODE.value: 0x437C0000, DELTA.value: 0x42FE0000}[code]
 
 
-@constexpr_function
+@triton.constexpr_function
 def largest_size(code):
     """Returns the largest size that a number may have."""
     largest = {M.value: 448 * 2.0**98, ROOT.value: 255 * 2.0**56, S_CODE.value: 252 * 2.0**119}
     return largest.get(code, 127 * 2.0**119)
 
 
-@constexpr_function
+@triton.constexpr_function
 def bias(code):
     """Returns what byte b is a unit of 2^(b - bias) with."""
     return 74 if code == ROOT.value else 126
 
 
-@constexpr_function
+@triton.constexpr_function
 def least_byte(code):
     """Returns the least byte that a block is given."""
     return 7 if code == M.value else 0
 
 
-@constexpr_function
+@triton.constexpr_function
 def fraction_bits(code):
     """Returns of how many bits the fraction is, for the rounding."""
     return 16 if code == S_CODE.value else 15

@@ -8,7 +8,6 @@ an s and enter the sums; KEPT, what the step moves. ALIGNED: see `is_aligned`.
 import triton
 import triton.language as tl
 
-from .constant import constexpr_function
 from .rounding import array, displacement, kept_value, load, nearest, stochastic, stochastic_24, store, widen
 
 # SAMPLES. None: the estimate is frozen.
@@ -21,7 +20,7 @@ DISPLACED = tl.constexpr(1)  # x is x0 + delta, rounded, and delta a float32
 EXTENDED = tl.constexpr(2)  # x is a bfloat16, and low has 8 more of its bits
 
 
-@constexpr_function
+@triton.constexpr_function
 def is_coded(S):
     """Returns whether m, v, and s unless it is of samples, are codes."""
     return tl.uint8 == S

@@ -14,24 +14,23 @@ import triton
 import triton.language as tl
 
 
-# Arithmetic that may wrap around. (Triton's debug mode reports an overflow in the operators as an error. Before 3.6
-# only `core` has all three functions.)
+# Arithmetic that may wrap around. (Triton's debug mode reports an overflow in the operators as an error.)
 @triton.jit
 def plus(a, b):
     """Returns a + b, modulo 2^32."""
-    return tl.core.add(a, b, sanitize_overflow=False)
+    return tl.add(a, b, sanitize_overflow=False)
 
 
 @triton.jit
 def minus(a, b):
     """Returns a - b, modulo 2^32."""
-    return tl.core.sub(a, b, sanitize_overflow=False)
+    return tl.sub(a, b, sanitize_overflow=False)
 
 
 @triton.jit
 def times(a, b):
     """Returns a * b, modulo 2^32."""
-    return tl.core.mul(a, b, sanitize_overflow=False)
+    return tl.mul(a, b, sanitize_overflow=False)
 
 
 @triton.jit

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .constant import constexpr_function
 from .estimate import Estimate, EstimateOptions
 from .rule import Hyper
 
@@ -101,7 +100,7 @@ _ORDER_WORD = tl.constexpr(ORDER_WORD)
 _TENSOR_ROW_WORDS = tl.constexpr(TENSOR_ROW_WORDS)
 
 
-@constexpr_function
+@triton.constexpr_function
 def word(fields, name):
     """Returns the position of a field in its row. A constant: it is computed when a kernel is compiled."""
     return fields.index(name)
