@@ -70,6 +70,7 @@ def test_step_hooks():
     assert calls == [("pre", 0), ("post", 1), ("global", 1), ("pre", 1), ("post", 2), ("global", 2)]
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")  # torch 2.11
 def test_profiler_sees_the_step():
     opt = make()
     feed(opt, 0)
