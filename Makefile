@@ -121,20 +121,32 @@ sanitized-module: .venv/stamp
 		$(BIN)/python setup.py -q build --build-base build/asan --build-lib build/asan/lib
 	ls build/asan/lib/prodigy_fused/_C.*.so
 
-# Trainers of other projects, in an environment of their own that sees the packages of .venv: pip finds torch there, and
-# is to fail where it would bring another.
-TRAINERS := build/trainers
+# $(call ENVIRONMENT,folder,what pip installs there): an environment of its own that sees the packages of .venv.
 PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+define ENVIRONMENT
+	rm -rf $(1)
+	$(BIN)/python -m venv $(1)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > $$($(1)/bin/python $(PURELIB))/shared.pth
+	$(1)/bin/pip install -q --disable-pip-version-check --no-compile $(2)
+	touch $(1)/stamp
+endef
+
+# Trainers of other projects. pip finds torch in .venv, and is to fail where it would bring another.
+TRAINERS := build/trainers
 $(TRAINERS)/stamp: tests/trainers/requirements.txt .venv/stamp
-	rm -rf $(TRAINERS)
-	$(BIN)/python -m venv $(TRAINERS)
-	echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > $$($(TRAINERS)/bin/python $(PURELIB))/shared.pth
-	$(TRAINERS)/bin/pip install -q --disable-pip-version-check --no-compile -r $< \
-		"torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)')"
-	touch $@
+	$(call ENVIRONMENT,$(TRAINERS),-r $< "torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)')")
 
 test-trainers: build $(TRAINERS)/stamp ## transformers, Accelerate and Lightning, tiny models: trained, saved, resumed, compared
 	$(TRAINERS)/bin/python -m pytest -W default tests/trainers $(ARGS)
+
+# By default the oldest that pyproject.toml allows. Triton comes with it, and is not required: that may be too old.
+TORCH ?= 2.6.0
+build/torch-$(TORCH)/stamp: .venv/stamp
+	$(call ENVIRONMENT,$(@D),"torch==$(TORCH)")
+
+test-torch: build build/torch-$(TORCH)/stamp ## the suite with the oldest torch that is allowed, or with TORCH=2.11.0
+	PRODIGY_FUSED_REQUIRE=cpu,emulated build/torch-$(TORCH)/bin/python -m pytest -n auto --dist worksteal \
+		-k "not (cuda_build or house or install)" $(ARGS)
 
 lint: .venv/stamp ## ruff, clang-format and mypy; changes nothing
 	$(BIN)/ruff check
@@ -150,4 +162,4 @@ format: .venv/stamp ## let ruff and clang-format rewrite the sources
 clean: ## remove .venv and everything that was built
 	rm -rf .venv build dist *.egg-info prodigy_fused/_C.*.so .pytest_cache .mypy_cache .ruff_cache .coverage
 
-.PHONY: help build module emulation sanitized sanitized-module sanitized-emulation demo bench paper docs figures test quick test-slow test-asan test-trainers lint format clean
+.PHONY: help build module emulation sanitized sanitized-module sanitized-emulation demo bench paper docs figures test quick test-slow test-asan test-trainers test-torch lint format clean

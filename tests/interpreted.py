@@ -79,6 +79,17 @@ def _hasten(interpreter):
     interpreter.GridExecutor.__call__ = launch
     interpreter.InterpretedFunction.__call__ = call
     interpreter._get_np_dtype = _remembered(interpreter._get_np_dtype)
+    interpreter._patch_lang_tensor = _with_index(interpreter._patch_lang_tensor)
+
+
+def _with_index(patch):
+    """Before 3.7 Triton makes a number of an array of one element as NumPy 2.4 no longer does."""
+
+    def patched(tensor, *scope):
+        patch(tensor, *scope)
+        tensor.__index__ = lambda self: self.handle.data.item()
+
+    return patched
 
 
 def _remembered(dtype_of):

@@ -27,6 +27,12 @@ from torch.utils._pytree import tree_leaves
 from prodigy_fused import Prodigy
 from prodigy_fused.dtensor import is_dtensor
 
+# On a CPU, FSDP2 of torch 2.6 calls what streams lack there, and cannot gather a parameter for the backward pass again.
+FSDP2_OF_OLD = not hasattr(torch.cpu.Stream, "record_event")
+if FSDP2_OF_OLD:
+    torch.cpu.Stream.record_event = lambda self, event=None: event or torch.cpu.Event()
+    torch.cpu.Stream.wait_event = lambda self, event: None
+
 D0, STEPS, EXACT = 1e-3, 10, 1e-11
 NUMBERS = ("d", "d_max", "d_numerator", "k")
 
@@ -88,6 +94,7 @@ def mesh2d() -> DeviceMesh:
 
 
 def fsdp2(model: Net, **options: Any) -> Net:
+    options |= {"reshard_after_forward": False} if FSDP2_OF_OLD else {}
     for block in model.blocks:
         fully_shard(block, **options)
     return fully_shard(model, **options)

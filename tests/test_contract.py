@@ -71,6 +71,7 @@ def test_step_hooks():
     assert calls == [("pre", 0), ("post", 1), ("global", 1), ("pre", 1), ("post", 2), ("global", 2)]
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")  # torch 2.11
 def test_profiler_sees_the_step():
     opt = make()
     feed(opt, 0)
@@ -246,11 +247,13 @@ def test_grad_scale_and_found_inf_set_by_hand(backend):
 # -- models --------------------------------------------------------------------------------------------------
 
 
+X, Y = torch.randn(2, 16, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64).unbind()
+
+
 def train_model(model, opt, steps=6):
-    x, y = torch.randn(2, 16, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64).unbind()
     for _ in range(steps):
         opt.zero_grad()
-        ((model(x) - y) ** 2).mean().backward()
+        ((model(X) - Y) ** 2).mean().backward()
         opt.step()
 
 

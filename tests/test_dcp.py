@@ -50,6 +50,8 @@ def test_a_run_continues(backend, options, form, flat):
     first, second = net(backend), net(backend)
     opt, resumed = (optimizer(backend, model, **options) for model in (first, second))
     train(opt, steps=HALF)
+    if flat and options.get("prodigy_steps", HALF) < HALF and torch.__version__ < "2.11":
+        pytest.skip("torch 2.6 cannot load a flat state without s and p0, which a new optimizer has")
     how = StateDictOptions(**form, flatten_optimizer_state_dict=flat)
     saved = copy.deepcopy(get_optimizer_state_dict(first, opt, options=how))
     assert ("state.0.weight.exp_avg_sq" if flat else "state") in saved
@@ -87,7 +89,7 @@ def test_an_optimizer_without_state_is_not_stepped(backend):
     agree(touched, plain, rtol=0.0)
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.filterwarnings("ignore:torch.distributed is")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_files(backend, options, tmp_path):
     """Loaded in place, as torch.distributed.checkpoint does; a single process."""
@@ -95,7 +97,7 @@ def test_files(backend, options, tmp_path):
     opt, resumed = (optimizer(backend, model, **options) for model in (first, second))
     train(opt, steps=HALF)
     names = ("model", "optimizer")
-    dcp.save(dict(zip(names, get_state_dict(first, opt), strict=True)), checkpoint_id=tmp_path, no_dist=True)
+    dcp.save(dict(zip(names, get_state_dict(first, opt), strict=True)), checkpoint_id=tmp_path)
     loaded = dict(zip(names, get_state_dict(second, resumed), strict=True))
     # The file of a frozen estimate lacks s and p0, for which a new optimizer has a place.
     planner = DefaultLoadPlanner(allow_partial_load="prodigy_steps" in options)

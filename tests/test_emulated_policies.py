@@ -7,6 +7,7 @@ import pytest
 import torch
 from kernel_runs import at_offset, params, values
 from oracle import same, snapshot
+from toolbox import wants_grad_dtype
 from torch import nn
 
 from prodigy_fused import Prodigy
@@ -212,6 +213,7 @@ def test_roots_of_the_smallest_numbers():
     assert torch.allclose(*seen, rtol=0, atol=2**-22) and (seen[1] - 1).abs().median() > 2**-18
 
 
+@wants_grad_dtype
 @pytest.mark.parametrize(("policy", "last"), [(4, ANY), (22, ANY_CODED), (25, ANY_CODED)])
 def test_gradients_of_another_type_run_in_the_last_policy_that_fits(policy, last):
     opt, other = (start(name, policy, *POLICIES[policy]) for name in ("emulated", "cpu"))

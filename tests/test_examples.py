@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PROGRAMS = sorted(EXAMPLES.glob("*.py"))
@@ -38,7 +39,9 @@ def run(programs, folder):
     for place in places.values():
         place.mkdir()
     pairs = json.dumps([(program, str(place)) for program, place in places.items()])
-    command, environment = [sys.executable, "-W", "error", "-c", FORKS, pairs], {**os.environ, "OMP_NUM_THREADS": "1"}
+    allowed = "ignore:The epoch parameter"  # torch 2.6, of what its own SequentialLR does
+    command = [sys.executable, "-W", "error", "-W", allowed, "-c", FORKS, pairs]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     parent = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert parent.returncode == 0, parent.stderr
 
@@ -73,6 +76,8 @@ def outcomes(tmp_path_factory, spoilt):
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
 def test_runs_and_learns(outcomes, program):
+    if program.stem == "fsdp2" and not hasattr(torch.cpu.Stream, "record_event"):
+        pytest.skip("this torch has FSDP2 on GPUs only")
     done = outcomes[str(program)]
     assert done.returncode == 0, done.stdout + done.stderr
     assert "loss" in done.stdout

@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+from toolbox import wants_grad_dtype
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -204,6 +205,7 @@ def compared(params, grads, **options):
     return runs
 
 
+@wants_grad_dtype
 def test_gradients_of_two_dtypes():
     """With d = 1, nothing else would convert them."""
 

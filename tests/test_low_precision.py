@@ -10,7 +10,7 @@ import pytest
 import torch
 from oracle import Case, Prodigyopt, numpy, record, replay, same, snapshot
 from regression import START, regression
-from toolbox import D0, make_params, parameters, train
+from toolbox import D0, make_params, parameters, train, wants_grad_dtype
 from torch import nn
 
 from prodigy_fused import Prodigy, low_precision, options
@@ -177,6 +177,7 @@ def test_second_moments_of_16_bits_are_right_on_average(backend):
 # -- gradients, scalers, lists -----------------------------------------------------------------------------------------
 
 
+@wants_grad_dtype
 @each_half
 @each_mode
 def test_gradients_may_be_float32(backend, dtype, mode):

@@ -319,9 +319,10 @@ def test_where_prodigyopt_is_not_installed(tmp_path):
     """In the script, and in what multiprocessing spawns; the rest of the environment is as it is."""
     site = tmp_path / "site"
     site.mkdir()
-    for entry in {path: None for folder in sys.path if "site-packages" in folder for path in Path(folder).iterdir()}:
-        if not entry.name.startswith("prodigyopt"):
-            (site / entry.name).symlink_to(entry)
+    folders = [Path(folder) for folder in sys.path if "site-packages" in folder]
+    for name, entry in {path.name: path for folder in reversed(folders) for path in folder.iterdir()}.items():
+        if not name.startswith("prodigyopt"):
+            (site / name).symlink_to(entry)
     (tmp_path / "train.py").write_text(TRAINER)
     command = ["-S", "-m", "prodigy_fused", "run", "train.py"]
     done = python_in(tmp_path, *command, PYTHONPATH=os.pathsep.join([str(ROOT), str(site)]))

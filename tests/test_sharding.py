@@ -98,6 +98,9 @@ RUNS = [
     ("a group that comes later", 2),
 ]  # fmt: skip
 
+if not hasattr(torch.cpu.Stream, "record_event"):  # torch 2.6: no five rows on four ranks, no files in a part of them
+    RUNS = [run for run in RUNS if "FSDP2+TP+SP" not in run[0] and run[0] != "files, 2 to 4 to 1"]
+
 
 # Ways that differ from others in the number of ranks only, or of two that share their code in the options.
 SIMILAR = {

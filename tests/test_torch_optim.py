@@ -10,6 +10,7 @@ import pytest
 import torch
 from toolbox import TIGHT, agree, feed, frozen, make_params, parameters, refused, train
 from torch import nn
+from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch_inputs import (
     IMPLEMENTATIONS,
@@ -58,6 +59,8 @@ def test_what_adamw_is_given(subtests):
 def test_right_direction_with_schedulers(subtests):
     info = optimizer_info()
     for given in info.optim_inputs_func("cpu"):
+        if given.desc == "1-dim tensor lr" and not hasattr(lr_scheduler, "_update_param_group_val"):
+            continue  # torch 2.6, whose schedulers cannot change one
         for schedulers in info.scheduler_inputs:
             with subtests.test(given.desc):
                 params = tensors()

@@ -1,6 +1,7 @@
 """Triton's kernels as compiled, on a machine without a GPU: registers, spills, 16-byte accesses, instructions."""
 
 import json
+from importlib.metadata import version
 
 import pytest
 from processes import ROOT, python
@@ -90,6 +91,8 @@ def widths(totals):
 
 
 def check(wanted):
+    if tuple(map(int, version("triton").split(".")[:2])) < (3, 7):  # takes codes through shared memory, at some cost
+        wanted = [(kernel, policy, target) for kernel, policy, target in wanted if policy[1] != CODES]
     rows = json.loads(python((ROOT / "tests" / "triton_compiled.py").read_text(), json.dumps(wanted)))
     for (kernel, policy, target), row in zip(wanted, rows, strict=True):
         what = (kernel, policy, target, row)

@@ -116,6 +116,9 @@ def _present(name: str) -> Any:
 NAMES = [_present(name) for name in backends.names()]
 ON_CPU = [name for name in backends.names() if device_of(name) == "cpu"]
 each_compiled = pytest.mark.parametrize("backend", [_present(name) for name in backends.compiled()])
+wants_grad_dtype = pytest.mark.skipif(
+    not hasattr(Tensor, "grad_dtype"), reason="before torch 2.10 a gradient has its parameter's dtype"
+)
 
 
 def used(opt: Prodigy) -> set[str]:

@@ -1,5 +1,7 @@
 #include "python/tensor_image.h"
 
+#include <algorithm>
+
 namespace prodigy {
 namespace py = pybind11;
 
@@ -20,7 +22,7 @@ int TensorImage::find(const void* object, int begin, int end, const void* value)
 
 void TensorImage::find_sign(const py::handle& tensor) {
   const py::object negated = tensor.attr("_neg_view")(), plain = negated.attr("_neg_view")();
-  for (int i = kBegin; i < kImplEnd && sign_at_ == 0; ++i) {
+  for (int i = kBegin; i < kSignEnd && sign_at_ == 0; ++i) {
     const Word before = word(cdata(tensor), i), mark = word(cdata(negated), i) & ~before;
     const bool is_one_bit = mark != 0 && (mark & (mark - 1)) == 0 && word(cdata(negated), i) == (before | mark);
     if (is_one_bit && word(cdata(plain), i) == before) sign_at_ = i, sign_ = mark;
@@ -51,7 +53,8 @@ bool TensorImage::take(const py::handle& tensor, const TensorView& view, const p
   const auto is_inside = [&](const std::int64_t* array) {
     const auto* begin = static_cast<const std::int64_t*>(impl_) + kBegin;
     const auto* end = static_cast<const std::int64_t*>(impl_) + kImplEnd;
-    return begin <= array && array + view.dims <= end;
+    if (begin <= array && array + view.dims <= end) return true;
+    return view.dims <= kInlineDims && std::search(begin, end, array, array + view.dims) != end;
   };
   return sizeof(void*) == sizeof(std::int64_t) && is_inside(view.shape) && is_inside(view.strides);
 }

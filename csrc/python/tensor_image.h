@@ -9,7 +9,8 @@
 // are no answer, and torch is asked. So no layout need be known, only that the words which torch looks at are in the
 // image:
 // - take() looks for the addresses of both objects, of the data, and of shape and strides (which lie in the TensorImpl
-//   up to five dimensions), and takes no image of a tensor where one of them is not found;
+//   up to five dimensions; their numbers are looked for where a torch before 2.10 does not give their addresses), and
+//   takes no image of a tensor where one of them is not found;
 // - prodigy_fused/backends/native.py changes a tensor in every way there is, when it is imported, and lets images be
 //   trusted only if each change shows.
 // Addresses are compared as they are. The digest is the words' sum, each times an odd number of its own, modulo 2^64:
@@ -78,8 +79,9 @@ class TensorImage {
   using Word = std::uint64_t;
   // The words of a TensorImpl that are digested, and of a StorageImpl those among which the data's address is. The
   // first two are a virtual table and counts of references, which change; the ends are those of torch 2.13. (Fewer
-  // words than there are would be found out, see above; more are somebody else's, which may change.)
-  static constexpr int kBegin = 2, kImplEnd = 22, kStorageEnd = 12;
+  // words than there are would be found out, see above; more are somebody else's, which may change.) The mark of
+  // a negated view is one word further on in torch 2.6 and 2.11.
+  static constexpr int kBegin = 2, kImplEnd = 22, kSignEnd = 23, kStorageEnd = 12, kInlineDims = 5;
 
   static Word word(const void* object, int i) {
     std::uintptr_t value;

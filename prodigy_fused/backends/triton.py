@@ -30,7 +30,7 @@ if not native.MISSING:
     from .. import _C
 
 COMPILED = ONE_PASS = READS_DEVICE = True
-MINIMUM_VERSION = (3, 6)  # older ones are untested
+MINIMUM_VERSION = (3, 6)  # 3.5 flushes subnormal numbers in roots and quotients, and lacks what the kernels use
 # Where a compiled kernel does not say how many are resident: more than that cost nothing.
 PROGRAMS_PER_MULTIPROCESSOR = 8
 REGISTERS = 1 << 16  # of a multiprocessor, on every NVIDIA GPU that Triton knows
@@ -88,7 +88,7 @@ def problem(device: torch.device) -> str | None:
         return f"Triton is missing ({error}): pip install triton, or use fused=False"
     if tuple(map(int, version.split(".")[:2])) < MINIMUM_VERSION:
         oldest = ".".join(map(str, MINIMUM_VERSION))
-        return f"Triton {version} is too old: install {oldest} or newer, or use fused=False"
+        return f"Triton {version} is too old: install {oldest} or newer (torch 2.10 has it), or use fused=False"
     if os.environ.get("TRITON_INTERPRET") == "1":
         # It would read and write this device's memory as if it were the host's.
         return "TRITON_INTERPRET=1 is set, and the interpreter follows no GPU addresses: unset it, or use fused=False"
