@@ -36,6 +36,8 @@ def test_errors(subtests):
     errors = optimizer_info().optim_error_inputs_func("cpu", torch.float32)
     assert len(errors) > 20
     for error in errors:
+        if error.error_type is FutureWarning:  # of a set, since torch 2.15; it is refused here, see test_bad_input.py
+            continue
         given = error.optimizer_error_input
         with subtests.test(given.desc), pytest.raises(error.error_type, match=error.error_regex):
             Prodigy([nn.Parameter(torch.randn(2, 3))] if given.params is None else given.params, **given.kwargs)

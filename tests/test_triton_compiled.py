@@ -90,6 +90,12 @@ def widths(totals):
     return sorted(min(16, total) for total in totals for _ in range(-(-total // 16)))
 
 
+def slack(version):
+    """Returns by how much another Triton than that of pyproject.toml may pass the bounds: 3.9 brings ptxas 13.4 for
+    sm_100, where 3.7.1 has 13.1."""
+    return (0, 0, 0) if f'"triton=={version};' in (ROOT / "pyproject.toml").read_text() else (16, 5, 8)
+
+
 def check(wanted):
     if tuple(map(int, version("triton").split(".")[:2])) < (3, 7):  # takes codes through shared memory, at some cost
         wanted = [(kernel, policy, target) for kernel, policy, target in wanted if policy[1] != CODES]
@@ -99,7 +105,8 @@ def check(wanted):
         if target == AMD:
             assert row["binary"] > 1000, what
             continue
-        words, reloads, instructions = POLICIES[policy] if kernel == UPDATE else FINISHES[policy[1] == CODES]
+        bounds = POLICIES[policy] if kernel == UPDATE else FINISHES[policy[1] == CODES]
+        words, reloads, instructions = map(sum, zip(bounds, slack(row["triton"]), strict=True))
         assert row["registers"] * row["threads"] * row["resident"] <= 1 << 16, what
         assert row["spilled"] <= words and row["reloads"] <= reloads and row["shared"] == 0, what
         assert row["instructions"] <= instructions, what

@@ -99,6 +99,7 @@ def facts(kernel, policy, target):
     walk = min(walks, key=lambda loop: count(loop, "LDG"))
     ptx, bits = made.asm["ptx"], 64 if policy[0] == "float64" else 32
     return {
+        "triton": triton.__version__,
         "registers": used,
         "spilled": spilled // 4,
         "threads": 32 * size.warps,
