@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +61,7 @@ class Runtime:
         """Returns what CUDA graphs of this optimizer read and write: it has to live as long as they may be replayed."""
         return self._captured + (self.plans.captured() if self.plans is not None else [])
 
+    @torch._disable_dynamo  # type: ignore[attr-defined] # in a compiled function a step runs as it is
     def step(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
         """Takes one step, or ends the one that is open. An error that a check finds changes nothing (docs/design.md,
         "If a step raises").
@@ -70,23 +73,27 @@ class Runtime:
         Raises:
             RuntimeError: another thread is in this optimizer's step.
         """
-        if not self._lock.acquire(blocking=False):
+        if self._lock.locked():
             raise RuntimeError("this optimizer's step() is running in another thread")
-        try:
-            self._step_or_close(groups, states, grad_scale, found_inf)
-        finally:
-            self._lock.release()
+        with self._lock, self._interruptible():  # acquire() may be interrupted just after it
+            try:
+                (self._step if self._open is None else self._close)(groups, states, grad_scale, found_inf)
+            finally:
+                if self.plans is not None:
+                    self.plans.release_gradients()
 
-    @torch._disable_dynamo  # type: ignore[attr-defined] # in a compiled function a step runs as it is
-    def _step_or_close(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Forgets, after an interrupt (Ctrl-C), which may come anywhere, all that may be half done."""
         try:
-            if self._open is None:
-                self._step(groups, states, grad_scale, found_inf)
-            else:
-                self._close(groups, states, grad_scale, found_inf)
-        finally:
-            if self.plans is not None:
-                self.plans.release_gradients()
+            yield
+        except Exception:
+            raise
+        except BaseException:
+            self._open = None
+            self.forget_plans()
+            self._settings.forget()
+            raise
 
     def _step(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
         begun = self._begin(groups, states, grad_scale, found_inf)
@@ -97,11 +104,7 @@ class Runtime:
     def _begin(
         self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any, opens: bool = False
     ) -> _Begun | None:
-        """Returns what a step is about to do; None if it is skipped.
-
-        Args:
-            opens: its gradients come one by one.
-        """
+        """Returns what a step, whose gradients come one by one if it ``opens``, will do; None if it is skipped."""
         self._read_options(groups)
         ended = self._freeze(groups)
         try:
@@ -167,7 +170,7 @@ class Runtime:
         grad = p.grad
         if grad is None:
             return
-        with self._lock:
+        with self._lock, self._interruptible():
             if self._open is None:
                 if scaled:
                     raise RuntimeError(SCALED)
