@@ -68,7 +68,7 @@ class Prodigy(Readings, Optimizer):
     Raises:
         ValueError: a hyper-parameter out of range or NaN, a conflict between groups, no or duplicate parameters, a
             sparse or expanded parameter.
-        TypeError: a complex or integer parameter.
+        TypeError: a complex or integer parameter that is not a frozen ``nn.Parameter``.
         RuntimeError: ``fused=True`` or ``backend`` cannot take a parameter.
 
     Example:

@@ -153,6 +153,21 @@ def test_bad_parameters(bad, error, words):
         opt.add_param_group({"params": [bad()]})
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float8_e4m3fn, torch.complex64], ids=str)
+def test_frozen_parameters_of_other_dtypes_come_along(dtype):
+    """As in ``Prodigy(model.parameters())`` of a quantised model with adapters."""
+    codes, p = nn.Parameter(torch.ones(4).to(dtype), requires_grad=False), nn.Parameter(torch.ones(3))
+    opt = Prodigy([codes, p])
+    for _ in range(2):
+        p.grad = torch.ones(3)
+        opt.step()
+        opt.load_state_dict(opt.state_dict())
+    assert [*opt.state] == [*opt.float32_weights()] == [p]
+    codes.grad = torch.ones(4).to(dtype)
+    with refused(opt, TypeError, "parameter 0", str(dtype)):
+        opt.step()
+
+
 def test_a_parameter_in_two_groups_is_refused():
     """It would be stepped twice. Twice in one group, it is stepped once, with torch's warning."""
     words = ["parameter 1", "(2, 2)", "duplicate", "parameter 0"]
