@@ -120,7 +120,7 @@ class Runtime:
         self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any, opens: bool
     ) -> _Begun | None:
         hypers, estimate_options = self._settings.hypers, self._settings.estimates
-        written = all_changes(groups, self._estimates.published if self._estimates else [])
+        written = all_changes(groups, self._estimates)
         plans = self._current_plans(groups, states, opens)
         if found_inf is not None:
             found_inf = self.span.agree(found_inf, plans.device)
@@ -194,7 +194,7 @@ class Runtime:
         if grad_scale is not None or found_inf is not None:
             self._open = None  # nobody can take back what has been done
             raise RuntimeError(f"{SCALED}. The parameters have moved by scaled gradients: go on from a checkpoint")
-        if not same_changes(all_changes(groups, begun.estimates.published), begun.written):
+        if not same_changes(all_changes(groups, begun.estimates), begun.written):
             raise RuntimeError("the estimate was written to in the middle of a step: do that after step()")
         begun.step.sums = self.span.gather(gradients.close(groups, states))
         self._open = None
@@ -274,7 +274,7 @@ class Runtime:
         estimates = self._estimates
         if estimates is None or estimates.rows.device != plans.device or len(estimates.rows) != plans.estimates:
             self._estimates = estimates = Estimates(plans.device, plans.estimates)
-            written = all_changes(groups, [])
+            written = all_changes(groups, None)
         if any(written):
             estimates.pull(written)
         return estimates
