@@ -289,4 +289,16 @@ def test_an_interrupt_at_any_call_leaves_nothing_half_done(name, options):
         before = [p.detach().clone() for p in parameters(opt)]
         opt.step()
         assert not any(map(torch.equal, before, parameters(opt))), f"after call {at}"
+        at += 7
+
+
+def test_an_interrupted_load_leaves_an_optimizer_that_can_step():
+    goes_on, at = True, 1
+    while goes_on:
+        opt = make("cpu", [nn.Parameter(torch.ones(n)) for n in (2, 3)])
+        train(opt, steps=2)
+        saved = opt.state_dict()
+        goes_on = interrupted(lambda opt=opt, saved=saved: opt.load_state_dict(saved), at)
+        train(opt, steps=1, start=2)
+        opt.load_state_dict(saved)
         at += 5
