@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -75,25 +73,22 @@ class Runtime:
         """
         if self._lock.locked():
             raise RuntimeError("this optimizer's step() is running in another thread")
-        with self._lock, self._interruptible():  # acquire() may be interrupted just after it
+        with self._lock, self:  # acquire() may be interrupted just after it
             try:
                 (self._step if self._open is None else self._close)(groups, states, grad_scale, found_inf)
             finally:
                 if self.plans is not None:
                     self.plans.release_gradients()
 
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Forgets, after an interrupt (Ctrl-C), which may come anywhere, all that may be half done."""
-        try:
-            yield
-        except Exception:
-            raise
-        except BaseException:
+    def __enter__(self) -> None:
+        """Begins what an interrupt (Ctrl-C) may stop anywhere."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Forgets, after an interrupt, all that may be half done."""
+        if kind is not None and not issubclass(kind, Exception):
             self._open = None
             self.forget_plans()
             self._settings.forget()
-            raise
 
     def _step(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
         begun = self._begin(groups, states, grad_scale, found_inf)
@@ -170,7 +165,7 @@ class Runtime:
         grad = p.grad
         if grad is None:
             return
-        with self._lock, self._interruptible():
+        with self._lock, self:
             if self._open is None:
                 if scaled:
                     raise RuntimeError(SCALED)
