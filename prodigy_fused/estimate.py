@@ -8,6 +8,7 @@ or ``load_state_dict`` writes there enter the next step: the groups, not this mo
 from __future__ import annotations
 
 import math
+from operator import is_
 from typing import Any
 
 import torch
@@ -79,18 +80,25 @@ def _checked(name: str, value: Any) -> Any:
     return value if isinstance(value, Tensor) else checked
 
 
-def all_changes(groups: list[Group], published: list[Published]) -> list[Published]:
+def all_changes(groups: list[Group], before: Estimates | None) -> list[Published]:
     """Returns the values of each estimate that were written to its groups since they were published.
 
+    A group that was put into ``param_groups`` since then, where it may have been before, has nothing to say: its
+    numbers are old. (But group 0's count, as they do for the reference.)
+
     Args:
-        published: of each estimate; all values are taken for written if the number of estimates has changed.
+        before: as they were published; all values are taken for written if there are none, or so many no more.
 
     Raises:
         ValueError: a value that the estimate cannot take; names it.
     """
     estimates = members(groups)
-    known = published if len(published) == len(estimates) else [{}] * len(estimates)
-    return list(map(changes, estimates, known))
+    if before is None or len(before.published) != len(estimates):
+        return [changes(own, {}) for own in estimates]
+    if len(groups) != len(before.groups) or not all(map(is_, groups, before.groups)):
+        known = set(map(id, before.groups))
+        estimates = [[own[0], *(group for group in own[1:] if id(group) in known)] for own in estimates]
+    return list(map(changes, estimates, before.published))
 
 
 def same_changes(a: list[Published], b: list[Published]) -> bool:
@@ -108,6 +116,7 @@ class Estimates:
     def __init__(self, device: torch.device, count: int) -> None:
         self.rows = torch.zeros(count, len(FIELDS), dtype=torch.float64, device=device)
         self.published: list[Published] = [{} for _ in range(count)]
+        self.groups: list[Group] = []  # to which they were published
 
     def pull(self, written: list[Published]) -> None:
         """Takes over the values that :func:`all_changes` has found."""
@@ -130,6 +139,7 @@ class Estimates:
             self.published = [as_numbers(row) for row in rows.tolist()]
         else:
             self.published = [dict(zip(FIELDS, row.unbind(), strict=True)) for row in rows]
+        self.groups = list(groups)
         for own, published in zip(members(groups), self.published, strict=True):
             for group in own:
                 group.update(published)

@@ -11,7 +11,7 @@ from . import backends, state
 from .dtensor import index_map, local
 from .options import Group
 from .plans import parameters
-from .tensors import check_parameter, describe
+from .tensors import check_parameter, describe, is_passenger
 
 
 def check_new(groups: list[Group], group: Group) -> None:
@@ -31,8 +31,8 @@ def check_new(groups: list[Group], group: Group) -> None:
         if known.get(id(p), first) < first:  # twice in one group: torch warns, and it is stepped once
             raise ValueError(f"{describe(index, p)} is a duplicate of parameter {known[id(p)]}")
         known[id(p)] = index
-        if is_lazy(p) or p.is_meta:
-            continue  # has no shape, or no memory, yet; checked when its first gradient arrives
+        if is_lazy(p) or p.is_meta or is_passenger(p):
+            continue  # has no shape, or no memory, yet, or needs none; checked when its first gradient arrives
         check_parameter(index, p)
         if not (p.is_leaf or p.retains_grad):
             raise ValueError(f"{describe(index, p)} is not a leaf: optimize the tensor it was computed from")

@@ -14,12 +14,12 @@ def outside_inference_mode(function: Callable[..., None]) -> Callable[..., None]
     """Returns a function that leaves inference mode: outside of it, nobody could change what was created in it."""
 
     @wraps(function)
-    def outside(*args: Any) -> None:
+    def outside(*args: Any, **named: Any) -> None:
         if not torch.is_inference_mode_enabled():
-            function(*args)
+            function(*args, **named)
             return
         with torch.inference_mode(False), torch.no_grad():
-            function(*args)
+            function(*args, **named)
 
     return outside
 

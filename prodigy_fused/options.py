@@ -7,7 +7,7 @@ the place that uses it. ``param_groups`` hold options as plain words and numbers
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from operator import is_
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -53,7 +53,7 @@ def _plain_lr(value: Any) -> Any:
 
 def _plain_betas(value: Any) -> Any:
     plain = list(map(_plain, value))
-    if all(map(is_, plain, value)):
+    if isinstance(value, (tuple, list)) and all(map(is_, plain, value)):
         return value  # the caller's own list, through which the caller may change it
     return plain if isinstance(value, list) else tuple(plain)
 
@@ -82,7 +82,8 @@ def _is_fraction(value: Any) -> bool:
 
 
 def _is_pair(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and len(value) == 2
+    # OmegaConf's lists, which Hydra passes on, are other sequences; and arrays are none.
+    return (isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1) and len(value) == 2
 
 
 def _is_positive(value: Any) -> bool:
@@ -98,15 +99,15 @@ def _is_finite(value: Any) -> bool:
 
 
 def _is_flag(value: Any) -> bool:
-    return (value.numel() == 1 if isinstance(value, Tensor) else True) and value in (True, False)
+    return (value is not None and _is_choice(value)) or number(value) in (0.0, 1.0)
 
 
 def _is_choice(value: Any) -> bool:
     return value is None or isinstance(value, bool) or type(value).__name__ == "bool"  # NumPy's, too
 
 
-def _is_int_from(least: int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+def _is_int_from(least: int, end: float = math.inf) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) < end
 
 
 def _or_none(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -114,7 +115,7 @@ def _or_none(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _is_one_of(words: Iterable[str]) -> Callable[[Any], bool]:
-    return lambda value: value is None or _word(value) in words
+    return lambda value: value is None or (isinstance(value, (str, torch.dtype)) and _word(value) in words)
 
 
 class Option(NamedTuple):
@@ -167,7 +168,7 @@ OPTIONS: dict[str, Option] = {
         math.inf, wanted=">= 1 (inf: unbounded)", valid=lambda value: number(value) >= 1, role="estimate"
     ),
     "fsdp_in_use": Option(False, role="layout", **_FLAG),
-    "slice_p": Option(1, wanted="an int >= 1", valid=_is_int_from(1), role="layout", stored=int),
+    "slice_p": Option(1, wanted="an int >= 1 and below 2**31", valid=_is_int_from(1, 2**31), role="layout", stored=int),
     "foreach": Option(None, role="machine", in_reference=False, **_CHOICE),
     "fused": Option(None, role="machine", in_reference=False, **_CHOICE),
     "maximize": Option(False, role="rule", in_reference=False, **_FLAG),

@@ -69,7 +69,7 @@ class Prodigy(Readings, Optimizer):
     Raises:
         ValueError: a hyper-parameter out of range or NaN, a conflict between groups, no or duplicate parameters, a
             sparse or expanded parameter.
-        TypeError: a complex or integer parameter.
+        TypeError: a complex or integer parameter that is not a frozen ``nn.Parameter``.
         RuntimeError: ``fused=True`` or ``backend`` cannot take a parameter.
 
     Example:
@@ -280,13 +280,13 @@ class Prodigy(Readings, Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         lost = state.get("_has_process_group", False)
+        for p, value in state["state"].items():
+            if isinstance(value, checkpoint.Verbatim):
+                state["state"][p] = value.state
         super().__setstate__(state)  # also the end of load_state_dict, and of unpickling and deepcopy
         self.defaults = {**options.defaults(), **self.defaults}  # if an older version has pickled it
         for group in self.param_groups:
             group.update({**options.defaults(), **initial(group["d"]), "frozen": False, **group})
-        for p, value in self.state.items():
-            if isinstance(value, checkpoint.Verbatim):
-                self.state[p] = value.state
         former: Runtime | None = vars(self).get("_runtime")
         span = former.span if former is not None else Span(LOST if lost else None)
         self._runtime = Runtime(span, former.captured() if former is not None else None)

@@ -12,6 +12,7 @@ from .dtensor import index_map, is_dtensor, local, wrap
 from .low_precision import check_mode, check_not_cast, float32_weights
 from .options import Group
 from .state import adapted, is_there, unwrapped
+from .tensors import is_passenger
 
 if TYPE_CHECKING:
     from .runtime import Runtime
@@ -48,8 +49,8 @@ class Readings:
         ``low_precision="24bit"`` or ``"displacement"`` what it is a rounded copy of.
 
         Returns:
-            For each parameter (but lazy ones without a shape) a new tensor of its shape, float32 (float64 of float64; a
-            DTensor of a DTensor).
+            For each parameter (but lazy ones without a shape, and frozen codes) a new tensor of its shape, float32
+            (float64 of float64; a DTensor of a DTensor).
 
         Raises:
             ValueError: a state that does not fit its parameter, which was cast or replaced; names it.
@@ -61,7 +62,7 @@ class Readings:
         weights: dict[Tensor, Tensor] = {}
         every = [(p, group) for group in self.param_groups for p in group["params"]]
         for index, (p, group) in enumerate(every):
-            if is_lazy(p):
+            if is_lazy(p) or is_passenger(p):
                 continue
             check_mode(p, group)
             where, own = index_map(p), self.state.get(p, {})

@@ -107,7 +107,7 @@ def _execute(code: Callable[[], CodeType], names: dict[str, Any]) -> None:
     """Runs some code in a new module ``__main__``, which stays: threads and pickle look at it after the last line."""
     main = ModuleType("__main__")
     vars(main).update(names, __builtins__=builtins)
-    sys.modules["__main__"] = main
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = main  # the latter is what a spawned process calls it
     exec(code(), vars(main))
 
 

@@ -60,6 +60,8 @@ class Runtime:
         """Returns what CUDA graphs of this optimizer read and write: it has to live as long as they may be replayed."""
         return self._captured + (self.plans.captured() if self.plans is not None else [])
 
+    @torch._disable_dynamo  # type: ignore[attr-defined] # in a compiled function a step runs as it is
+    @outside_inference_mode
     def step(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
         """Takes one step, or ends the one that is open. An error that a check finds changes nothing (docs/design.md,
         "If a step raises").
@@ -71,24 +73,24 @@ class Runtime:
         Raises:
             RuntimeError: another thread is in this optimizer's step.
         """
-        if not self._lock.acquire(blocking=False):
+        if self._lock.locked():
             raise RuntimeError("this optimizer's step() is running in another thread")
-        try:
-            self._step_or_close(groups, states, grad_scale, found_inf)
-        finally:
-            self._lock.release()
+        with self._lock, self:  # acquire() may be interrupted just after it
+            try:
+                (self._step if self._open is None else self._close)(groups, states, grad_scale, found_inf)
+            finally:
+                if self.plans is not None:
+                    self.plans.release_gradients()
 
-    @torch._disable_dynamo  # type: ignore[attr-defined] # in a compiled function a step runs as it is
-    @outside_inference_mode
-    def _step_or_close(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
-        try:
-            if self._open is None:
-                self._step(groups, states, grad_scale, found_inf)
-            else:
-                self._close(groups, states, grad_scale, found_inf)
-        finally:
-            if self.plans is not None:
-                self.plans.release_gradients()
+    def __enter__(self) -> None:
+        """Begins what an interrupt (Ctrl-C) may stop anywhere."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Forgets, after an interrupt, all that may be half done."""
+        if kind is not None and not issubclass(kind, Exception):
+            self._open = None
+            self.forget_plans()
+            self._settings.forget()
 
     def _step(self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any) -> None:
         begun = self._begin(groups, states, grad_scale, found_inf)
@@ -99,11 +101,7 @@ class Runtime:
     def _begin(
         self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any, opens: bool = False
     ) -> _Begun | None:
-        """Returns what a step is about to do; None if it is skipped.
-
-        Args:
-            opens: its gradients come one by one.
-        """
+        """Returns what a step, whose gradients come one by one if it ``opens``, will do; None if it is skipped."""
         self._read_options(groups)
         ended = self._freeze(groups)
         try:
@@ -119,7 +117,7 @@ class Runtime:
         self, groups: list[Group], states: dict[Tensor, Any], grad_scale: Any, found_inf: Any, opens: bool
     ) -> _Begun | None:
         hypers, estimate_options = self._settings.hypers, self._settings.estimates
-        written = all_changes(groups, self._estimates.published if self._estimates else [])
+        written = all_changes(groups, self._estimates)
         plans = self._current_plans(groups, states, opens)
         if found_inf is not None:
             found_inf = self.span.agree(found_inf, plans.device)
@@ -170,7 +168,7 @@ class Runtime:
         grad = p.grad
         if grad is None:
             return
-        with self._lock:
+        with self._lock, self:
             if self._open is None:
                 if scaled:
                     raise RuntimeError(SCALED)
@@ -194,7 +192,7 @@ class Runtime:
         if grad_scale is not None or found_inf is not None:
             self._open = None  # nobody can take back what has been done
             raise RuntimeError(f"{SCALED}. The parameters have moved by scaled gradients: go on from a checkpoint")
-        if not same_changes(all_changes(groups, begun.estimates.published), begun.written):
+        if not same_changes(all_changes(groups, begun.estimates), begun.written):
             raise RuntimeError("the estimate was written to in the middle of a step: do that after step()")
         begun.step.sums = self.span.gather(gradients.close(groups, states))
         self._open = None
@@ -274,7 +272,7 @@ class Runtime:
         estimates = self._estimates
         if estimates is None or estimates.rows.device != plans.device or len(estimates.rows) != plans.estimates:
             self._estimates = estimates = Estimates(plans.device, plans.estimates)
-            written = all_changes(groups, [])
+            written = all_changes(groups, None)
         if any(written):
             estimates.pull(written)
         return estimates

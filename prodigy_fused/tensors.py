@@ -69,6 +69,12 @@ def sampled(t: Tensor, slice_p: int, where: IndexMap | None = None) -> Tensor:
     return t if slice_p == 1 else t.flatten()[samples_of(where, slice_p, t.device)]
 
 
+def is_passenger(p: Tensor) -> bool:
+    """Returns whether ``p`` is a frozen parameter of a dtype that has no steps, as the codes of a quantised model are,
+    which come along where ``model.parameters()`` is given."""
+    return isinstance(p, torch.nn.Parameter) and not p.requires_grad and p.dtype not in PARAMETER_DTYPES
+
+
 def check_parameter(index: int, p: Tensor) -> None:
     """Raises if ``p`` cannot be optimized.
 

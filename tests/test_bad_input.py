@@ -6,6 +6,7 @@ Contradictory choices of a backend are in test_selection.py, conflicts between g
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from toolbox import agree, feed, make, make_params, parameters, refused, train, twins
@@ -30,10 +31,10 @@ BAD_VALUES = {
     "beta3": [*NOT_NUMBERS, INF, 1.0, -0.1],
     "betas": [NAN, None, 0.9, "ab", (0.9,), (0.9, 0.99, 0.999), (NAN, 0.99), (0.9, NAN), (1.0, 0.99),
               (0.9, 1.0), (-0.1, 0.99), (0.9, -0.1), ("0.9", "0.99"), (None, 0.99)],
-    "slice_p": [*NOT_NUMBERS, None, 0, -1, 1.5, 2.0, True],
+    "slice_p": [*NOT_NUMBERS, None, 0, -1, 1.5, 2.0, True, 2**63],
     "state_dtype": ["float64", "int32", torch.int32, torch.complex64, 32],
-    "low_precision": ["exact", 1, True],
-    "decouple": ["False", None, 0.5],
+    "low_precision": ["exact", 1, True, np.ones(2)],
+    "decouple": ["False", None, 0.5, np.ones(2)],
     "use_bias_correction": ["False", None],
     "safeguard_warmup": ["no", None],
     "maximize": ["x", None],
@@ -41,7 +42,7 @@ BAD_VALUES = {
     "fused": ["yes", 0.5],
     "foreach": ["yes", 0.5],
     "capturable": ["yes", None],
-    "backend": [3, True, ""],
+    "backend": [3, True, "", []],
 }  # fmt: skip
 CASES = [pytest.param(n, v, id=f"{n}={v!r}") for n, values in BAD_VALUES.items() for v in values]
 # Without True for 1, and pairs for numbers: nobody writes those into a running optimizer.
@@ -150,6 +151,21 @@ def test_bad_parameters(bad, error, words):
     opt = Prodigy([GOOD])
     with refused(opt, error, *words):
         opt.add_param_group({"params": [bad()]})
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float8_e4m3fn, torch.complex64], ids=str)
+def test_frozen_parameters_of_other_dtypes_come_along(dtype):
+    """As in ``Prodigy(model.parameters())`` of a quantised model with adapters."""
+    codes, p = nn.Parameter(torch.ones(4).to(dtype), requires_grad=False), nn.Parameter(torch.ones(3))
+    opt = Prodigy([codes, p])
+    for _ in range(2):
+        p.grad = torch.ones(3)
+        opt.step()
+        opt.load_state_dict(opt.state_dict())
+    assert [*opt.state] == [*opt.float32_weights()] == [p]
+    codes.grad = torch.ones(4).to(dtype)
+    with refused(opt, TypeError, "parameter 0", str(dtype)):
+        opt.step()
 
 
 def test_a_parameter_in_two_groups_is_refused():

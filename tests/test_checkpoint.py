@@ -82,6 +82,23 @@ def test_a_run_continues_in_the_other_package(backend, options, continued_by):
     agree(resumed, uninterrupted)
 
 
+class AsUnderRun(pickle.Unpickler):
+    """Finds our class where prodigyopt's was pickled, as ``python -m prodigy_fused run`` does."""
+
+    def find_class(self, module, name):
+        return Prodigy if name == "Prodigy" else super().find_class(module, name)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_an_optimizer_that_prodigyopt_pickled_goes_on(options):
+    theirs = twins(**options)[1]
+    train(theirs, steps=HALF)
+    ours = AsUnderRun(io.BytesIO(pickle.dumps(theirs))).load()
+    train(ours, theirs, steps=REST, start=HALF)
+    assert type(ours) is Prodigy
+    agree(ours, theirs)
+
+
 @pytest.mark.parametrize("options", OPTIONS)
 def test_before_the_first_step(options):
     """Nothing but numbers yet; prodigyopt has no d_hat and d_denom then."""

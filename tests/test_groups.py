@@ -203,6 +203,20 @@ def test_a_group_joins_the_running_estimate(backend):
     assert ours.param_groups[0]["k"] == 8
 
 
+def test_a_group_that_is_put_back_brings_no_old_estimate(backend):
+    ours, theirs = twins(backend)
+    for opt in (ours, theirs):
+        params = parameters(opt)
+        opt.param_groups[0]["params"] = params[:2]
+        opt.add_param_group({"params": params[2:]})
+        train(opt, steps=4)
+        taken = opt.param_groups.pop()
+        train(opt, steps=4, start=4)
+        opt.param_groups.append(taken)
+        train(opt, steps=3, start=8)
+    agree(ours, theirs)
+
+
 def test_groups_make_no_difference_by_themselves(backend):
     params = make_params(device=device_of(backend))
     split, whole = make(backend, [{"params": params[:1]}, {"params": params[1:]}]), make(backend)

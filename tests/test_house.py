@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import UserList
 from pathlib import Path
 
 import pytest
@@ -243,11 +244,11 @@ CONFIGURATIONS = {
         "state_dtype": torch.bfloat16, "min_8bit_size": 99, "low_precision": "nearest", "fused": False,
     },
     "numbers of NumPy and of tensors": {
-        "lr": "np.float32(0.5)", "betas": "np.array([0.8, 0.9]).tolist()", "eps": "np.float64(1e-7)",
+        "lr": "np.float32(0.5)", "betas": "np.array([0.8, 0.9])", "eps": "np.float64(1e-7)",
         "weight_decay": torch.tensor(0.1), "slice_p": "np.int64(2)", "decouple": "np.bool_(True)",
         "d_coef": "np.float32(2)", "d_limit": torch.tensor(0.5), "prodigy_steps": "np.int32(9)",
     },
-    "a word": {"state_dtype": "bfloat16"},
+    "a word, and a list of OmegaConf, say": {"state_dtype": "bfloat16", "betas": UserList([0.8, 0.9])},
     "the parameter's": {"state_dtype": None},
 }  # fmt: skip
 

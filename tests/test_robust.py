@@ -2,6 +2,8 @@
 
 import contextlib
 import gc
+import inspect
+import sys
 import threading
 import weakref
 
@@ -241,3 +243,62 @@ def test_a_capture_is_for_those_who_asked_for_it(backend, monkeypatch, capturabl
         with refused(opt, RuntimeError, "capturable=True"):
             opt.step()
     assert opt.step_count == 1 + capturable
+
+
+def interrupted(act, at):
+    """Runs ``act()`` with a Ctrl-C after call number ``at`` of the package; returns whether there were so many."""
+    calls = 0
+
+    def interrupt(frame, event, _):
+        nonlocal calls
+        code = frame.f_code  # (what is raised while a generator is closed goes nowhere)
+        if (
+            event in ("call", "c_return")
+            and "prodigy_fused" in code.co_filename
+            and not code.co_flags & inspect.CO_GENERATOR
+        ):
+            calls += 1
+            if calls == at:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    sys.setprofile(interrupt)
+    try:
+        act()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+        torch.set_grad_enabled(True)  # torch's own no_grad may not have come to its end
+    return False
+
+
+@pytest.mark.parametrize("options", [{}, {"prodigy_steps": 2}], ids=str)
+@pytest.mark.parametrize("name", ["cpu", "foreach"])
+def test_an_interrupt_at_any_call_leaves_nothing_half_done(name, options):
+    goes_on, at = True, 1
+    while goes_on:
+        opt = make(name, [nn.Parameter(torch.ones(n)) for n in (2, 3, 4)], **options)
+        for t in range(2):
+            feed(opt, t, without=(2,))
+            opt.step()
+        parameters(opt)[0].data = torch.ones(2)
+        feed(opt, 2)
+        goes_on = interrupted(opt.step, at)
+        feed(opt, 3)
+        before = [p.detach().clone() for p in parameters(opt)]
+        opt.step()
+        assert not any(map(torch.equal, before, parameters(opt))), f"after call {at}"
+        at += 7
+
+
+def test_an_interrupted_load_leaves_an_optimizer_that_can_step():
+    goes_on, at = True, 1
+    while goes_on:
+        opt = make("cpu", [nn.Parameter(torch.ones(n)) for n in (2, 3)])
+        train(opt, steps=2)
+        saved = opt.state_dict()
+        goes_on = interrupted(lambda opt=opt, saved=saved: opt.load_state_dict(saved), at)
+        train(opt, steps=1, start=2)
+        opt.load_state_dict(saved)
+        at += 5

@@ -75,7 +75,7 @@ def fresh(monkeypatch, tmp_path):
     prodigy_fused.uninstall()
     for name in set(sys.modules) - set(before):
         del sys.modules[name]
-    sys.modules.update({name: before[name] for name in ["__main__", *forget]})
+    sys.modules.update({name: before[name] for name in ["__main__", "__mp_main__", *forget]})
 
 
 @pytest.fixture
@@ -291,12 +291,14 @@ ALL_WAYS = "".join(f"\n# {way}{code}\n        seen.append(found)" for way, code 
 TRAINER = f"""
 import multiprocessing, sys
 from importlib.metadata import version
+class Count(int):
+    "Of the script's own, to be sent back."
 def trained(queue=None):
     seen = []
     if True:
         {ALL_WAYS.strip().replace("from prodigyopt import *", "import prodigyopt; Prodigy = prodigyopt.Prodigy")}
     modules = {{cls.__module__ for cls in seen}}
-    queue.put((len(seen), modules)) if queue else print(len(seen), modules)
+    queue.put((Count(len(seen)), modules)) if queue else print(len(seen), modules)
 if __name__ == "__main__":
     trained()
     context = multiprocessing.get_context("spawn")

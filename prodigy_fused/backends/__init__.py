@@ -82,7 +82,7 @@ def check_choice(group: Group) -> None:
         ValueError: an unknown backend, or one that ``fused`` or ``foreach`` excludes.
     """
     backend, fused, foreach = group["backend"], group["fused"], group["foreach"]
-    if backend is not None and backend not in _BACKENDS:
+    if backend is not None and not (isinstance(backend, str) and backend in _BACKENDS):
         raise ValueError(f"Invalid backend: {backend!r}: must be one of {names()} or None")
     if fused and foreach:
         raise ValueError("fused=True and foreach=True exclude each other")
