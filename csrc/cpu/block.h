@@ -96,13 +96,14 @@ PRODIGY_INLINE Stored* open(Type type, const void* array, std::int64_t begin, in
 // On a Zen 5, whose cache is larger, float32: 1.55; 512: 1.47; 2048: 1.66; without: 1.59.
 constexpr int kFetchAhead = 128;
 
-// Of an array that is read before anything else, to be copied or sampled, the next block is fetched.
+// Where elements of a tensor are fetched from. distance: kFetchAhead, or a block if it is read before anything else;
+// what is copied always is.
 template <class Stored>
-PRODIGY_INLINE Ahead ahead(Type type, const void* array, std::int64_t begin, bool coded) {
+PRODIGY_INLINE Ahead ahead(Type type, const void* array, std::int64_t begin, int distance) {
   if (array == nullptr) return {reinterpret_cast<const char*>(kZeros<Stored>), 0};
-  const bool first = coded || (std::is_same_v<Stored, float> && is_half(type));
+  if (std::is_same_v<Stored, float> && is_half(type)) distance = kBlock;
   const int size = size_of(type);
-  return {static_cast<const char*>(array) + (begin + (first ? kBlock : kFetchAhead)) * size, size};
+  return {static_cast<const char*>(array) + (begin + distance) * size, size};
 }
 
 // x, and x0 and delta where x is computed from them.
@@ -192,9 +193,12 @@ PRODIGY_INLINE Arrays<X, S> open_update(const Tensor& t, const Gradient& grad, s
   open_position(t, begin, n, scratch, a);
   a.grad = open<X>(grad.type, grad.data, begin, n, scratch.grad);
   const bool coded = is_coded(t.state_type);
-  a.next_x = ahead<X>(t.type, t.x, begin, coded);
-  a.next_x0 = ahead<X>(t.type, t.x0, begin, coded);
-  a.next_grad = ahead<X>(grad.type, grad.data, begin, coded);
+  // Beside codes, a block of them, unless samples come first. On two cores of a Zen 4 0.80 ns per element, kBlock:
+  // 0.87.
+  const int distance = !coded ? kFetchAhead : t.slice_p > 1 ? kBlock : kCodeBlock;
+  a.next_x = ahead<X>(t.type, t.x, begin, distance);
+  a.next_x0 = ahead<X>(t.type, t.x0, begin, distance);
+  a.next_grad = ahead<X>(grad.type, grad.data, begin, distance);
   if (!coded) {
     a.v = open<S>(t.state_type, t.v, begin, n, scratch.v);
     if (momentum) a.m = open<S>(t.state_type, t.m, begin, n, scratch.m);
