@@ -168,7 +168,7 @@ OPTIONS: dict[str, Option] = {
         math.inf, wanted=">= 1 (inf: unbounded)", valid=lambda value: number(value) >= 1, role="estimate"
     ),
     "fsdp_in_use": Option(False, role="layout", **_FLAG),
-    "slice_p": Option(1, wanted="an int >= 1 and below 2**31", valid=_is_int_from(1, 2**31), role="layout", stored=int),
+    "slice_p": Option(1, wanted="an int >= 1 and below 2**62", valid=_is_int_from(1, 2**62), role="layout", stored=int),
     "foreach": Option(None, role="machine", in_reference=False, **_CHOICE),
     "fused": Option(None, role="machine", in_reference=False, **_CHOICE),
     "maximize": Option(False, role="rule", in_reference=False, **_FLAG),

@@ -31,7 +31,7 @@ BAD_VALUES = {
     "beta3": [*NOT_NUMBERS, INF, 1.0, -0.1],
     "betas": [NAN, None, 0.9, "ab", (0.9,), (0.9, 0.99, 0.999), (NAN, 0.99), (0.9, NAN), (1.0, 0.99),
               (0.9, 1.0), (-0.1, 0.99), (0.9, -0.1), ("0.9", "0.99"), (None, 0.99)],
-    "slice_p": [*NOT_NUMBERS, None, 0, -1, 1.5, 2.0, True, 2**63],
+    "slice_p": [*NOT_NUMBERS, None, 0, -1, 1.5, 2.0, True, 2**62],
     "state_dtype": ["float64", "int32", torch.int32, torch.complex64, 32],
     "low_precision": ["exact", 1, True, np.ones(2)],
     "decouple": ["False", None, 0.5, np.ones(2)],
