@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from toolbox import agree, feed, make, make_params, parameters, refused, train, twins
+from toolbox import agree, device_of, feed, make, make_params, parameters, refused, train, twins
 from torch import nn
 
 from prodigy_fused import Prodigy
@@ -166,6 +166,30 @@ def test_frozen_parameters_of_other_dtypes_come_along(dtype):
     codes.grad = torch.ones(4).to(dtype)
     with refused(opt, TypeError, "parameter 0", str(dtype)):
         opt.step()
+
+
+class Codes(torch.Tensor):
+    """As torchao has them: of the dtype that they stand for."""
+
+    @staticmethod
+    def __new__(cls, shape):
+        return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bfloat16)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        assert function is torch.ops.aten.detach.default
+        return cls(args[0].shape)
+
+
+def test_frozen_parameters_that_wrap_other_tensors_come_along(backend):
+    codes, p = nn.Parameter(Codes((4,)), requires_grad=False), nn.Parameter(torch.ones(3, device=device_of(backend)))
+    opt = make(backend, [codes, p])
+    p.grad = torch.ones_like(p)
+    opt.step()
+    opt.load_state_dict(opt.state_dict())
+    assert [*opt.state] == [*opt.float32_weights()] == [p]
+    with pytest.raises((ValueError, RuntimeError), match=r"wrapper|subclass"):
+        Prodigy([nn.Parameter(Codes((4,)))], backend="cpu")
 
 
 def test_a_parameter_in_two_groups_is_refused():
