@@ -180,9 +180,13 @@ class NativePlan:
         self.slots = slots
 
     def load_gradients(self, grads: list[Tensor | None]) -> None:
-        i = 0
-        while (i := self._native.load_gradients(grads, i)) >= 0:
+        copied = -1
+        while (i := self._native.load_gradients(grads, max(copied, 0))) >= 0:
+            if i == copied:
+                what = describe(self.slots[i].index, self.slots[i].param)
+                raise RuntimeError(f"a copy of the gradient of {what} cannot be read either")
             grads[i] = self._laid_out(i, grads[i])
+            copied = i
         self._grads = grads  # see Note [Who keeps gradients alive]
 
     def _laid_out(self, at: int, grad: Any) -> Tensor:
