@@ -305,6 +305,17 @@ def test_an_interrupted_load_leaves_an_optimizer_that_can_step():
         at += 5
 
 
+def test_a_clone_that_shares_memory_until_it_is_written_stays_as_it_is(backend):
+    opt = stepped(backend, [nn.Parameter(torch.ones(5, device=backend.device))])
+    (p,) = parameters(opt)
+    for _ in range(6):
+        with torch.no_grad():
+            lazy, clone = torch._lazy_clone(p), p.clone()
+        feed(opt, 1)
+        opt.step()
+        assert torch.equal(lazy, clone) and not torch.equal(p, clone)
+
+
 @pytest.mark.skipif(native.MISSING is not None, reason="_C is not built here")
 def test_a_gradient_of_which_no_copy_can_be_read_either_ends_the_step(monkeypatch):
     """It could only be if torch keeps something in another way than this module has found when it was imported."""
