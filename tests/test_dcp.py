@@ -89,7 +89,7 @@ def test_an_optimizer_without_state_is_not_stepped(backend):
     agree(touched, plain, rtol=0.0)
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is")
+@pytest.mark.filterwarnings("ignore:torch.distributed is", "ignore:TypedStorage is deprecated")  # of torch 2.6
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_files(backend, options, tmp_path):
     """Loaded in place, as torch.distributed.checkpoint does; a single process."""
