@@ -146,7 +146,7 @@ build/torch-$(TORCH)/stamp: .venv/stamp
 
 test-torch: build build/torch-$(TORCH)/stamp ## the suite with the oldest torch that is allowed, or with TORCH=2.11.0
 	PRODIGY_FUSED_REQUIRE=cpu,emulated build/torch-$(TORCH)/bin/python -m pytest -n auto --dist worksteal \
-		-k "not (cuda_build or house or install)" $(ARGS)
+		-m "not slow and not sanitized" -k "not (cuda_build or house or install)" $(ARGS)
 
 lint: .venv/stamp ## ruff, clang-format and mypy; changes nothing
 	$(BIN)/ruff check

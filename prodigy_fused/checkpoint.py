@@ -124,6 +124,8 @@ def import_(groups: list[Group], state_dict: StateDict) -> StateDict:
 
 def _import_group(index: int, group: Group, saved: Group) -> Group:
     where = f"param_groups[{index}] of the state dict"
+    if "d_numerator" in saved:
+        saved = {"slice_p": 1, **saved}  # which version 1.0 of the reference does not have
     missing = [key for key in REFERENCE_KEYS if key not in saved]
     if missing:
         raise ValueError(f"{where} lacks {missing}: not a checkpoint of Prodigy 1.1.2")

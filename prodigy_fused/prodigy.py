@@ -258,7 +258,7 @@ class Prodigy(Readings, Optimizer):
             first.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues from a checkpoint of this class or of ``prodigyopt.Prodigy`` 1.1.2, on any device or backend.
+        """Continues from a checkpoint of this class or of ``prodigyopt.Prodigy`` 1.0 to 1.1.2, on any device.
 
         ``foreach``, ``fused``, ``capturable`` and ``backend`` stay as constructed; all other options are the
         checkpoint's, ``low_precision`` and ``state_dtype`` too, where it has them: to change one, set it in

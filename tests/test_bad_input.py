@@ -354,7 +354,6 @@ CORRUPT = {
     "no state": (lambda saved: saved.pop("state"), ["state"]),
     "more groups": (lambda saved: saved["param_groups"].append({"params": [9]}), ["[4]", "[4, 1]"]),
     "fewer parameters": (lambda saved: saved["param_groups"][0]["params"].pop(), ["[4]", "[3]"]),
-    "version 1.0": (drop("slice_p"), ["slice_p", "param_groups[0]"]),
     "no estimate": (drop("d", "d_max", "d_numerator"), ["'d'", "'d_max'", "'d_numerator'"]),
     "other slice_p": (change(slice_p=11), ["slice_p=11", "slice_p=1"]),
     **{f"NaN {name}": (change(**{name: NAN}), [name, "nan"]) for name in (*NUMBERS, "lr", "eps", "d_coef")},

@@ -82,6 +82,24 @@ def test_a_run_continues_in_the_other_package(backend, options, continued_by):
     agree(resumed, uninterrupted)
 
 
+def test_a_run_of_prodigyopt_1_0_goes_on(backend):
+    """It has no slice_p, and its s and p0 have the parameters' shapes."""
+    theirs = twins(backend)[1]
+    train(theirs, steps=HALF)
+    saved = copy.deepcopy(theirs.state_dict())
+    for group in saved["param_groups"]:
+        del group["slice_p"]
+    for state, p in zip(saved["state"].values(), parameters(theirs), strict=True):
+        state |= {key: state[key].view_as(p) for key in ("s", "p0") if state[key].dim() == 1}
+    ours = twins(backend)[0]
+    with torch.no_grad():
+        for p, q in zip(parameters(ours), parameters(theirs), strict=True):
+            p.copy_(q)
+    ours.load_state_dict(saved)
+    train(ours, theirs, steps=REST, start=HALF)
+    agree(ours, theirs)
+
+
 class AsUnderRun(pickle.Unpickler):
     """Finds our class where prodigyopt's was pickled, as ``python -m prodigy_fused run`` does."""
 

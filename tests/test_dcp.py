@@ -89,7 +89,7 @@ def test_an_optimizer_without_state_is_not_stepped(backend):
     agree(touched, plain, rtol=0.0)
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is")
+@pytest.mark.filterwarnings("ignore:torch.distributed is", "ignore:TypedStorage is deprecated")  # of torch 2.6
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_files(backend, options, tmp_path):
     """Loaded in place, as torch.distributed.checkpoint does; a single process."""
@@ -101,7 +101,7 @@ def test_files(backend, options, tmp_path):
     loaded = dict(zip(names, get_state_dict(second, resumed), strict=True))
     # The file of a frozen estimate lacks s and p0, for which a new optimizer has a place.
     planner = DefaultLoadPlanner(allow_partial_load="prodigy_steps" in options)
-    dcp.load(loaded, checkpoint_id=tmp_path, planner=planner, no_dist=True)
+    dcp.load(loaded, checkpoint_id=tmp_path, planner=planner)
     set_state_dict(second, resumed, model_state_dict=loaded["model"], optim_state_dict=loaded["optimizer"])
     train(opt, resumed, steps=REST, start=HALF)
     assert snapshot(resumed)["params"] == snapshot(opt)["params"]

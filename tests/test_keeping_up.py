@@ -149,6 +149,7 @@ CHANGES = {
     "a shape": lambda t: setattr(t, "data", t.data.view(9)),
     "grown": lambda t: t.untyped_storage().resize_(1 << 16),
     "swapped": lambda t: torch.utils.swap_tensors(t, type(t)(t.detach().clone())),
+    "cloned, at first without a copy": lambda t: setattr(t, "its_clone", torch._lazy_clone(t)),
 }
 
 
@@ -194,7 +195,7 @@ def test_another_entry_in_the_dictionary_of_the_state_is_of_no_concern():
 @needs_cpp
 def test_images_are_not_trusted_where_a_change_does_not_show():
     assert native.images_are_right(native._C.image_shows)
-    for nth in range(1, 12):
+    for nth in range(1, 13):
         calls = []
 
         def forgetful(tensor, tensor_class, change, nth=nth, calls=calls):

@@ -13,6 +13,7 @@ from toolbox import agree, feed, make, parameters, refused, train
 from torch import nn
 
 from prodigy_fused import Prodigy, plans
+from prodigy_fused.backends import native
 from prodigy_fused.hyper import estimate_options_of, hyper_of
 from prodigy_fused.step import Step
 
@@ -302,3 +303,27 @@ def test_an_interrupted_load_leaves_an_optimizer_that_can_step():
         train(opt, steps=1, start=2)
         opt.load_state_dict(saved)
         at += 5
+
+
+def test_a_clone_that_shares_memory_until_it_is_written_stays_as_it_is(backend):
+    opt = stepped(backend, [nn.Parameter(torch.ones(5, device=backend.device))])
+    (p,) = parameters(opt)
+    for _ in range(6):
+        with torch.no_grad():
+            lazy, clone = torch._lazy_clone(p), p.clone()
+        feed(opt, 1)
+        opt.step()
+        assert torch.equal(lazy, clone) and not torch.equal(p, clone)
+
+
+@pytest.mark.skipif(native.MISSING is not None, reason="_C is not built here")
+def test_a_gradient_of_which_no_copy_can_be_read_either_ends_the_step(monkeypatch):
+    """It could only be if torch keeps something in another way than this module has found when it was imported."""
+    monkeypatch.setattr(native.NativePlan, "_laid_out", lambda plan, at, grad: grad)
+    opt = Prodigy([nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3, 2))], backend="cpu")
+    for p in parameters(opt):
+        p.grad = torch.ones_like(p)
+    parameters(opt)[1].grad = torch.ones(2, 3).t()
+    with pytest.raises(RuntimeError, match=r"a copy of the gradient of parameter 1 .* cannot be read"):
+        opt.step()
+    assert (parameters(opt)[0] == 1).all()

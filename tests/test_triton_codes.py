@@ -11,7 +11,7 @@ from torch import nn
 from prodigy_fused import Prodigy, plans
 from prodigy_fused.dtensor import IndexMap
 from prodigy_fused.eight_bits import BLOCK, CODES, decode, encode
-from prodigy_fused.rounding import fourth, random_bits, shifted
+from prodigy_fused.rounding import fourth, random_bits, shifted, third
 
 pytestmark = pytest.mark.skipif(device_of("triton") is None, reason="no Triton here")
 
@@ -36,10 +36,15 @@ def numbers(largest):
     return torch.cat([exact, above, spread, whole, whole * 2 + 1 / 256, e4m3, e4m3 * 2.0**-140, torch.tensor(special)])
 
 
+def bits(code, values):
+    """What Python rounds with where Triton's kernel is given the bits of a third value."""
+    return (third if code is CODES["s"] else fourth)(random_bits(values, STEP, 0))
+
+
 def encoded(code, values, x="float32"):
     """The codes of Triton's. They, the bytes and the numbers that they stand for are those of Python."""
     run = importlib.import_module("triton_codes").run
-    wanted, column = encode(code, values, fourth(random_bits(values, STEP, 0)))
+    wanted, column = encode(code, values, bits(code, values))
     stored, codes = values.clone(), torch.empty_like(wanted)
     scale = torch.full((len(column), len(CODES)), 77, dtype=torch.uint8)
     run(stored, codes, scale, code.column, x, step=STEP)
@@ -61,7 +66,7 @@ def test_the_same_codes_as_in_python(key, x):
 def test_random_bits_count_to_the_last(key):
     """A fraction that makes one with them is rounded up, the one before it is not."""
     whole = 1 << CODES[key].places
-    random = shifted(fourth(random_bits(torch.empty(4 * BLOCK), STEP, 0)), 16) & whole - 1
+    random = shifted(bits(CODES[key], torch.empty(4 * BLOCK)), 16) & whole - 1
     up = torch.arange(len(random)) % 2
     least = int(key == "exp_avg_sq")  # of which small ones are not rounded to 0
     values = least + (whole - random - 1 + up).float() / whole

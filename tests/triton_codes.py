@@ -3,15 +3,8 @@
 import torch
 import triton
 import triton.language as tl
-from prodigy_fused.triton_kernels.codes import (
-    code_array,
-    fourth,
-    load_codes,
-    places,
-    scale_array,
-    store_codes,
-)
-from prodigy_fused.triton_kernels.rounding import draw, random_bits
+from prodigy_fused.triton_kernels.codes import code_array, load_codes, places, scale_array, store_codes
+from prodigy_fused.triton_kernels.rounding import draw, random_bits, third
 
 BLOCK = 1 << 12
 
@@ -27,7 +20,7 @@ def convert_kernel(numbers, codes, scale, n, step, X: tl.constexpr, CODE: tl.con
     if ENCODE:
         random = random_bits(step.to(tl.uint32), tl.zeros([], tl.uint32), 0, begin)
         value = tl.load(numbers + begin + at.i, at.mask, 0.0)
-        stored = store_codes(codes, scale, value, fourth(draw(random, at.i)), at, CODE)
+        stored = store_codes(codes, scale, value, third(draw(random, at.i)), at, CODE)
     else:
         stored = load_codes(codes, scale, at, CODE)
     tl.store(numbers + begin + at.i, stored, at.mask)

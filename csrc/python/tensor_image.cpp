@@ -62,6 +62,7 @@ bool TensorImage::take(const py::handle& tensor, const TensorView& view, const p
   impl_at_ = impl_at, storage_at_ = storage_at, data_at_ = data_at;
   if (sign_at_ == 0) find_sign(tensor);
   data_ = word(storage_, data_at_);
+  owner_ = word(storage_, data_at_ + 1);
   digest_ = digest();
   const auto is_inside = [&](const std::int64_t* array) {
     const auto* begin = static_cast<const std::int64_t*>(impl_) + kBegin;

@@ -4,10 +4,11 @@
 // A step looks at thousands of tensors, to learn whether each is where and what it was. Torch takes 60 ns to answer for
 // one of them, although what it looks at are a few words of three objects: the Python object, the c10::TensorImpl it
 // refers to, and the c10::StorageImpl that this refers to. An image is the addresses of these and of the data, and a
-// digest of all words of the TensorImpl, and takes 20 ns to compare. (Of the storage only the data's address counts.)
-// Words that are the same give the same answer, whatever each of them means; words that differ, for whatever reason,
-// are no answer, and torch is asked. So no layout need be known, only that the words which torch looks at are in the
-// image:
+// digest of all words of the TensorImpl, and takes 20 ns to compare. (Of the storage only the data's address counts,
+// and the word behind it, by which the data will be freed: it is another one where tensors share them until one is
+// changed.) Words that are the same give the same answer, whatever each of them means; words that differ, for whatever
+// reason, are no answer, and torch is asked. So no layout need be known, only that the words which torch looks at are
+// in the image:
 // - take() looks for the addresses of both objects, of the data, and of shape and strides (which lie in the TensorImpl
 //   up to five dimensions; their numbers are looked for where a torch before 2.10 does not give their addresses), and
 //   takes no image of a tensor where one of them is not found;
@@ -52,7 +53,7 @@ class TensorImage {
   // Whether `tensor` is the one that was taken, and its words are the same. Only where take() has returned true.
   bool shows(PyObject* tensor) const {
     return tensor == object_ && word(tensor, impl_at_) == Word(impl_) && word(impl_, storage_at_) == Word(storage_) &&
-           word(storage_, data_at_) == data_ && digest() == digest_;
+           word(storage_, data_at_) == data_ && word(storage_, data_at_ + 1) == owner_ && digest() == digest_;
   }
 
   // See Note [Fetching ahead].
@@ -118,7 +119,7 @@ class TensorImage {
 
   PyObject* object_ = nullptr;
   const void *impl_ = nullptr, *storage_ = nullptr;
-  Word data_ = 0, digest_ = 0;
+  Word data_ = 0, owner_ = 0, digest_ = 0;
 };
 
 }  // namespace prodigy

@@ -73,6 +73,8 @@ def images_are_right(shows: Callable[[Tensor, type, Callable[[Tensor], Any]], bo
         lambda t: t.resize_(9),
         lambda t: torch.utils.swap_tensors(t, t.clone()),  # type: ignore[no-untyped-call]
     ]
+    if hasattr(torch, "_lazy_clone"):  # what shares memory until one is changed
+        changes.append(torch._lazy_clone)
     harmless: list[Callable[[Tensor], Any]] = [lambda t: None, lambda t: t.mul_(2)]
     try:
         return all(map(as_before, harmless)) and not any(map(as_before, changes))
@@ -180,9 +182,13 @@ class NativePlan:
         self.slots = slots
 
     def load_gradients(self, grads: list[Tensor | None]) -> None:
-        i = 0
-        while (i := self._native.load_gradients(grads, i)) >= 0:
+        copied = -1
+        while (i := self._native.load_gradients(grads, max(copied, 0))) >= 0:
+            if i == copied:
+                what = describe(self.slots[i].index, self.slots[i].param)
+                raise RuntimeError(f"a copy of the gradient of {what} cannot be read either")
             grads[i] = self._laid_out(i, grads[i])
+            copied = i
         self._grads = grads  # see Note [Who keeps gradients alive]
 
     def _laid_out(self, at: int, grad: Any) -> Tensor:
