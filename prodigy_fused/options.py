@@ -168,7 +168,7 @@ OPTIONS: dict[str, Option] = {
         math.inf, wanted=">= 1 (inf: unbounded)", valid=lambda value: number(value) >= 1, role="estimate"
     ),
     "fsdp_in_use": Option(False, role="layout", **_FLAG),
-    "slice_p": Option(1, wanted="an int >= 1 and below 2**31", valid=_is_int_from(1, 2**31), role="layout", stored=int),
+    "slice_p": Option(1, wanted="an int >= 1 and below 2**62", valid=_is_int_from(1, 2**62), role="layout", stored=int),
     "foreach": Option(None, role="machine", in_reference=False, **_CHOICE),
     "fused": Option(None, role="machine", in_reference=False, **_CHOICE),
     "maximize": Option(False, role="rule", in_reference=False, **_FLAG),
@@ -253,8 +253,8 @@ def check(group: Group, names: Iterable[str] = OPTIONS) -> None:
         check_lr(group)
     wanted = "at least d0, which is where d starts"
     _require(number(group["d_limit"]) >= number(group["d0"]), "d_limit", group["d_limit"], wanted)
-    wanted = "at least 2**-149 / eps: d * eps, which steps are divided by, would be 0 in float32"
-    _require(number(group["d0"]) * number(group["eps"]) >= 2.0**-149, "d0", group["d0"], wanted)
+    wanted = "at least 2**-126 / eps: d * eps, which steps are divided by, would be no normal number of float32"
+    _require(number(group["d0"]) * number(group["eps"]) >= 2.0**-126, "d0", group["d0"], wanted)
     mode = group["low_precision"]
     coded = group["state_dtype"] == "8bit"
     wanted = "'24bit' or 'stochastic' with state_dtype='8bit': a displacement keeps x - x0 in float32"

@@ -36,7 +36,7 @@ class Prodigy(Readings, Optimizer):
         decouple: True: decoupled weight decay; False: an L2 penalty.
         use_bias_correction: Adam's bias correction.
         safeguard_warmup: keeps ``lr`` out of the denominator of the estimate, for long warm-ups.
-        d0: the first estimate of d; at least 2**-149 / eps.
+        d0: the first estimate of d; at least 2**-126 / eps.
         d_coef: factor of the estimate; the preferred way to tune the method (0.5 or 2).
         growth_rate: upper bound on d_new / d per step, but for the first growth; inf: unbounded. Forks' d_limiter is
             2 ** 0.25.

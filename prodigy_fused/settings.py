@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from . import backends, hyper, options
+from .estimate import members
 from .hyper import EstimateOptions, Hyper
 from .options import OPTIONS, Group
 
@@ -42,6 +43,10 @@ class Settings:
         for group, names in zip(groups, changed, strict=True):
             options.check(group, names)
             backends.check_choice(group)
+        for own in members(groups):  # one of them may have been put back, or an interrupt may have come in between
+            ended = any(group["frozen"] for group in own)
+            for group in own:
+                group["frozen"] = ended
         plain = list(map(options.stored, groups, changed))
         self.estimates = hyper.estimate_options_of([{**g, **p} for g, p in zip(groups, plain, strict=True)])
         for group, values in zip(groups, plain, strict=True):

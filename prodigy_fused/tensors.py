@@ -70,9 +70,12 @@ def sampled(t: Tensor, slice_p: int, where: IndexMap | None = None) -> Tensor:
 
 
 def is_passenger(p: Tensor) -> bool:
-    """Returns whether ``p`` is a frozen parameter of a dtype that has no steps, as the codes of a quantised model are,
-    which come along where ``model.parameters()`` is given."""
-    return isinstance(p, torch.nn.Parameter) and not p.requires_grad and p.dtype not in PARAMETER_DTYPES
+    """Returns whether ``p`` is a frozen parameter that has no steps, for its dtype or because its class wraps other
+    tensors, as the codes of a quantised model are, which come along where ``model.parameters()`` is given."""
+    if p.requires_grad or not isinstance(p, torch.nn.Parameter):
+        return False
+    wraps = type(p).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not is_dtensor(p) and not is_fake(p)
+    return wraps or p.dtype not in PARAMETER_DTYPES
 
 
 def check_parameter(index: int, p: Tensor) -> None:

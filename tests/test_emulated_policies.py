@@ -213,6 +213,16 @@ def test_roots_of_the_smallest_numbers():
     assert torch.allclose(*seen, rtol=0, atol=2**-22) and (seen[1] - 1).abs().median() > 2**-18
 
 
+@pytest.mark.parametrize("options", [NARROW, EIGHT], ids=str)
+def test_the_least_start(options):
+    """Where there is no gradient, the approximate quotient is that of 0 and the smallest normal number."""
+    opt = Prodigy([nn.Parameter(torch.ones(5000))], backend="emulated", d0=1.001 * 2**-96, eps=2**-30, **options)
+    for _ in range(2):
+        params(opt)[0].grad = torch.arange(5000) % 3 * 1e-6
+        opt.step()
+    assert (params(opt)[0] == 1).all()
+
+
 @wants_grad_dtype
 @pytest.mark.parametrize(("policy", "last"), [(4, ANY), (22, ANY_CODED), (25, ANY_CODED)])
 def test_gradients_of_another_type_run_in_the_last_policy_that_fits(policy, last):

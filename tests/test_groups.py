@@ -217,6 +217,21 @@ def test_a_group_that_is_put_back_brings_no_old_estimate(backend):
     agree(ours, theirs)
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_a_group_that_is_put_back_after_the_end_of_the_estimate(first):
+    """Nobody could estimate d any more: the others' samples were given back."""
+    opt = make("reference", [{"params": p} for p in make_params()], prodigy_steps=3)
+    train(opt, steps=2)
+    taken = opt.param_groups.pop(0 if first else 1)
+    train(opt, steps=3, start=2)
+    opt.param_groups.insert(0 if first else 1, taken)
+    train(opt, steps=1, start=5)
+    assert all(group["frozen"] for group in opt.param_groups)
+    assert not any("s" in own for own in opt.state.values())
+    opt.load_state_dict(opt.state_dict())
+    train(opt, steps=1, start=6)
+
+
 def test_groups_make_no_difference_by_themselves(backend):
     params = make_params(device=device_of(backend))
     split, whole = make(backend, [{"params": params[:1]}, {"params": params[1:]}]), make(backend)

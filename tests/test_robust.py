@@ -279,7 +279,7 @@ def interrupted(act, at):
 def test_an_interrupt_at_any_call_leaves_nothing_half_done(name, options):
     goes_on, at = True, 1
     while goes_on:
-        opt = make(name, [nn.Parameter(torch.ones(n)) for n in (2, 3, 4)], **options)
+        opt = make(name, [{"params": nn.Parameter(torch.ones(n))} for n in (2, 3, 4)], **options)
         for t in range(2):
             feed(opt, t, without=(2,))
             opt.step()
