@@ -143,13 +143,12 @@ def test_where_d_is_to_move_the_turns_in_which_it_rested_are_left_out(log):
 def test_d_rests_in_the_turns_of_all_peers_of_ours_but_those_that_are_to_move_it(monkeypatch, dtype):
     monkeypatch.setattr(measure, "extra_bytes", lambda step, device: 0)
     own = [p for p in peers.own(CPU, dtype) if p.policies]
-    halves = dtype.itemsize == 2
-    found = Race([(1 << (20 if halves else 14),)], own, CPU, dtype, 1 << 10).run(5, 60.0)[2:]
-    assert {r.name: (r.status, len(r.samples)) for r in found} == {peer.name: ("ok", 5) for peer in own}
-    for racer in found:
-        # Of so few elements, sampled, the random roundings of 16 bits move d now and then.
-        least, most = (5, 5) if "d moves" in racer.name else (0, 1 if halves else 0)
-        assert least <= racer.moves <= most, racer.name
+    if dtype.itemsize == 2:  # where there are few elements, sampled, random roundings move d now and then
+        own = [p for p in own if "slice_p" not in p.name]
+    found = Race([(1 << 17,)], own, CPU, dtype, 1 << 10).run(5, 60.0)[2:]
+    assert {r.name: (r.status, r.moves, len(r.samples)) for r in found} == {
+        peer.name: ("ok", 5 if "d moves" in peer.name else 0, 5) for peer in own
+    }
 
 
 def test_what_cannot_be_counted_is_said_and_the_times_stay(log, monkeypatch):
