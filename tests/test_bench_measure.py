@@ -143,9 +143,12 @@ def test_where_d_is_to_move_the_turns_in_which_it_rested_are_left_out(log):
 def test_d_rests_in_the_turns_of_all_peers_of_ours_but_those_that_are_to_move_it(monkeypatch, dtype):
     monkeypatch.setattr(measure, "extra_bytes", lambda step, device: 0)
     own = [p for p in peers.own(CPU, dtype) if p.policies]
-    if dtype.itemsize == 2:  # where there are few elements, sampled, random roundings move d now and then
+    # Of fewer elements, sampled, the random roundings of 16 bits move d now and then; of so many only with the random
+    # numbers of some versions of torch.
+    halves = dtype.itemsize == 2
+    if halves and not torch.__version__.startswith("2.13."):
         own = [p for p in own if "slice_p" not in p.name]
-    found = Race([(1 << 17,)], own, CPU, dtype, 1 << 10).run(5, 60.0)[2:]
+    found = Race([(1 << (20 if halves else 14),)], own, CPU, dtype, 1 << 10).run(5, 60.0)[2:]
     assert {r.name: (r.status, r.moves, len(r.samples)) for r in found} == {
         peer.name: ("ok", 5 if "d moves" in peer.name else 0, 5) for peer in own
     }

@@ -24,12 +24,13 @@ class Kernel(NamedTuple):
     registers: int
     local: int  # bytes: a spilled register is in local memory. A few words once a tile or a chunk do no harm
     instructions: int
+    usual: int | None = None  # of them, where what is rare has ways of its own
 
 
 # By kernel, type of the parameters, of the state, D for a displacement or L for 8 more bits, and sampling. With these
 # registers, as many blocks fit a multiprocessor as the fastest prototypes had; the instructions are a tenth more than
-# there are, in the longest way: with weight decay of both kinds, of which a step has none or one (3 to 5 fewer). For
-# codes of known types it is the shortest: what is not finite, or too large for a code, has ways of its own.
+# there are, in the longest way: with weight decay of both kinds, of which a step has none or one (3 to 5 fewer). Of
+# codes, what is not finite or too large has ways of its own: there the shortest way is what is usual.
 KERNELS = {
     "update float float EveryElement": Kernel(80, 0, 59),
     "update float float EveryPth": Kernel(64, 0, 47),
@@ -51,12 +52,12 @@ KERNELS = {
     "update Float16 float D EveryElement": Kernel(128, 0, 63),
     "update float BFloat16 EveryElement": Kernel(96, 0, 55),
     "update float BFloat16 EveryPth": Kernel(80, 0, 40),
-    "update float Codes EveryElement": Kernel(96, 0, 105),
-    "update float Codes EveryPth": Kernel(72, 8, 59),
-    "update BFloat16 Codes EveryElement": Kernel(96, 0, 107),
-    "update BFloat16 Codes EveryPth": Kernel(80, 0, 61),
-    "update BFloat16 Codes L EveryElement": Kernel(96, 0, 126),
-    "update BFloat16 Codes L EveryPth": Kernel(80, 0, 75),
+    "update float Codes EveryElement": Kernel(96, 0, 128, 105),
+    "update float Codes EveryPth": Kernel(72, 8, 70, 59),
+    "update BFloat16 Codes EveryElement": Kernel(96, 0, 136, 107),
+    "update BFloat16 Codes EveryPth": Kernel(80, 0, 77, 61),
+    "update BFloat16 Codes L EveryElement": Kernel(96, 0, 156, 126),
+    "update BFloat16 Codes L EveryPth": Kernel(80, 0, 100, 75),
     "update AnyNumber Codes AnySampling": Kernel(128, 0, 183),
     "update AnyNumber AnyNumber AnySampling": Kernel(128, 0, 199),
     "finish float float AnySampling": Kernel(128, 0, 62),
@@ -161,20 +162,21 @@ def test_16_byte_accesses_to_global_memory():
 
 
 def test_instructions_per_element(capsys):
-    """Of the round of a loop that takes a pack: the way with the most of them, which is that with momentum; for codes
-    of known types that with the fewest, in which nothing has to be cut off, and all is finite."""
+    """Of the round of a loop that takes a pack: the way with the most of them, which is that with momentum; and the one
+    with the fewest."""
     if disassembler() is None:
         (pytest.fail if REQUIRED else pytest.skip)("no nvdisasm, which cuobjdump calls")
     rows = {}
     for name, code in sass.kernels(dump("-sass", "-arch", "sm_90")):
         kernel = kernel_name(name)
-        count = sass.shortest_round if "Codes" in kernel and "Any" not in kernel else sass.longest_round
-        rows[kernel] = count(code) / per_thread(kernel)
+        rows[kernel] = [count(code) / per_thread(kernel) for count in (sass.longest_round, sass.shortest_round)]
     with capsys.disabled():
-        for kernel, count in sorted(rows.items()):
-            print(f"\n  {kernel:42} {count:5.1f} instructions per element", end="")
+        for kernel, (most, fewest) in sorted(rows.items()):
+            usual = f"{most:5.1f}" if KERNELS[kernel].usual is None else f"{most:5.1f} ({fewest:.1f})"
+            print(f"\n  {kernel:42} {usual} instructions per element", end="")
     assert rows.keys() == KERNELS.keys()
-    assert [k for k, count in rows.items() if not 0 < count <= KERNELS[k].instructions] == []
+    assert [k for k, (most, _) in rows.items() if not 0 < most <= KERNELS[k].instructions] == []
+    assert [k for k, (_, few) in rows.items() if not 0 < few <= (KERNELS[k].usual or KERNELS[k].instructions)] == []
 
 
 @pytest.mark.skipif(native.MISSING is not None or cuda._C.CUDA is None, reason="_C has no CUDA half here")

@@ -157,7 +157,7 @@ def test_corrections_are_rare(backend):
         loss(k).backward()
         opt.step()
         moved, last = moved + (opt.d != last), opt.d
-    assert last > 1e-4  # 100 times d0, so it has moved
+    assert last > (1e-3 if steps > 15 else 1e-4)  # so many are what the interpreter of Triton takes
     assert opt.corrections == moved
     assert moved < max(0.05 * steps, 25)
 
